@@ -1,0 +1,51 @@
+# The two commands: `make run` and `make test`. The rest is for developers.
+PYTHON ?= python3
+PORT ?= 8000
+BIN = .venv/bin
+
+.PHONY: run test check format lint types coverage browser bench clean
+
+run: .venv/run ## Serve on this machine, on SQLite
+	@echo "API docs: http://127.0.0.1:$(PORT)/docs"
+	@exec $(BIN)/uvicorn main:app --host 127.0.0.1 --port $(PORT)
+
+test: .venv/dev ## Run the tests, on SQLite and on a PostgreSQL of their own
+	$(BIN)/pytest --cov
+
+check: test lint types coverage ## Everything that must be true of a commit
+
+format: .venv/dev
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/dev
+	$(BIN)/mypy .
+
+coverage: .venv/dev # reads what `make test` measured
+	$(BIN)/coverage report --fail-under=95
+
+browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chromium)
+	$(BIN)/pytest tests/browser
+
+bench: .venv/dev ## Compare with the usual way, side by side (needs Debian's wrk)
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/run: .venv/python requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/dev: .venv/run requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

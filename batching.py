@@ -1,0 +1,115 @@
+"""Many concurrent calls, one crud call: a batch is whatever is waiting the moment a task is free."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import metrics
+from refusals import Interruption, Overloaded, ShuttingDown
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(slots=True, eq=False)
+class Call(Generic[Item, Outcome]):
+    """One caller's item, and where its outcome is awaited."""
+
+    item: Item
+    outcome: asyncio.Future[Outcome]
+    begun: bool = False
+
+
+class Batcher(Generic[Item, Outcome]):
+    """Coalesces concurrent calls of one operation into few calls of a crud function.
+
+    There is no timer: a call on an idle batcher starts at once, and those that come while it runs form the next
+    batch. At most `tasks` batches run at a time, each of at most `batch_limit` items; at most `queue_limit` calls
+    wait. `run` takes a list of items and answers their outcomes in order, an exception among them being that
+    item's own failure; if it raises, every item of the batch fails with that.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]],
+        *,
+        tasks: int,
+        batch_limit: int,
+        queue_limit: int,
+        deadline: float,
+        too_late: type[Interruption],
+    ) -> None:
+        self.run = run
+        self.tasks = tasks
+        self.batch_limit = batch_limit
+        self.queue_limit = queue_limit
+        self.deadline = deadline
+        self.too_late = too_late
+        self.waiting: deque[Call[Item, Outcome]] = deque()
+        self.running: set[asyncio.Task[None]] = set()
+        self.closed = False
+        self.batch_size = metrics.BATCH_SIZE.labels(name)
+        metrics.QUEUE_LENGTH.labels(name).set_function(lambda: len(self.waiting))
+
+    async def __call__(self, item: Item) -> Outcome:
+        """Do `item` together with whatever else is waiting; raise the exception that is its outcome.
+
+        Raises Overloaded or ShuttingDown where nothing was begun, and `too_late` after `deadline` seconds where
+        the batch that holds the item has not ended: it is left to end, since a cancelled COMMIT would look done.
+        """
+        if self.closed:
+            raise ShuttingDown
+        if len(self.waiting) >= self.queue_limit:
+            raise Overloaded
+        call = Call[Item, Outcome](item, asyncio.get_running_loop().create_future())
+        self.waiting.append(call)
+        if len(self.running) < self.tasks:
+            task = asyncio.create_task(self.work())
+            self.running.add(task)
+            task.add_done_callback(self.running.discard)
+        try:
+            async with asyncio.timeout(self.deadline):
+                return await call.outcome
+        except TimeoutError:
+            raise (self.too_late if call.begun else Overloaded) from None
+
+    async def close(self) -> None:
+        """Refuse what comes from now on, and finish what was accepted."""
+        self.closed = True
+        while self.running:
+            await asyncio.wait(self.running)
+
+    async def work(self) -> None:
+        """Run batch after batch until nothing waits."""
+        while batch := self.take_waiting():
+            self.batch_size.observe(len(batch))
+            outcomes: Sequence[Outcome | Exception]
+            try:
+                outcomes = await self.run([call.item for call in batch])
+            except Exception as error:
+                outcomes = [error] * len(batch)
+            for call, outcome in zip(batch, outcomes, strict=True):
+                settle(call, outcome)
+
+    def take_waiting(self) -> list[Call[Item, Outcome]]:
+        """The next batch, in order of arrival, without those who no longer wait for an answer."""
+        batch: list[Call[Item, Outcome]] = []
+        while self.waiting and len(batch) < self.batch_limit:
+            call = self.waiting.popleft()
+            if not call.outcome.done():
+                call.begun = True
+                batch.append(call)
+        return batch
+
+
+def settle(call: Call[Item, Outcome], outcome: Outcome | Exception) -> None:
+    """Hand the caller its outcome, unless it gave up waiting."""
+    if call.outcome.done():
+        return
+    if isinstance(outcome, Exception):
+        call.outcome.set_exception(outcome)
+    else:
+        call.outcome.set_result(outcome)

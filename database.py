@@ -1,0 +1,248 @@
+"""The engines, the sessions on them, and what their errors mean."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy.exc
+from psycopg.errors import Diagnostic
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+import metrics
+from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, SchemaBehind
+from settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ATTEMPTS = 5
+"""How often a transaction runs before a conflict is the caller's to retry."""
+
+# What is remembered with each connection.
+COMMITTING = "savepoint_committing"
+UNCONFIRMED = "savepoint_unconfirmed"
+
+
+class Database:
+    """One process's engine, and the sessions on it."""
+
+    def __init__(self, settings: Settings) -> None:
+        url = driver_url(settings.database_url, is_async=True)
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self.engine = create_async_engine(
+            url,
+            connect_args=connect_args(url, settings),
+            pool_size=settings.database_pool_size,
+            max_overflow=0,
+            pool_timeout=settings.lock_timeout,
+            pool_pre_ping=not self.is_sqlite,
+            hide_parameters=True,
+        )
+        prepare_engine(self.engine.sync_engine)
+        event.listen(self.engine.sync_engine, "handle_error", meaning_of)
+        # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
+        self.reader = self.engine.execution_options(
+            **({"no_begin": True} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"})
+        )
+        # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
+        self.turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.is_sqlite else nullcontext()
+
+    async def write(
+        self, operation: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run an operation that opens its own transaction; run it again where the engine asks for that.
+
+        Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind, and OutcomeUnknown where the end of a COMMIT
+        was not seen or not confirmed.
+        """
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return await self.write_once(operation, *args, **kwargs)
+            except Conflict:
+                metrics.TRANSACTIONS_RETRIED.inc()
+                # Jitter, so that two that collided do not collide again.
+                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))
+        return await self.write_once(operation, *args, **kwargs)
+
+    async def write_once(
+        self, operation: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run an operation that opens its own transaction, once."""
+        async with self.turn, connect(self.engine) as connection:
+            async with AsyncSession(connection, autoflush=False, expire_on_commit=False) as session:
+                outcome = await operation(session, *args, **kwargs)
+            if connection.info.pop(UNCONFIRMED, False):
+                raise OutcomeUnknown
+        return outcome
+
+    async def read(
+        self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a query of one statement. Raises DatabaseUnavailable, SchemaBehind."""
+        async with connect(self.reader) as connection, AsyncSession(connection) as session:
+            return await query(session, *args, **kwargs)
+
+    async def close(self) -> None:
+        """Close the connections, once nothing runs any more."""
+        await self.engine.dispose()
+
+
+@asynccontextmanager
+async def connect(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection from the pool. Raises DatabaseUnavailable where none is free in time."""
+    async with AsyncExitStack() as stack:
+        try:
+            connection = await stack.enter_async_context(engine.connect())
+        except sqlalchemy.exc.TimeoutError as error:
+            raise DatabaseUnavailable from error
+        yield connection
+
+
+def create_migration_engine(url: str) -> Engine:
+    """An engine for Alembic: one synchronous connection, without time limits, foreign keys off on SQLite.
+
+    Rebuilding a table on SQLite drops the old one, and with foreign keys on that would delete what refers to it.
+    """
+    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    engine = create_engine(
+        driver_url(url, is_async=False),
+        poolclass=NullPool,
+        hide_parameters=True,
+        # Seconds to wait for another process that migrates.
+        connect_args={"timeout": 60} if is_sqlite else {},
+    )
+    prepare_engine(engine)
+    if is_sqlite:
+        event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=OFF"))
+    return engine
+
+
+def driver_url(url: str, *, is_async: bool) -> URL:
+    """The URL with the driver that Savepoint uses: SQLite's own (through aiosqlite), or psycopg 3 for both kinds."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return parsed.set(drivername="sqlite+aiosqlite" if is_async else "sqlite")
+    parsed = parsed.set(drivername="postgresql+psycopg")
+    if "target_session_attrs" in parsed.query:
+        return parsed
+    # After a failover a standby's address must not be taken for the primary's.
+    return parsed.update_query_dict({"target_session_attrs": "read-write"})
+
+
+def connect_args(url: URL, settings: Settings) -> dict[str, Any]:
+    """The driver's options: nothing waits for ever, and a network that was cut is noticed."""
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": settings.lock_timeout}
+    limits = {
+        "statement_timeout": settings.statement_timeout,
+        "lock_timeout": settings.lock_timeout,
+        "idle_in_transaction_session_timeout": settings.request_timeout,
+    }
+    return {
+        "application_name": "savepoint",
+        "connect_timeout": 3,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+        "options": " ".join(f"-c {name}={round(seconds * 1000)}" for name, seconds in limits.items()),
+    }
+
+
+def prepare_engine(engine: Engine) -> None:
+    """Make every transaction whole, and its COMMIT one whose outcome is known."""
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", prepare_sqlite)
+        event.listen(engine, "begin", begin_immediate)
+    else:
+        event.listen(engine, "connect", watch_notices)
+    event.listen(engine, "begin", partial(remember_committing, False))
+    event.listen(engine, "commit", partial(remember_committing, True))
+
+
+def prepare_sqlite(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
+    """Durable, with foreign keys, and without the driver's own transactions, which do not cover DDL."""
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def begin_immediate(connection: Connection) -> None:
+    """Take the writer's turn at once: a deferred BEGIN fails at its first write if another wrote in between."""
+    if not connection.get_execution_options().get("no_begin"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def watch_notices(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    """Remember PostgreSQL's warning that it stopped waiting for the synchronous standby (syncrep.c)."""
+
+    def note(diagnostic: Diagnostic) -> None:
+        # By function, since the text depends on the server's language.
+        if diagnostic.source_function == "SyncRepWaitForLSN":
+            record.info[UNCONFIRMED] = True
+
+    dbapi_connection.add_notice_handler(note)
+
+
+def remember_committing(committing: bool, connection: Connection) -> None:
+    """Note whether a COMMIT is under way: a connection that breaks then does not tell how it ended."""
+    connection.info[COMMITTING] = committing
+
+
+def meaning_of(context: ExceptionContext) -> Interruption | None:
+    """What an error of the driver says of the whole transaction; None where one statement or value is at fault.
+
+    SQLAlchemy raises what its "handle_error" listeners return. Codes: sqlite.org/rescode.html, PostgreSQL manual
+    appendix A.
+    """
+    if context.is_pre_ping:
+        return None
+    if context.connection is None:
+        return DatabaseUnavailable()
+    committing = context.connection.info.get(COMMITTING, False)
+    error = context.original_exception
+    if hasattr(error, "sqlite_errorcode"):
+        if str(error).startswith(("no such table", "no such column")):
+            return SchemaBehind()
+        return sqlite_meaning(error.sqlite_errorcode & 0xFF, committing)
+    sqlstate = getattr(error, "sqlstate", None) or ""
+    if sqlstate == "25006":
+        # A standby answered where the primary was; the next connection finds the primary.
+        context.is_disconnect = True
+        return Conflict()
+    if context.is_disconnect:
+        return OutcomeUnknown() if committing else Conflict()
+    return postgresql_meaning(sqlstate)
+
+
+def sqlite_meaning(code: int, committing: bool) -> Interruption | None:
+    """What a primary result code of SQLite says of the whole transaction."""
+    if code in (5, 6):  # BUSY, LOCKED
+        return Conflict()
+    if code == 10 and committing:  # IOERR
+        return OutcomeUnknown()
+    if code in (8, 10, 11, 13, 14, 26):  # READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB
+        return DatabaseUnavailable()
+    return None
+
+
+def postgresql_meaning(sqlstate: str) -> Interruption | None:
+    """What an SQLSTATE says of the whole transaction."""
+    if sqlstate in ("40001", "40P01"):  # serialization failure, deadlock
+        return Conflict()
+    if sqlstate == "40003":  # statement completion unknown
+        return OutcomeUnknown()
+    if sqlstate in ("42P01", "42703"):  # undefined table, undefined column
+        return SchemaBehind()
+    if sqlstate in ("55P03", "57014") or sqlstate[:2] in ("53", "58"):  # time-outs; out of resources, input or output
+        return DatabaseUnavailable()
+    return None

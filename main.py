@@ -1,0 +1,512 @@
+"""HTTP: routes, dependencies, and the one table that turns refusals into responses."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from secrets import compare_digest
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+from sqlmodel import SQLModel
+from starlette.exceptions import HTTPException
+
+import crud
+import metrics
+import problems
+from database import Database
+from models import (
+    Cursor,
+    IssuedToken,
+    KeyedRegistration,
+    Page,
+    Registration,
+    RegistrationAnswer,
+    RegistrationKey,
+    Status,
+    StatusUpdate,
+    TokenPublic,
+    TokenRequest,
+    Username,
+    UserPublic,
+    UsersBatch,
+    UserUpdate,
+    page_of,
+)
+from operations import BulkRegistration, Operations
+from problems import Problem
+from refusals import (
+    BatchRefused,
+    Conflict,
+    DatabaseUnavailable,
+    IdempotencyKeyReused,
+    OperatorDisabled,
+    OperatorOnly,
+    OutcomeUnknown,
+    Overloaded,
+    Refusal,
+    SchemaBehind,
+    ShuttingDown,
+    TokenNotFound,
+    Unauthenticated,
+    UsernameTaken,
+    UserNotActive,
+    UserNotFound,
+    UserOnly,
+)
+from schema import Schema, SchemaState, upgrade_to_head
+from settings import Settings
+from tokens import hash_secret, operator_token_hash
+
+logger = logging.getLogger("savepoint")
+
+MIB = 2**20
+
+STATUSES: dict[type[Refusal], int] = {
+    Unauthenticated: 401,
+    OperatorDisabled: 403,
+    OperatorOnly: 403,
+    UserNotActive: 403,
+    UserOnly: 403,
+    TokenNotFound: 404,
+    UserNotFound: 404,
+    BatchRefused: 409,
+    UsernameTaken: 409,
+    IdempotencyKeyReused: 422,
+    Conflict: 503,
+    DatabaseUnavailable: 503,
+    OutcomeUnknown: 503,
+    Overloaded: 503,
+    SchemaBehind: 503,
+    ShuttingDown: 503,
+}
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+
+
+# --- refusals as problems ---------------------------------------------------------------------------------------------
+
+
+def problem_of(refusal: Refusal) -> Problem:
+    """The refusal as the caller reads it."""
+    name = type(refusal).__name__
+    errors = None
+    if isinstance(refusal, BatchRefused):
+        errors = [
+            problems.ItemError(index=index, type=problem.type, detail=problem.detail)
+            for index, each in refusal.refused
+            for problem in [problem_of(each)]
+        ]
+    return problems.make_problem(STATUSES[type(refusal)], name, refusal.detail, errors)
+
+
+async def handle_refusal(request: Request, error: Exception) -> Response:
+    """Answer a refusal."""
+    assert isinstance(error, Refusal)
+    problem = problem_of(error)
+    if problem.status == 503:
+        logger.warning("%s %s: %s%s", request.method, request.url.path, problem.title, problems.cause_of(error))
+    return problems.respond(problem, HEADERS.get(problem.status))
+
+
+def documented(*refusals: type[Refusal], body: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of a call's errors: its refusals, and those that any call may meet."""
+    examples = [problem_of(refusal()) for refusal in (*refusals, *ALWAYS)]
+    examples += [problems.INVALID_REQUEST, problems.INTERNAL_ERROR]
+    if body:
+        examples += [problems.INVALID_JSON, problems.CONTENT_TOO_LARGE, problems.UNSUPPORTED_MEDIA_TYPE]
+    return problems.document(examples)
+
+
+ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, ShuttingDown, Conflict)
+USER_ONLY = (Unauthenticated, UserOnly, UserNotActive)
+OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled)
+
+
+# --- start and stop ---------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Connect, bring the SQLite default to head, and at the end finish what was accepted."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
+    settings = Settings()
+    database = Database(settings)
+    app.state.database = database
+    app.state.schema = Schema()
+    app.state.operator_token_hash = operator_token_hash(settings)
+    app.state.operations = Operations(database, settings)
+    await check_schema(app.state.schema, database)
+    yield
+    await app.state.operations.close()
+
+
+async def check_schema(schema: Schema, database: Database) -> None:
+    """Migrate SQLite to head; on a server database only say what is to be done."""
+    try:
+        state = await schema.state(database)
+        if state.status == "behind" and database.is_sqlite:
+            await upgrade_to_head()
+            state = await schema.state(database)
+    except DatabaseUnavailable:
+        logger.exception("The database cannot be reached; /readyz tells when it can.")
+        return
+    if state.status == "behind":
+        logger.error(
+            "The schema is at %s and this code needs %s. Run: alembic upgrade head", state.revision, state.head
+        )
+    if state.status == "ahead":
+        logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
+
+
+app = FastAPIOffline(
+    title="Savepoint",
+    version="0.1.0",
+    summary="Users register, hold balances and move money; every change lands whole or not at all.",
+    description=(
+        "Every error is `application/problem+json` (RFC 9457): programs compare its `type`, people read its `detail`. "
+        "Register a user, copy the `access_token` of the answer, and give it to *Authorize*."
+    ),
+    license_info={"name": "MIT", "identifier": "MIT"},
+    openapi_tags=[
+        {"name": "registration", "description": "How a user comes to be."},
+        {"name": "me", "description": "What a user does with its own data and tokens."},
+        {"name": "users", "description": "What the operator does with users."},
+        {"name": "health", "description": "For load balancers and monitoring."},
+    ],
+    swagger_ui_parameters={"persistAuthorization": True},
+    generate_unique_id_function=lambda route: route.name,
+    lifespan=lifespan,
+    max_body_size=MIB,
+    exception_handlers={
+        Refusal: handle_refusal,
+        RequestValidationError: problems.handle_invalid_request,
+        problems.InvalidFields: problems.handle_invalid_fields,
+        HTTPException: problems.handle_http_error,
+    },
+)
+app.add_middleware(problems.CatchUnexpected)
+app.add_middleware(metrics.CountRequests)
+
+
+# --- who calls --------------------------------------------------------------------------------------------------------
+
+user_token = HTTPBearer(scheme_name="User token", description="The access_token of a registration", auto_error=False)
+operator_token = HTTPBearer(scheme_name="Operator token", description="OPERATOR_TOKEN", auto_error=False)
+
+
+async def get_operations(request: Request) -> Operations:
+    """What this process can do."""
+    operations: Operations = request.app.state.operations
+    return operations
+
+
+OperationsDep = Annotated[Operations, Depends(get_operations)]
+
+
+def is_operator(request: Request, token_hash: str) -> bool:
+    """Whether this is the operator's token, in constant time."""
+    expected: str | None = request.app.state.operator_token_hash
+    return expected is not None and compare_digest(expected, token_hash)
+
+
+async def current_user(
+    request: Request,
+    operations: OperationsDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(user_token)],
+) -> UserPublic:
+    """The active user whose token was sent."""
+    if credentials is None:
+        raise Unauthenticated
+    token_hash = hash_secret(credentials.credentials)
+    if is_operator(request, token_hash):
+        raise UserOnly
+    return await operations.authenticate(token_hash)
+
+
+async def require_operator(
+    request: Request,
+    operations: OperationsDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(operator_token)],
+) -> None:
+    """Let only the operator pass."""
+    if credentials is None:
+        raise Unauthenticated
+    token_hash = hash_secret(credentials.credentials)
+    if is_operator(request, token_hash):
+        return
+    if request.app.state.operator_token_hash is None:
+        raise OperatorDisabled
+    await operations.authenticate(token_hash)
+    raise OperatorOnly
+
+
+CurrentUser = Annotated[UserPublic, Depends(current_user)]
+Operator = Depends(require_operator)
+
+After = Annotated[Cursor, Query(description="The next of the page before")]
+Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most")]
+RowId = Annotated[int, Path(ge=1, lt=2**63)]
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+
+
+@app.post(
+    "/register",
+    status_code=201,
+    tags=["registration"],
+    summary="Register a user",
+    responses={
+        201: {"headers": {"Idempotency-Replayed": {"description": "true on a replay", "schema": {"type": "string"}}}},
+        **documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, body=True),
+    },
+)
+async def register(
+    registration: Registration,
+    operations: OperationsDep,
+    response: Response,
+    idempotency_key: Annotated[RegistrationKey | None, Header(description="A random UUID makes a retry safe")] = None,
+) -> RegistrationAnswer:
+    """User, profile and first token are stored together or not at all.
+
+    Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token.
+    """
+    registered = await operations.register_user(
+        KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)
+    )
+    if registered.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return RegistrationAnswer.model_construct(user=registered.user, access_token=registered.access_token)
+
+
+# --- me ---------------------------------------------------------------------------------------------------------------
+
+
+@app.get("/me", tags=["me"], summary="Show my user", responses=documented(*USER_ONLY))
+async def get_me(user: CurrentUser) -> UserPublic:
+    """The user whose token this is."""
+    return user
+
+
+@app.patch("/me", tags=["me"], summary="Change my user", responses=documented(*USER_ONLY, OutcomeUnknown, body=True))
+async def update_me(update: UserUpdate, user: CurrentUser, operations: OperationsDep) -> UserPublic:
+    """What is left out stays as it is; a phone_number of null is removed."""
+    return await operations.update_user(crud.UserChange(user.id, update.model_dump(exclude_unset=True)))
+
+
+@app.delete(
+    "/me",
+    status_code=204,
+    tags=["me"],
+    summary="Close my user",
+    responses=documented(*USER_ONLY, OutcomeUnknown),
+)
+async def close_me(user: CurrentUser, operations: OperationsDep) -> None:
+    """The user's tokens stop working, and its name stays taken. Only the operator can open it again."""
+    await operations.update_user(crud.UserChange(user.id, {"status": "closed"}))
+
+
+@app.get("/tokens", tags=["me"], summary="List my tokens", responses=documented(*USER_ONLY))
+async def list_tokens(
+    user: CurrentUser, operations: OperationsDep, limit: Limit = 50, after: After = 0
+) -> Page[TokenPublic]:
+    """Oldest first, revoked and expired ones included, without their secrets."""
+    rows = await operations.read(crud.list_tokens, user_id=user.id, after=after, limit=limit + 1)
+    return page_of(rows, limit)
+
+
+@app.post(
+    "/tokens",
+    status_code=201,
+    tags=["me"],
+    summary="Issue a token",
+    responses=documented(*USER_ONLY, OutcomeUnknown, body=True),
+)
+async def issue_token(request: TokenRequest, user: CurrentUser, operations: OperationsDep) -> IssuedToken:
+    """The secret is in this answer and nowhere else."""
+    return await operations.issue_token(crud.TokenIssue(user.id, request.name, request.expires_in_days))
+
+
+@app.delete(
+    "/tokens/{id}",
+    status_code=204,
+    tags=["me"],
+    summary="Revoke a token",
+    responses=documented(*USER_ONLY, TokenNotFound, OutcomeUnknown),
+)
+async def revoke_token(id: RowId, user: CurrentUser, operations: OperationsDep) -> None:
+    """It stops working at once. To revoke it again changes nothing."""
+    await operations.revoke_token(crud.Revocation(user.id, id))
+
+
+# --- users ------------------------------------------------------------------------------------------------------------
+
+
+@app.get(
+    "/users",
+    tags=["users"],
+    summary="List users",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY),
+)
+async def list_users(
+    operations: OperationsDep,
+    status: Annotated[Status | None, Query(description="Only users in this status")] = None,
+    username_prefix: Annotated[Username | None, Query(description="Only names that begin so")] = None,
+    limit: Limit = 50,
+    after: After = 0,
+) -> Page[UserPublic]:
+    """In order of registration."""
+    rows = await operations.read(
+        crud.list_users, status=status, username_prefix=username_prefix, after=after, limit=limit + 1
+    )
+    return page_of(rows, limit)
+
+
+@app.get(
+    "/users/{id}",
+    tags=["users"],
+    summary="Show a user",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound),
+)
+async def get_user(id: RowId, operations: OperationsDep) -> UserPublic:
+    """Any user, whatever its status."""
+    return await operations.read(crud.get_user, id)
+
+
+@app.patch(
+    "/users/{id}",
+    tags=["users"],
+    summary="Suspend, close or open a user",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
+)
+async def update_user(id: RowId, update: StatusUpdate, operations: OperationsDep) -> UserPublic:
+    """A user who is not active can do nothing until it is active again."""
+    return await operations.update_user(crud.UserChange(id, {"status": update.status}, by_operator=True))
+
+
+class CreatedUser(SQLModel):
+    """An item of a batch that was stored."""
+
+    index: int
+    status: Literal["created"] = "created"
+    user: UserPublic
+    access_token: str
+
+
+class RefusedItem(SQLModel):
+    """An item of a batch that was not stored, and why."""
+
+    index: int
+    status: Literal["refused"] = "refused"
+    problem: Problem
+
+
+class UsersBatchAnswer(SQLModel):
+    """What became of each item, in order."""
+
+    results: list[CreatedUser | RefusedItem]
+
+
+@app.post(
+    "/users/batch",
+    tags=["users"],
+    summary="Register up to 10,000 users at once",
+    dependencies=[Operator],
+    max_body_size=16 * MIB,
+    responses=documented(*OPERATOR_ONLY, BatchRefused, OutcomeUnknown, body=True),
+)
+async def register_users(batch: UsersBatch, operations: OperationsDep) -> UsersBatchAnswer:
+    """`rollback` stores all or, where one is refused, none (409). `continue` stores what is not refused.
+
+    Each item may carry its own `idempotency_key`, a random UUID, which makes sending the batch again safe.
+    """
+    # In a thread: thousands of items take long enough to hold up everybody else.
+    items = await asyncio.to_thread(check_items, batch.users)
+    all_or_nothing = batch.on_error == "rollback"
+    if all_or_nothing and (errors := [error for item in items if isinstance(item, list) for error in item]):
+        raise problems.InvalidFields(errors)
+    valid = {index: item for index, item in enumerate(items) if isinstance(item, KeyedRegistration)}
+    outcomes = await operations.register_many(BulkRegistration(list(valid.values()), all_or_nothing))
+    by_index = dict(zip(valid, outcomes, strict=True))
+    refused = [(index, outcome) for index, outcome in by_index.items() if isinstance(outcome, Refusal)]
+    if all_or_nothing and refused:
+        raise BatchRefused(refused)
+    return UsersBatchAnswer.model_construct(
+        results=[show_outcome(index, item, by_index.get(index)) for index, item in enumerate(items)]
+    )
+
+
+CheckedItem = KeyedRegistration | list[problems.FieldError]
+
+
+def check_items(users: list[Any]) -> list[CheckedItem]:
+    """Each item as a registration, or what is wrong with its fields."""
+    return [check_item(index, user) for index, user in enumerate(users)]
+
+
+def check_item(index: int, user: Any) -> CheckedItem:
+    """One item as a registration, or what is wrong with its fields."""
+    try:
+        return KeyedRegistration.model_validate(user)
+    except ValidationError as error:
+        return problems.field_errors(error, "body", "users", index)
+
+
+def show_outcome(
+    index: int, item: CheckedItem, outcome: crud.Registered | Exception | None
+) -> CreatedUser | RefusedItem:
+    """What became of an item, as the answer tells it."""
+    if isinstance(outcome, crud.Registered):
+        return CreatedUser.model_construct(index=index, user=outcome.user, access_token=outcome.access_token)
+    if isinstance(item, list):
+        problem = problems.invalid_request(item)
+    elif isinstance(outcome, Refusal):
+        problem = problem_of(outcome)
+    else:
+        assert outcome is not None
+        logger.error("Item %s of a batch failed unforeseen: %s", index, problems.describe(outcome))
+        problem = problems.INTERNAL_ERROR
+    return RefusedItem.model_construct(index=index, problem=problem)
+
+
+# --- health -----------------------------------------------------------------------------------------------------------
+
+
+class Alive(SQLModel):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+@app.get("/healthz", tags=["health"], summary="Is the process alive?")
+async def healthz() -> Alive:
+    """Answers without asking the database."""
+    return Alive()
+
+
+@app.get(
+    "/readyz",
+    tags=["health"],
+    summary="Can it serve?",
+    responses={503: {"model": SchemaState, "description": "Behind, or out of reach"}},
+)
+async def readyz(request: Request, response: Response) -> SchemaState:
+    """503 while the database is out of reach or its schema is behind this code."""
+    state: SchemaState = await request.app.state.schema.state(request.app.state.database)
+    if state.status == "behind":
+        response.status_code = 503
+    return state
+
+
+@app.get("/metrics", tags=["health"], summary="Metrics for Prometheus", response_class=Response)
+async def get_metrics() -> Response:
+    """In Prometheus' text format."""
+    return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

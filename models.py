@@ -1,0 +1,289 @@
+"""Every table and its schemas, each field defined once."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+import pydantic
+from email_validator import EmailNotValidError, validate_email
+from precis_i18n import get_profile
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, WithJsonSchema
+from sqlalchemy import BigInteger, CheckConstraint, Integer, String, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+# A migration can drop a constraint on every engine only by its name.
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+USERNAME_PROFILE = get_profile("UsernameCaseMapped")
+
+
+def normalise_username(username: Any) -> Any:
+    """The one spelling of a username (PRECIS UsernameCaseMapped, RFC 8265 section 3.3)."""
+    # What is no text, or far too long, is for the checks that follow.
+    if not isinstance(username, str) or not 0 < len(username) <= 255:
+        return username
+    try:
+        return USERNAME_PROFILE.enforce(username)
+    except UnicodeEncodeError:
+        raise ValueError("A username is made of letters, digits and visible ASCII characters, without spaces") from None
+
+
+def normalise_email(email: Any) -> Any:
+    """The address with its domain in lower case (RFC 5321, 6531); whether it exists is not looked up."""
+    if not isinstance(email, str):
+        return email
+    try:
+        return validate_email(email, check_deliverability=False).normalized
+    except EmailNotValidError as error:
+        raise ValueError(str(error)) from None
+
+
+def check_random_uuid(key: UUID) -> UUID:
+    """Refuse UUIDs that somebody else could guess, since a registration's replay hands out a token."""
+    if key.version not in (4, 7):
+        raise ValueError("Use a random UUID, version 4 or 7")
+    return key
+
+
+# The length stands before the validator and is checked after it: what counts is the normalised text.
+Username = Annotated[
+    str,
+    pydantic.Field(
+        min_length=1,
+        max_length=50,
+        description="1 to 50 characters once normalised by PRECIS UsernameCaseMapped (RFC 8265); case does not count",
+        examples=["alice"],
+    ),
+    BeforeValidator(normalise_username),
+]
+Email = Annotated[
+    str,
+    pydantic.Field(
+        max_length=100,
+        description="At most 100 characters; checked for its form, not for its existence",
+        examples=["alice@example.com"],
+    ),
+    BeforeValidator(normalise_email),
+]
+PhoneNumber = Annotated[
+    str | None,
+    pydantic.Field(
+        max_length=20,
+        pattern=r"^\+[1-9][0-9]{6,14}$",
+        description="E.164: a plus sign, then 7 to 15 digits",
+        examples=["+4915112345678"],
+    ),
+]
+TokenName = Annotated[
+    str | None,
+    pydantic.Field(
+        min_length=1,
+        max_length=50,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="What you call the token",
+        examples=["laptop"],
+    ),
+]
+Status = Literal["active", "suspended", "closed"]
+RegistrationKey = Annotated[
+    UUID,
+    AfterValidator(check_random_uuid),
+    pydantic.Field(strict=False, description="A random UUID (version 4 or 7, RFC 9562)"),
+]
+
+# 64 bits on PostgreSQL; SQLite numbers rows by itself only in a column of type INTEGER, which holds 64 bits there.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def now() -> datetime:
+    """This instant, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class Strict(SQLModel):
+    """What comes in as JSON: no unknown fields, and no number taken for a string or the other way round."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")  # type: ignore[assignment]
+
+
+class Identified(SQLModel):
+    """What has a number of its own."""
+
+    id: int = Field(schema_extra={"examples": [1]})
+
+
+# --- users ------------------------------------------------------------------------------------------------------------
+
+
+class UserFields(SQLModel):
+    """What a user tells of itself."""
+
+    username: Username
+    email: Email
+    phone_number: PhoneNumber = None
+
+
+class User(UserFields, table=True):
+    """A registered user."""
+
+    __tablename__ = "users"
+    __table_args__ = (UniqueConstraint("username"),)
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    registration_key_hash: str | None = Field(default=None, max_length=64, unique=True)
+    created_at: datetime
+
+
+class Profile(SQLModel, table=True):
+    """Whether a user may act; there is exactly one for each user."""
+
+    __tablename__ = "profiles"
+    __table_args__ = (CheckConstraint("status IN ('active', 'suspended', 'closed')", name="status"),)
+
+    user_id: int = Field(
+        primary_key=True, foreign_key="users.id", sa_type=Id, sa_column_kwargs={"autoincrement": False}
+    )
+    status: Status = Field(sa_type=String(9))
+
+
+class Registration(Strict, UserFields):
+    """A user who registers."""
+
+
+class KeyedRegistration(Registration):
+    """A registration with the key that makes its retry safe."""
+
+    idempotency_key: RegistrationKey | None = None
+
+
+class UserPublic(UserFields, Identified):
+    """A user as the API shows it."""
+
+    status: Status
+    created_at: datetime
+
+
+class UserUpdate(Strict):
+    """What a user may change about itself: what is left out stays, and a phone_number of null is removed."""
+
+    email: Email = Field(default=None)
+    phone_number: PhoneNumber = None
+
+
+class StatusUpdate(Strict):
+    """What the operator may change about a user."""
+
+    status: Status
+
+
+class UsersBatch(Strict):
+    """Users to register together; each item is checked by itself, so that one bad item need not stop the others."""
+
+    users: Annotated[
+        list[Any],
+        Field(min_length=1, max_length=10_000),
+        WithJsonSchema(
+            {"type": "array", "items": KeyedRegistration.model_json_schema(), "minItems": 1, "maxItems": 10_000}
+        ),
+    ]
+    on_error: Literal["rollback", "continue"] = Field(
+        default="rollback", description="rollback stores all or nothing; continue stores what is not refused"
+    )
+
+
+# --- access tokens ----------------------------------------------------------------------------------------------------
+
+
+class TokenFields(SQLModel):
+    """What is told of a token after it was issued."""
+
+    name: TokenName = None
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class AccessToken(TokenFields, table=True):
+    """A user's bearer token, kept as its SHA-256 only."""
+
+    __tablename__ = "access_tokens"
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    user_id: int = Field(foreign_key="users.id", index=True, sa_type=Id)
+    token_hash: str = Field(max_length=64, unique=True)
+
+
+class TokenRequest(Strict):
+    """A token to issue."""
+
+    name: TokenName = None
+    expires_in_days: int | None = Field(default=None, ge=1, le=3650, description="Left out, the token does not expire")
+
+
+class TokenPublic(TokenFields, Identified):
+    """A token as the API lists it, without its secret."""
+
+
+class IssuedToken(TokenPublic):
+    """A token just issued, with its secret, which is shown this once."""
+
+    access_token: str = Field(schema_extra={"examples": ["svp_…"]})
+    token_type: Literal["bearer"] = "bearer"
+
+
+class RegistrationAnswer(SQLModel):
+    """What a registration answers."""
+
+    message: Literal["Registration successful"] = "Registration successful"
+    user: UserPublic
+    access_token: str = Field(description="Shown this once", schema_extra={"examples": ["svp_…"]})
+    token_type: Literal["bearer"] = "bearer"
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+ItemT = TypeVar("ItemT")
+IdentifiedT = TypeVar("IdentifiedT", bound=Identified)
+
+
+class Page(SQLModel, Generic[ItemT]):
+    """Part of a list, and the cursor that fetches the next part."""
+
+    items: list[ItemT]
+    next: str | None = Field(
+        description="Send it as ?after= for the next page; null on the last", schema_extra={"examples": [None]}
+    )
+
+
+def encode_cursor(position: int) -> str:
+    """The opaque cursor for what comes after `position`."""
+    return base64.urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: Any) -> Any:
+    """The position in a cursor that `encode_cursor` made."""
+    try:
+        position = int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (binascii.Error, ValueError):
+        position = -1
+    if not 0 <= position < 2**63:
+        raise ValueError('Send the "next" of the page before, unchanged')
+    return position
+
+
+Cursor = Annotated[int, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string"})]
+
+
+def page_of(rows: Sequence[IdentifiedT], limit: int) -> Page[IdentifiedT]:
+    """A page of the first `limit` of `rows`, which hold one more where there is a next page."""
+    more = len(rows) > limit
+    return Page.model_construct(items=list(rows[:limit]), next=encode_cursor(rows[limit - 1].id) if more else None)

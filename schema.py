@@ -1,0 +1,61 @@
+"""Which revision the database is at, and whether this code can work with it."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import String, column, table
+from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from database import Database
+from refusals import SchemaBehind
+
+ALEMBIC_INI = Path(__file__).with_name("alembic.ini")
+
+Readiness = Literal["ready", "behind", "ahead"]
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """The revision of the database, next to the newest that this code knows."""
+
+    status: Readiness
+    revision: str | None
+    head: str
+
+
+class Schema:
+    """The revisions in migrations/versions, compared with those of a database."""
+
+    def __init__(self) -> None:
+        scripts = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+        self.known = {script.revision for script in scripts.walk_revisions()}
+        head = scripts.get_current_head()
+        assert head is not None, "migrations/versions is empty"
+        self.head = head
+
+    async def state(self, database: Database) -> SchemaState:
+        """Ready at the head, ahead at a revision that this code does not know yet, behind at any other."""
+        try:
+            revision = await database.read(get_revision)
+        except SchemaBehind:
+            revision = None
+        if revision == self.head:
+            return SchemaState("ready", revision, self.head)
+        return SchemaState("behind" if revision is None or revision in self.known else "ahead", revision, self.head)
+
+
+async def get_revision(session: AsyncSession) -> str | None:
+    """What alembic_version holds: a revision, several where a branch was not merged, or none."""
+    revisions = await session.exec(select(column("version_num", String)).select_from(table("alembic_version")))
+    return ", ".join(revisions) or None
+
+
+async def upgrade_to_head() -> None:
+    """Run `alembic upgrade head`; any number of processes may do so at once."""
+    await asyncio.to_thread(command.upgrade, Config(ALEMBIC_INI), "head")

@@ -1,0 +1,64 @@
+"""Every setting, from the environment (or a .env file beside it)."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+
+def check_database_url(url: str) -> str:
+    """Refuse what Savepoint cannot run on, in words that say what it can."""
+    # Hosting providers still hand out the scheme that SQLAlchemy dropped.
+    url = url.replace("postgres://", "postgresql://", 1)
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # Without the cause: its text repeats the URL, password included.
+        raise ValueError(
+            "not a database URL; write sqlite:///./file.db or postgresql://user:password@host/name"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise ValueError(f"{backend} is not supported; use sqlite:///./file.db or postgresql://user:password@host/name")
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ValueError("an in-memory SQLite database is lost between connections; name a file: sqlite:///./file.db")
+    return url
+
+
+DatabaseUrl = Annotated[str, AfterValidator(check_database_url)]
+
+
+class Settings(BaseSettings):
+    """The settings, each read from the environment variable of its name in capitals."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", hide_input_in_errors=True)
+
+    database_url: DatabaseUrl = Field(
+        default="sqlite:///./savepoint.db",
+        description="Where the data lives: sqlite:///… or postgresql://…",
+    )
+    prod_database_url: DatabaseUrl | None = Field(
+        default=None,
+        description="The only URL that prod_alembic.ini migrates",
+    )
+    environment: Literal["development", "production"] = Field(
+        default="development",
+        description="In development an operator token is made and printed at start-up",
+    )
+    operator_token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="The operator's bearer token; unset in production, operator calls are refused",
+    )
+    database_pool_size: int = Field(default=10, ge=2, description="Connections to the database, per worker")
+    queue_limit: int = Field(
+        default=1000, ge=1, description="Calls of one kind that may wait, per worker; more are 503"
+    )
+    batch_limit: int = Field(default=256, ge=1, description="Calls that share one transaction, at most")
+    request_timeout: float = Field(default=30, gt=0, description="Seconds after which a caller is answered 503")
+    statement_timeout: float = Field(default=10, gt=0, description="Seconds that a PostgreSQL statement may run")
+    lock_timeout: float = Field(
+        default=5, gt=0, description="Seconds to wait for a lock (SQLite: for the writer's turn)"
+    )

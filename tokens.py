@@ -1,0 +1,47 @@
+"""Bearer tokens: how they are made, and the only form in which they are kept."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from settings import Settings
+
+DEVELOPMENT_OPERATOR_TOKEN = Path(".operator-token")
+
+
+def make_token() -> str:
+    """A new secret: `svp_` and 256 random bits."""
+    return "svp_" + secrets.token_urlsafe(32)
+
+
+def hash_secret(secret: str) -> str:
+    """The SHA-256 of a token or key, as 64 hexadecimal digits; they are random enough to need no salt."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def operator_token_hash(settings: Settings) -> str | None:
+    """The hash of the operator's token; None where operator calls are refused."""
+    if settings.operator_token is not None:
+        return hash_secret(settings.operator_token.get_secret_value())
+    if settings.environment == "production":
+        return None
+    token = development_operator_token(DEVELOPMENT_OPERATOR_TOKEN)
+    print(f"Development operator token: {token}", flush=True)
+    return hash_secret(token)
+
+
+def development_operator_token(kept_in: Path) -> str:
+    """The token in this file, made at the first start; all workers and restarts share it."""
+    draft = kept_in.with_name(f"{kept_in.name}.{os.getpid()}")
+    if not kept_in.exists():
+        draft.touch(mode=0o600)
+        draft.write_text(make_token())
+        try:
+            # A link appears whole or not at all, and only the first of several workers makes it.
+            os.link(draft, kept_in)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return kept_in.read_text().strip()
