@@ -123,6 +123,8 @@ async def insert_registrations(
     session: AsyncSession, registrations: Sequence[KeyedRegistration]
 ) -> list[Registered | Refusal]:
     """Insert what is new, set-based, and judge the rest by what was there first."""
+    if not registrations:
+        return []
     moment = now()
     key_hashes = [hash_key(registration) for registration in registrations]
     created = await insert_users(session, registrations, key_hashes, moment)

@@ -1,12 +1,10 @@
 """What Savepoint counts, for Prometheus."""
 
 import os
-import time
 
 from prometheus_client import REGISTRY as THIS_PROCESS
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUESTS = Counter("savepoint_requests", "Answers given", ["method", "route", "status"])
 REQUEST_SECONDS = Histogram("savepoint_request_seconds", "Time from request to answer", ["method", "route"])
@@ -32,31 +30,3 @@ def exposition() -> bytes:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
-
-
-class CountRequests:
-    """ASGI middleware: counts each answer by route template, so that ids never become labels."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began = time.perf_counter()
-        status = 500
-
-        async def note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, note_status)
-        finally:
-            route = getattr(scope.get("route"), "path", "unknown")
-            REQUESTS.labels(scope["method"], route, status).inc()
-            REQUEST_SECONDS.labels(scope["method"], route).observe(time.perf_counter() - began)

@@ -1,6 +1,5 @@
 """Errors as problem details (RFC 9457): application/problem+json, never a stack trace, a value or SQL."""
 
-import logging
 import re
 import traceback
 from collections.abc import Iterable, Mapping
@@ -13,9 +12,6 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, Validation
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-logger = logging.getLogger("savepoint")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -140,6 +136,7 @@ FRAMEWORK_PROBLEMS = {
         405, "MethodNotAllowed", "This path does not take this method. The header Allow lists what it takes."
     ),
     413: CONTENT_TOO_LARGE,
+    415: UNSUPPORTED_MEDIA_TYPE,
 }
 
 
@@ -151,30 +148,6 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
         phrase = HTTPStatus(error.status_code).phrase
         problem = make_problem(error.status_code, phrase.title().replace(" ", ""), f"{phrase}.")
     return respond(problem, error.headers)
-
-
-class CatchUnexpected:
-    """ASGI middleware: whatever nobody foresaw is a 500 to the caller and a sanitised report in the log."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        started = False
-
-        async def note_start(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
-        try:
-            await self.app(scope, receive, note_start)
-        except Exception as error:
-            if scope["type"] != "http" or started:
-                raise
-            logger.error("%s %s failed unforeseen: %s", scope["method"], scope["path"], describe(error))
-            await respond(INTERNAL_ERROR)(scope, receive, send)
 
 
 def describe(error: BaseException) -> str:

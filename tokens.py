@@ -33,7 +33,7 @@ def operator_token_hash(settings: Settings) -> str | None:
 
 def development_operator_token(kept_in: Path) -> str:
     """The token in this file, made at the first start; all workers and restarts share it."""
-    draft = kept_in.with_name(f"{kept_in.name}.{os.getpid()}")
+    draft = kept_in.with_name(f"{kept_in.name}.{secrets.token_hex(4)}")
     if not kept_in.exists():
         draft.touch(mode=0o600)
         draft.write_text(make_token())

@@ -216,6 +216,17 @@ class Server:
     def log(self) -> str:
         return self.log_path.read_text()
 
+    def has_started(self, workers: int) -> bool:
+        assert self.process.poll() is None, f"the server has ended: {self.log}"
+        return self.log.count("Application startup complete") >= workers and answers(self.url)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -229,14 +240,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) ->
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/healthz").status_code == 200
-    except httpx2.TransportError:
-        return False
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -255,10 +259,7 @@ def serving(database_url: str, folder: Path, workers: int = 1, **environment: st
         )
     server = Server(f"http://127.0.0.1:{port}", process, log_path)
     try:
-        wait_until(lambda: is_ready(server.url), f"the server; its log: {server.log}")
-        wait_until(
-            lambda: server.log.count("Application startup complete") >= workers, f"{workers} workers; log: {server.log}"
-        )
+        wait_until(lambda: server.has_started(workers), "the server to start")
         yield server
     finally:
         process.send_signal(signal.SIGTERM)

@@ -1,0 +1,96 @@
+"""What surrounds every request: it is counted, its body is bounded, and no failure goes unanswered."""
+
+import logging
+import time
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import metrics
+import problems
+
+logger = logging.getLogger("savepoint")
+
+MIB = 2**20
+
+
+class CountRequests:
+    """Counts each answer by route template, so that ids never become labels."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 500
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note_status)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            metrics.REQUESTS.labels(scope["method"], route, status).inc()
+            metrics.REQUEST_SECONDS.labels(scope["method"], route).observe(time.perf_counter() - began)
+
+
+class CatchUnexpected:
+    """Answers what nobody foresaw with a 500 that tells nothing, and reports it without anybody's data."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note_start)
+        except Exception as error:
+            if scope["type"] != "http" or started:
+                raise
+            logger.error("%s %s failed unforeseen: %s", scope["method"], scope["path"], problems.describe(error))
+            await problems.respond(problems.INTERNAL_ERROR)(scope, receive, send)
+
+
+class LimitBody:
+    """Refuses a body over 1 MiB, or 16 MiB for a batch, by its Content-Length or once that much has come."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit = 16 * MIB if scope["path"].endswith("/batch") else MIB
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            await problems.respond(problems.CONTENT_TOO_LARGE)(scope, receive, send)
+            return
+        received = 0
+
+        async def count_bytes() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise HTTPException(413)
+            return message
+
+        await self.app(scope, count_bytes, send)

@@ -1,0 +1,37 @@
+"""What load balancers and monitoring see."""
+
+from conftest import AS_OPERATOR
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+from test_registration import named
+
+
+def test_healthz_answers_alive(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "alive"}
+
+
+def test_readyz_names_the_revision_and_the_head(client: TestClient) -> None:
+    response = client.get("/readyz")
+
+    assert response.status_code == 200
+    state = response.json()
+    assert state["status"] == "ready"
+    assert state["revision"] == state["head"]
+
+
+def test_metrics_count_answers_by_route_and_never_by_id(client: TestClient) -> None:
+    client.post("/register", json=named("alice"))
+    client.get("/users/123456", headers=AS_OPERATOR)
+
+    response = client.get("/metrics")
+
+    assert response.headers["content-type"].startswith("text/plain")
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    counted = {
+        (sample.labels["method"], sample.labels["route"], sample.labels["status"])
+        for sample in families["savepoint_requests"].samples
+    }
+    assert ("POST", "/register", "201") in counted
+    assert ("GET", "/users/{id}", "404") in counted
+    assert "123456" not in response.text
+    assert {"savepoint_batch_size", "savepoint_queue_length", "savepoint_transactions_retried"} <= families.keys()
