@@ -52,7 +52,7 @@ class Batcher(Generic[Item, Outcome]):
         self.running: set[asyncio.Task[None]] = set()
         self.closed = False
         self.batch_size = metrics.BATCH_SIZE.labels(name)
-        metrics.QUEUE_LENGTH.labels(name).set_function(lambda: len(self.waiting))
+        self.queue_length = metrics.QUEUE_LENGTH.labels(name)
 
     async def __call__(self, item: Item) -> Outcome:
         """Do `item` together with whatever else is waiting; raise the exception that is its outcome.
@@ -66,6 +66,7 @@ class Batcher(Generic[Item, Outcome]):
             raise Overloaded
         call = Call[Item, Outcome](item, asyncio.get_running_loop().create_future())
         self.waiting.append(call)
+        self.queue_length.set(len(self.waiting))
         if len(self.running) < self.tasks:
             task = asyncio.create_task(self.work())
             self.running.add(task)
@@ -102,6 +103,7 @@ class Batcher(Generic[Item, Outcome]):
             if not call.outcome.done():
                 call.begun = True
                 batch.append(call)
+        self.queue_length.set(len(self.waiting))
         return batch
 
 

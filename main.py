@@ -151,8 +151,8 @@ async def check_schema(schema: Schema, database: Database) -> None:
         if state.status == "behind" and database.is_sqlite:
             await upgrade_to_head()
             state = await schema.state(database)
-    except DatabaseUnavailable:
-        logger.exception("The database cannot be reached; /readyz tells when it can.")
+    except DatabaseUnavailable as error:
+        logger.error("The database cannot be reached%s; /readyz tells when it can.", problems.cause_of(error))
         return
     if state.status == "behind":
         logger.error(

@@ -3,8 +3,17 @@
 import os
 
 from prometheus_client import REGISTRY as THIS_PROCESS
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REQUESTS = Counter("savepoint_requests", "Answers given", ["method", "route", "status"])
 REQUEST_SECONDS = Histogram("savepoint_request_seconds", "Time from request to answer", ["method", "route"])
@@ -14,7 +23,9 @@ BATCH_SIZE = Histogram(
     ["operation"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
-QUEUE_LENGTH = Gauge("savepoint_queue_length", "Calls that wait for a batch", ["operation"])
+QUEUE_LENGTH = Gauge(
+    "savepoint_queue_length", "Calls that wait for a batch", ["operation"], multiprocess_mode="livesum"
+)
 TRANSACTIONS_RETRIED = Counter("savepoint_transactions_retried", "Transactions run again after a conflict")
 BATCHES_HALVED = Counter("savepoint_batches_halved", "Batches rolled back and replayed in halves to isolate a failure")
 

@@ -33,9 +33,7 @@ DatabaseUrl = Annotated[str, AfterValidator(check_database_url)]
 class Settings(BaseSettings):
     """The settings, each read from the environment variable of its name in capitals."""
 
-    model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True)
 
     database_url: DatabaseUrl = Field(
         default="sqlite:///./savepoint.db",

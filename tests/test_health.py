@@ -1,6 +1,9 @@
 """What load balancers and monitoring see."""
 
-from conftest import AS_OPERATOR
+from pathlib import Path
+
+import httpx2
+from conftest import AS_OPERATOR, serving
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from test_registration import named
@@ -35,3 +38,19 @@ def test_metrics_count_answers_by_route_and_never_by_id(client: TestClient) -> N
     assert ("GET", "/users/{id}", "404") in counted
     assert "123456" not in response.text
     assert {"savepoint_batch_size", "savepoint_queue_length", "savepoint_transactions_retried"} <= families.keys()
+
+
+def test_several_workers_are_counted_together(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    url = f"sqlite:///{tmp_path}/savepoint.db"
+    with serving(url, tmp_path, workers=2, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
+        for _ in range(20):
+            httpx2.get(f"{server.url}/readyz")
+
+        counted = {
+            httpx2.get(f"{server.url}/metrics").text.partition('route="/readyz",status="200"} ')[2][:4]
+            for _ in range(8)
+        }
+
+    assert counted == {"20.0"}
