@@ -64,18 +64,23 @@ class Batcher(Generic[Item, Outcome]):
             raise ShuttingDown
         if len(self.waiting) >= self.queue_limit:
             raise Overloaded
-        call = Call[Item, Outcome](item, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        call = Call[Item, Outcome](item, loop.create_future())
         self.waiting.append(call)
         self.queue_length.set(len(self.waiting))
         if len(self.running) < self.tasks:
-            task = asyncio.create_task(self.work())
+            task = loop.create_task(self.work())
             self.running.add(task)
             task.add_done_callback(self.running.discard)
+        timer = loop.call_later(self.deadline, self.give_up, call)
         try:
-            async with asyncio.timeout(self.deadline):
-                return await call.outcome
-        except TimeoutError:
-            raise (self.too_late if call.begun else Overloaded) from None
+            return await call.outcome
+        finally:
+            timer.cancel()
+
+    def give_up(self, call: Call[Item, Outcome]) -> None:
+        """Answer a caller whose deadline has passed; what was begun for it goes on."""
+        settle(call, self.too_late() if call.begun else Overloaded())
 
     async def close(self) -> None:
         """Refuse what comes from now on, and finish what was accepted."""

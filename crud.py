@@ -8,10 +8,10 @@ nothing is rolled back for them.
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, TypeVar
 
-from sqlalchemy import JSON, bindparam, cast, column, func, inspect, literal, true
+from sqlalchemy import JSON, bindparam, cast, column, func, true
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSessionTransaction
 from sqlalchemy.types import String
@@ -165,12 +165,14 @@ async def insert_users(
         for registration, key_hash in zip(registrations, key_hashes, strict=True)
     ]
     # In order of name, so that two batches that share names cannot deadlock. Sorting keeps the order of equals.
-    statement = (
-        insert_rows(session, User, sorted(rows, key=lambda row: row["username"] or ""), created_at=moment)
-        .on_conflict_do_nothing()
-        .returning(col(User.username), col(User.registration_key_hash), col(User.id))
+    inserted = await insert_rows(
+        session,
+        User,
+        sorted(rows, key=lambda row: str(row["username"])),
+        created_at=moment,
+        returning=("id", "username", "registration_key_hash"),
     )
-    ids = {(username, key_hash): id for username, key_hash, id in await session.exec(statement)}
+    ids = {(username, key_hash): id for id, username, key_hash in inserted}
     created = {}
     for index, (registration, key_hash) in enumerate(zip(registrations, key_hashes, strict=True)):
         # Of several with the same name and key, the first was inserted.
@@ -191,7 +193,7 @@ async def insert_profiles(session: AsyncSession, users: Iterable[UserPublic]) ->
     """Insert the profile of each new user."""
     rows = [{"user_id": user.id, "status": user.status} for user in users]
     if rows:
-        await session.exec(insert_rows(session, Profile, rows))
+        await insert_rows(session, Profile, rows)
 
 
 async def find_registrations(session: AsyncSession, key_hashes: Iterable[str]) -> dict[str | None, UserPublic]:
@@ -221,7 +223,7 @@ async def insert_first_tokens(
     secrets = {index: make_token() for index in users}
     rows = [{"user_id": user.id, "token_hash": hash_secret(secrets[index])} for index, user in users.items()]
     if rows:
-        await session.exec(insert_rows(session, AccessToken, rows, created_at=moment))
+        await insert_rows(session, AccessToken, rows, created_at=moment)
     return secrets
 
 
@@ -402,23 +404,45 @@ async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit:
 # --- statements -------------------------------------------------------------------------------------------------------
 
 
-def insert_rows(session: AsyncSession, model: type[SQLModel], rows: Sequence[dict[str, Any]], **same: Any) -> Any:
-    """INSERT … SELECT all rows (each with the same keys) and the values that are the `same` in all of them.
+async def insert_rows(
+    session: AsyncSession,
+    model: type[SQLModel],
+    rows: Sequence[dict[str, Any]],
+    *,
+    returning: tuple[str, ...] = (),
+    **same: Any,
+) -> Sequence[Any]:
+    """Insert all rows (each with the same keys), with the values that are the `same` in all of them.
 
-    The rows travel as one JSON parameter. So the statement is one and the same for any number of rows: it is compiled
-    once, prepared once, and no limit on the number of parameters applies.
+    With `returning`, rows whose unique values are taken are skipped, and these columns of the others are answered.
     """
-    on_sqlite = session.get_bind().dialect.name == "sqlite"
-    elements = func.json_each if on_sqlite else func.json_array_elements
-    row = elements(bindparam("rows", rows, JSON)).table_valued(column("value", JSON), name="item").c.value
-    columns = inspect(model).columns
-    texts = {name: row[name].as_string() for name in rows[0]}
+    dialect = session.get_bind().dialect.name
+    statement = insert_statement(dialect, model, tuple(rows[0]), tuple(same), returning)
+    result = await session.exec(statement, params={"rows": rows, **{f"same_{name}": same[name] for name in same}})
+    return result.all() if returning else ()
+
+
+@cache
+def insert_statement(
+    dialect: str, model: type[SQLModel], names: tuple[str, ...], same: tuple[str, ...], returning: tuple[str, ...]
+) -> Any:
+    """INSERT … SELECT for insert_rows.
+
+    The rows travel as one JSON parameter. So the statement is the same for any number of rows: it is built, compiled
+    and prepared once, and no limit on the number of parameters applies.
+    """
+    elements = func.json_each if dialect == "sqlite" else func.json_array_elements
+    row = elements(bindparam("rows", type_=JSON)).table_valued(column("value", JSON), name="item").c.value
+    table = SQLModel.metadata.tables[str(model.__tablename__)]
+    texts = [row[name].as_string() for name in names]
     # A cast to String(n) would cut what is too long, where it has to fail.
-    values = [
-        text if isinstance(columns[name].type, String) else cast(text, columns[name].type)
-        for name, text in texts.items()
-    ]
-    values += [literal(value, columns[name].type) for name, value in same.items()]
-    insert = sqlite.insert if on_sqlite else postgresql.insert
+    types = [table.c[name].type for name in names]
+    values = [text if isinstance(type, String) else cast(text, type) for text, type in zip(texts, types, strict=True)]
+    values += [bindparam(f"same_{name}", type_=table.c[name].type) for name in same]
     # Without a WHERE, SQLite would take ON CONFLICT for the beginning of a join.
-    return insert(model).from_select([*texts, *same], select(*values).where(true()))
+    source = select(*values).where(true())
+    insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    statement = insert.from_select([*names, *same], source)
+    if not returning:
+        return statement
+    return statement.on_conflict_do_nothing().returning(*(table.c[name] for name in returning))

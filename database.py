@@ -42,7 +42,6 @@ class Database:
             pool_size=settings.database_pool_size,
             max_overflow=0,
             pool_timeout=settings.lock_timeout,
-            pool_pre_ping=not self.is_sqlite,
             hide_parameters=True,
         )
         prepare_engine(self.engine.sync_engine)
@@ -62,36 +61,43 @@ class Database:
         Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind, and OutcomeUnknown where the end of a COMMIT
         was not seen or not confirmed.
         """
-        for attempt in range(1, ATTEMPTS):
-            try:
-                return await self.write_once(operation, *args, **kwargs)
-            except Conflict:
-                metrics.TRANSACTIONS_RETRIED.inc()
-                # Jitter, so that two that collided do not collide again.
-                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))
-        return await self.write_once(operation, *args, **kwargs)
 
-    async def write_once(
-        self, operation: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Run an operation that opens its own transaction, once."""
-        async with self.turn, connect(self.engine) as connection:
-            async with AsyncSession(connection, autoflush=False, expire_on_commit=False) as session:
-                outcome = await operation(session, *args, **kwargs)
-            if connection.info.pop(UNCONFIRMED, False):
-                raise OutcomeUnknown
-        return outcome
+        async def run() -> T:
+            async with self.turn, connect(self.engine) as connection:
+                async with AsyncSession(connection, autoflush=False, expire_on_commit=False) as session:
+                    outcome = await operation(session, *args, **kwargs)
+                if connection.info.pop(UNCONFIRMED, False):
+                    raise OutcomeUnknown
+            return outcome
+
+        return await retrying(run)
 
     async def read(
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a query of one statement. Raises DatabaseUnavailable, SchemaBehind."""
-        async with connect(self.reader) as connection, AsyncSession(connection) as session:
-            return await query(session, *args, **kwargs)
+        """Run a query of one statement. Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind."""
+
+        async def run() -> T:
+            async with connect(self.reader) as connection, AsyncSession(connection) as session:
+                return await query(session, *args, **kwargs)
+
+        return await retrying(run)
 
     async def close(self) -> None:
         """Close the connections, once nothing runs any more."""
         await self.engine.dispose()
+
+
+async def retrying(run: Callable[[], Awaitable[T]]) -> T:
+    """Run again what met a conflict, or a connection that had broken while it was idle."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return await run()
+        except Conflict:
+            metrics.TRANSACTIONS_RETRIED.inc()
+            # Jitter, so that two that collided do not collide again.
+            await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))
+    return await run()
 
 
 @asynccontextmanager
@@ -204,8 +210,6 @@ def meaning_of(context: ExceptionContext) -> Interruption | None:
     SQLAlchemy raises what its "handle_error" listeners return. Codes: sqlite.org/rescode.html, PostgreSQL manual
     appendix A.
     """
-    if context.is_pre_ping:
-        return None
     if context.connection is None:
         return DatabaseUnavailable()
     committing = context.connection.info.get(COMMITTING, False)
