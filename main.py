@@ -12,16 +12,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from sqlmodel import SQLModel
 from starlette.exceptions import HTTPException
 
 import crud
 import metrics
 import problems
+import redoc
 from database import Database
 from middleware import CatchUnexpected, CountRequests, LimitBody
 from models import (
+    Answer,
     Cursor,
     IssuedToken,
     KeyedRegistration,
@@ -29,6 +31,7 @@ from models import (
     Registration,
     RegistrationAnswer,
     RegistrationKey,
+    Secret,
     Status,
     StatusUpdate,
     TokenPublic,
@@ -112,18 +115,28 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
     return problems.respond(problem, HEADERS.get(problem.status))
 
 
-def documented(*refusals: type[Refusal], body: bool = False) -> dict[int | str, dict[str, Any]]:
+def documented(
+    *refusals: type[Refusal] | Refusal, parameters: bool = True, body: bool = False
+) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI description of a call's errors: its refusals, and those that any call may meet."""
-    examples = [problem_of(refusal()) for refusal in (*refusals, *ALWAYS)]
-    examples += [problems.INVALID_REQUEST, problems.INTERNAL_ERROR]
+    examples = [problem_of(each if isinstance(each, Refusal) else each()) for each in (*refusals, *ALWAYS)]
+    examples.append(problems.INTERNAL_ERROR)
+    if parameters or body:
+        examples.append(problems.INVALID_REQUEST)
     if body:
-        examples += [problems.INVALID_JSON, problems.CONTENT_TOO_LARGE, problems.UNSUPPORTED_MEDIA_TYPE]
-    return problems.document(examples)
+        examples += [problems.INVALID_JSON, problems.FRAMEWORK_PROBLEMS[400]]
+        examples += [problems.CONTENT_TOO_LARGE, problems.UNSUPPORTED_MEDIA_TYPE]
+    responses = problems.document(examples)
+    for status in HEADERS.keys() & responses.keys():
+        responses[status]["headers"] = {
+            name: {"schema": {"type": "string"}, "example": value} for name, value in HEADERS[status].items()
+        }
+    return responses
 
 
 ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, ShuttingDown, Conflict)
 USER_ONLY = (Unauthenticated, UserOnly, UserNotActive)
-OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled)
+OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled, UserNotActive)
 
 
 # --- start and stop ---------------------------------------------------------------------------------------------------
@@ -163,6 +176,7 @@ async def check_schema(schema: Schema, database: Database) -> None:
 
 
 app = FastAPIOffline(
+    redoc_url=None,
     title="Savepoint",
     version="0.1.0",
     summary="Users register, hold balances and move money; every change lands whole or not at all.",
@@ -177,7 +191,7 @@ app = FastAPIOffline(
         {"name": "users", "description": "What the operator does with users."},
         {"name": "health", "description": "For load balancers and monitoring."},
     ],
-    swagger_ui_parameters={"persistAuthorization": True},
+    swagger_ui_parameters={"defaultModelsExpandDepth": 0, "persistAuthorization": True},
     generate_unique_id_function=lambda route: route.name,
     lifespan=lifespan,
     exception_handlers={
@@ -191,12 +205,19 @@ app = FastAPIOffline(
 app.add_middleware(LimitBody)
 app.add_middleware(CatchUnexpected)
 app.add_middleware(CountRequests)
+app.include_router(redoc.router)
 
 
 # --- who calls --------------------------------------------------------------------------------------------------------
 
-user_token = HTTPBearer(scheme_name="User token", description="The access_token of a registration", auto_error=False)
-operator_token = HTTPBearer(scheme_name="Operator token", description="OPERATOR_TOKEN", auto_error=False)
+user_token = HTTPBearer(
+    scheme_name="UserToken", description="The `access_token` of POST /register or POST /tokens", auto_error=False
+)
+operator_token = HTTPBearer(
+    scheme_name="OperatorToken",
+    description="The server's setting OPERATOR_TOKEN; in development it is printed at start-up",
+    auto_error=False,
+)
 
 
 async def get_operations(request: Request) -> Operations:
@@ -248,9 +269,13 @@ async def require_operator(
 CurrentUser = Annotated[UserPublic, Depends(current_user)]
 Operator = Depends(require_operator)
 
-After = Annotated[Cursor, Query(description="The next of the page before")]
+After = Annotated[
+    Cursor, Query(default_factory=int, description="The `next` of the page before; left out, the first page")
+]
 Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most")]
-RowId = Annotated[int, Path(ge=1, lt=2**63)]
+RowId = Annotated[
+    int, Path(ge=1, lt=2**63, description="As `id` in the answers", json_schema_extra={"format": "int64"})
+]
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -262,7 +287,14 @@ RowId = Annotated[int, Path(ge=1, lt=2**63)]
     tags=["registration"],
     summary="Register a user",
     responses={
-        201: {"headers": {"Idempotency-Replayed": {"description": "true on a replay", "schema": {"type": "string"}}}},
+        201: {
+            "headers": {
+                "Idempotency-Replayed": {
+                    "description": "Only on a replay",
+                    "schema": {"type": "string", "const": "true"},
+                }
+            }
+        },
         **documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, body=True),
     },
 )
@@ -270,7 +302,10 @@ async def register(
     registration: Registration,
     operations: OperationsDep,
     response: Response,
-    idempotency_key: Annotated[RegistrationKey | None, Header(description="A random UUID makes a retry safe")] = None,
+    idempotency_key: Annotated[
+        RegistrationKey | None,
+        Header(alias="Idempotency-Key", description="A random UUID (version 4 or 7) makes a retry safe"),
+    ] = None,
 ) -> RegistrationAnswer:
     """User, profile and first token are stored together or not at all.
 
@@ -287,7 +322,7 @@ async def register(
 # --- me ---------------------------------------------------------------------------------------------------------------
 
 
-@app.get("/me", tags=["me"], summary="Show my user", responses=documented(*USER_ONLY))
+@app.get("/me", tags=["me"], summary="Show my user", responses=documented(*USER_ONLY, parameters=False))
 async def get_me(user: CurrentUser) -> UserPublic:
     """The user whose token this is."""
     return user
@@ -304,7 +339,7 @@ async def update_me(update: UserUpdate, user: CurrentUser, operations: Operation
     status_code=204,
     tags=["me"],
     summary="Close my user",
-    responses=documented(*USER_ONLY, OutcomeUnknown),
+    responses=documented(*USER_ONLY, OutcomeUnknown, parameters=False),
 )
 async def close_me(user: CurrentUser, operations: OperationsDep) -> None:
     """The user's tokens stop working, and its name stays taken. Only the operator can open it again."""
@@ -313,7 +348,7 @@ async def close_me(user: CurrentUser, operations: OperationsDep) -> None:
 
 @app.get("/tokens", tags=["me"], summary="List my tokens", responses=documented(*USER_ONLY))
 async def list_tokens(
-    user: CurrentUser, operations: OperationsDep, limit: Limit = 50, after: After = 0
+    user: CurrentUser, operations: OperationsDep, after: After, limit: Limit = 50
 ) -> Page[TokenPublic]:
     """Oldest first, revoked and expired ones included, without their secrets."""
     rows = await operations.read(crud.list_tokens, user_id=user.id, after=after, limit=limit + 1)
@@ -356,10 +391,10 @@ async def revoke_token(id: RowId, user: CurrentUser, operations: OperationsDep) 
 )
 async def list_users(
     operations: OperationsDep,
+    after: After,
+    limit: Limit = 50,
     status: Annotated[Status | None, Query(description="Only users in this status")] = None,
     username_prefix: Annotated[Username | None, Query(description="Only names that begin so")] = None,
-    limit: Limit = 50,
-    after: After = 0,
 ) -> Page[UserPublic]:
     """In order of registration."""
     rows = await operations.read(
@@ -392,16 +427,16 @@ async def update_user(id: RowId, update: StatusUpdate, operations: OperationsDep
     return await operations.update_user(crud.UserChange(id, {"status": update.status}, by_operator=True))
 
 
-class CreatedUser(SQLModel):
+class CreatedUser(Answer):
     """An item of a batch that was stored."""
 
     index: int
     status: Literal["created"] = "created"
     user: UserPublic
-    access_token: str
+    access_token: Secret
 
 
-class RefusedItem(SQLModel):
+class RefusedItem(Answer):
     """An item of a batch that was not stored, and why."""
 
     index: int
@@ -412,7 +447,7 @@ class RefusedItem(SQLModel):
 class UsersBatchAnswer(SQLModel):
     """What became of each item, in order."""
 
-    results: list[CreatedUser | RefusedItem]
+    results: list[Annotated[CreatedUser | RefusedItem, Field(discriminator="status")]]
 
 
 async def read_users_batch(request: Request) -> UsersBatch:
@@ -428,6 +463,10 @@ async def read_users_batch(request: Request) -> UsersBatch:
         ) from None
 
 
+BATCH_EXAMPLE = {
+    "users": [{"username": name, "email": f"{name}@example.com"} for name in ("alice", "bob")],
+    "on_error": "continue",
+}
 UsersBatchDep = Annotated[UsersBatch, Depends(read_users_batch)]
 
 
@@ -436,11 +475,12 @@ UsersBatchDep = Annotated[UsersBatch, Depends(read_users_batch)]
     tags=["users"],
     summary="Register up to 10,000 users at once",
     dependencies=[Operator],
-    responses=documented(*OPERATOR_ONLY, BatchRefused, OutcomeUnknown, body=True),
+    responses=documented(*OPERATOR_ONLY, BatchRefused([(1, UsernameTaken())]), OutcomeUnknown, body=True),
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": UsersBatch.model_json_schema()}},
+            # Without keys: whoever knows the key of a registration can have its token.
+            "content": {"application/json": {"schema": UsersBatch.model_json_schema(), "example": BATCH_EXAMPLE}},
         }
     },
 )
@@ -501,7 +541,7 @@ def show_outcome(
 # --- health -----------------------------------------------------------------------------------------------------------
 
 
-class Alive(SQLModel):
+class Alive(Answer):
     """The process answers."""
 
     status: Literal["alive"] = "alive"
@@ -517,7 +557,13 @@ async def healthz() -> Alive:
     "/readyz",
     tags=["health"],
     summary="Can it serve?",
-    responses={503: {"model": SchemaState, "description": "Behind, or out of reach"}},
+    responses={
+        503: {
+            **problems.document([problem_of(DatabaseUnavailable())])[503],
+            "model": SchemaState,
+            "description": "The schema is behind, or the database out of reach",
+        }
+    },
 )
 async def readyz(request: Request, response: Response) -> SchemaState:
     """503 while the database is out of reach or its schema is behind this code."""
@@ -527,7 +573,13 @@ async def readyz(request: Request, response: Response) -> SchemaState:
     return state
 
 
-@app.get("/metrics", tags=["health"], summary="Metrics for Prometheus", response_class=Response)
+@app.get(
+    "/metrics",
+    tags=["health"],
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def get_metrics() -> Response:
     """In Prometheus' text format."""
     return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

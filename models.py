@@ -93,6 +93,9 @@ TokenName = Annotated[
         examples=["laptop"],
     ),
 ]
+Secret = Annotated[
+    str, pydantic.Field(description="The bearer token, `svp_` and 43 characters; shown this once", examples=["svp_…"])
+]
 Status = Literal["active", "suspended", "closed"]
 RegistrationKey = Annotated[
     UUID,
@@ -115,10 +118,16 @@ class Strict(SQLModel):
     model_config = ConfigDict(strict=True, extra="forbid")  # type: ignore[assignment]
 
 
-class Identified(SQLModel):
+class Answer(SQLModel):
+    """What goes out as JSON: every field is always there."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)  # type: ignore[assignment]
+
+
+class Identified(Answer):
     """What has a number of its own."""
 
-    id: int = Field(schema_extra={"examples": [1]})
+    id: Annotated[int, pydantic.Field(examples=[1], json_schema_extra={"format": "int64"})]
 
 
 # --- users ------------------------------------------------------------------------------------------------------------
@@ -175,7 +184,7 @@ class UserPublic(UserFields, Identified):
 class UserUpdate(Strict):
     """What a user may change about itself: what is left out stays, and a phone_number of null is removed."""
 
-    email: Email = Field(default=None)
+    email: Email = None  # type: ignore[assignment] # left out, not null
     phone_number: PhoneNumber = None
 
 
@@ -226,7 +235,9 @@ class TokenRequest(Strict):
     """A token to issue."""
 
     name: TokenName = None
-    expires_in_days: int | None = Field(default=None, ge=1, le=3650, description="Left out, the token does not expire")
+    expires_in_days: Annotated[
+        int | None, pydantic.Field(ge=1, le=3650, description="Left out, the token does not expire", examples=[90])
+    ] = None
 
 
 class TokenPublic(TokenFields, Identified):
@@ -236,16 +247,16 @@ class TokenPublic(TokenFields, Identified):
 class IssuedToken(TokenPublic):
     """A token just issued, with its secret, which is shown this once."""
 
-    access_token: str = Field(schema_extra={"examples": ["svp_…"]})
+    access_token: Secret
     token_type: Literal["bearer"] = "bearer"
 
 
-class RegistrationAnswer(SQLModel):
+class RegistrationAnswer(Answer):
     """What a registration answers."""
 
     message: Literal["Registration successful"] = "Registration successful"
     user: UserPublic
-    access_token: str = Field(description="Shown this once", schema_extra={"examples": ["svp_…"]})
+    access_token: Secret
     token_type: Literal["bearer"] = "bearer"
 
 
@@ -255,13 +266,19 @@ ItemT = TypeVar("ItemT")
 IdentifiedT = TypeVar("IdentifiedT", bound=Identified)
 
 
-class Page(SQLModel, Generic[ItemT]):
+# SQLModel does not fill in type parameters: its Page[UserPublic] would be a list of anything.
+class Page(pydantic.BaseModel, Generic[ItemT]):
     """Part of a list, and the cursor that fetches the next part."""
 
     items: list[ItemT]
-    next: str | None = Field(
-        description="Send it as ?after= for the next page; null on the last", schema_extra={"examples": [None]}
+    next: str | None = pydantic.Field(
+        description="Send it as ?after= for the next page; null on the last", examples=["NTA"]
     )
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """What OpenAPI calls a page of these."""
+        return f"{params[0].__name__}Page"
 
 
 def encode_cursor(position: int) -> str:

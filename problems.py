@@ -8,10 +8,12 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -40,13 +42,10 @@ class Problem(BaseModel):
     detail: str = Field(
         description="What happened, and what to do", examples=["This username is taken. Choose another one."]
     )
-    errors: list[FieldError] | list[ItemError] | None = Field(default=None, description="Each field or item at fault")
-
-    @model_serializer(mode="wrap")
-    def omit_no_errors(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `errors` out where there is none, which is what RFC 9457 expects of a member that does not apply."""
-        members: dict[str, Any] = serialize(self)
-        return members if self.errors is not None else {name: members[name] for name in members if name != "errors"}
+    # RFC 9457 expects a member that does not apply to be left out.
+    errors: list[FieldError] | list[ItemError] | SkipJsonSchema[None] = Field(
+        default=None, exclude_if=lambda errors: errors is None, description="Each field or item at fault"
+    )
 
 
 def slug(name: str) -> str:
@@ -147,7 +146,14 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     if problem is None:
         phrase = HTTPStatus(error.status_code).phrase
         problem = make_problem(error.status_code, phrase.title().replace(" ", ""), f"{phrase}.")
-    return respond(problem, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # The framework names the methods of the first route only.
+        routes = (route for route in request.app.routes if isinstance(route, Route))
+        matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+        allowed = {method for route in matching for method in route.methods or ()}
+        headers |= {"Allow": ", ".join(sorted(allowed))} if allowed else {}
+    return respond(problem, headers)
 
 
 def describe(error: BaseException) -> str:
@@ -173,13 +179,13 @@ def document(examples: Iterable[Problem]) -> dict[int | str, dict[str, Any]]:
     for problem in examples:
         response = by_status.setdefault(
             problem.status,
-            {
-                "description": HTTPStatus(problem.status).phrase,
-                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
-            },
+            {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}}},
         )
         response["content"][MEDIA_TYPE]["examples"][problem.type] = {
             "summary": problem.title,
             "value": problem.model_dump(),
         }
-    return by_status
+    for response in by_status.values():
+        shown = response["content"][MEDIA_TYPE]["examples"].values()
+        response["description"] = "; ".join(example["summary"] for example in shown)
+    return dict(sorted(by_status.items()))

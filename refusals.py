@@ -81,4 +81,4 @@ class SchemaBehind(Interruption):
 
 
 class OutcomeUnknown(Interruption):
-    """The change may have been stored, or not. Send it again with the same Idempotency-Key, or look first."""
+    """The change may have been stored, or not. Send it again if it had an Idempotency-Key; otherwise look first."""

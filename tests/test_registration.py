@@ -225,7 +225,7 @@ def test_a_key_that_can_be_guessed_is_refused(client: TestClient, rows: Rows, ke
     response = client.post("/register", json=ALICE, headers={"Idempotency-Key": key})
 
     assert response.status_code == 422
-    assert [error["field"] for error in response.json()["errors"]] == ["header.idempotency-key"]
+    assert [error["field"] for error in response.json()["errors"]] == ["header.Idempotency-Key"]
     assert count(rows) == (0, 0, 0)
 
 
