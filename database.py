@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
@@ -45,7 +47,7 @@ class Database:
             hide_parameters=True,
         )
         prepare_engine(self.engine.sync_engine)
-        event.listen(self.engine.sync_engine, "handle_error", meaning_of)
+        event.listen(self.engine.sync_engine, "handle_error", explain)
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
         self.reader = self.engine.execution_options(
             **({"no_begin": True} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"})
@@ -177,9 +179,24 @@ def prepare_sqlite(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
     """Durable, with foreign keys, and without the driver's own transactions, which do not cover DDL."""
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
+    switch_to_wal(cursor)
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def switch_to_wal(cursor: Any) -> None:
+    """Set WAL mode; on a new file SQLite refuses that at once while another process writes, whatever the time-out."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if sqlite_meaning(error.sqlite_errorcode, committing=False) != Conflict or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def begin_immediate(connection: Connection) -> None:
@@ -204,49 +221,56 @@ def remember_committing(committing: bool, connection: Connection) -> None:
     connection.info[COMMITTING] = committing
 
 
-def meaning_of(context: ExceptionContext) -> Interruption | None:
-    """What an error of the driver says of the whole transaction; None where one statement or value is at fault.
+def explain(context: ExceptionContext) -> Interruption | None:
+    """Tell what an error of the driver means; SQLAlchemy raises what its "handle_error" listeners answer."""
+    meaning = meaning_of(context)
+    return None if meaning is None else meaning()
 
-    SQLAlchemy raises what its "handle_error" listeners return. Codes: sqlite.org/rescode.html, PostgreSQL manual
-    appendix A.
+
+def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
+    """What an error says of the whole transaction; None where one statement or value is at fault.
+
+    Codes: sqlite.org/rescode.html, and appendix A of the PostgreSQL manual.
     """
     if context.connection is None:
-        return DatabaseUnavailable()
+        return DatabaseUnavailable
     committing = context.connection.info.get(COMMITTING, False)
     error = context.original_exception
-    if hasattr(error, "sqlite_errorcode"):
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
         if str(error).startswith(("no such table", "no such column")):
-            return SchemaBehind()
-        return sqlite_meaning(error.sqlite_errorcode & 0xFF, committing)
+            return SchemaBehind
+        return sqlite_meaning(code, committing=committing)
     sqlstate = getattr(error, "sqlstate", None) or ""
     if sqlstate == "25006":
         # A standby answered where the primary was; the next connection finds the primary.
         context.is_disconnect = True
-        return Conflict()
+        return Conflict
     if context.is_disconnect:
-        return OutcomeUnknown() if committing else Conflict()
+        return OutcomeUnknown if committing else Conflict
     return postgresql_meaning(sqlstate)
 
 
-def sqlite_meaning(code: int, committing: bool) -> Interruption | None:
-    """What a primary result code of SQLite says of the whole transaction."""
-    if code in (5, 6):  # BUSY, LOCKED
-        return Conflict()
-    if code == 10 and committing:  # IOERR
-        return OutcomeUnknown()
-    if code in (8, 10, 11, 13, 14, 26):  # READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB
-        return DatabaseUnavailable()
+def sqlite_meaning(code: int, *, committing: bool) -> type[Interruption] | None:
+    """What a result code of SQLite says of the whole transaction."""
+    primary = code & 0xFF
+    if primary in (5, 6):  # BUSY, LOCKED
+        return Conflict
+    if primary == 10 and committing:  # IOERR
+        return OutcomeUnknown
+    if primary in (8, 10, 11, 13, 14, 26):  # READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB
+        return DatabaseUnavailable
     return None
 
 
-def postgresql_meaning(sqlstate: str) -> Interruption | None:
+def postgresql_meaning(sqlstate: str) -> type[Interruption] | None:
     """What an SQLSTATE says of the whole transaction."""
     if sqlstate in ("40001", "40P01"):  # serialization failure, deadlock
-        return Conflict()
+        return Conflict
     if sqlstate == "40003":  # statement completion unknown
-        return OutcomeUnknown()
+        return OutcomeUnknown
     if sqlstate in ("42P01", "42703"):  # undefined table, undefined column
-        return SchemaBehind()
+        return SchemaBehind
     if sqlstate in ("55P03", "57014") or sqlstate[:2] in ("53", "58"):  # time-outs; out of resources, input or output
-        return DatabaseUnavailable()
+        return DatabaseUnavailable
     return None

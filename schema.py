@@ -57,5 +57,5 @@ async def get_revision(session: AsyncSession) -> str | None:
 
 
 async def upgrade_to_head() -> None:
-    """Run `alembic upgrade head`; any number of processes may do so at once."""
+    """Run `alembic upgrade head`; on SQLite any number of processes may do so at once."""
     await asyncio.to_thread(command.upgrade, Config(ALEMBIC_INI), "head")

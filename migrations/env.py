@@ -8,6 +8,7 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from alembic.util import CommandError
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 from sqlmodel import AutoString, SQLModel, UTCDateTime
 
 import models  # noqa: F401 (its tables are what the database is compared with)
@@ -74,13 +75,18 @@ def run_offline() -> None:
 def run_online() -> None:
     """Run the revisions in one transaction: all of them, or none."""
     engine = create_migration_engine(database_url())
-    with engine.connect() as connection:
+    try:
+        connection = engine.connect()
+    except OperationalError as error:
+        raise CommandError(f"The database cannot be reached: {str(error.orig).splitlines()[0]}") from None
+    with connection:
         configure(connection=connection)
+        migration = context.get_context()
         with context.begin_transaction():
+            heads = migration.get_current_heads()
             context.run_migrations()
-            if engine.dialect.name == "sqlite":
+            if engine.dialect.name == "sqlite" and migration.get_current_heads() != heads:
                 check_foreign_keys(connection)
-    engine.dispose()
 
 
 def check_foreign_keys(connection: sa.Connection) -> None:

@@ -1,0 +1,588 @@
+"""Migrations: every step there and back with rows in the tables, generated scripts, failures, and where they run."""
+
+import ast
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from conftest import ENGINES, ROOT, alembic, new_database, query
+from sqlalchemy import Engine, NullPool, create_engine, inspect, text
+from sqlmodel import SQLModel
+
+from database import driver_url
+from schema import ALEMBIC_INI
+
+SCRIPTS = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()][::-1]
+"""From the oldest to the head."""
+
+ROWS = {
+    "4f1c7a9d2b60": [
+        "INSERT INTO users (username, email, created_at)"
+        " VALUES ('alice', 'a@example.com', '2026-01-01 00:00+00'), ('bob', 'b@example.com', '2026-01-02 00:00+00')",
+        "INSERT INTO profiles (user_id, status) VALUES (1, 'active'), (2, 'suspended')",
+    ],
+    "9b3e5d8a1c74": ["UPDATE users SET phone_number = '+4915112345678' WHERE username = 'alice'"],
+    "d27f60b8e913": [
+        "INSERT INTO access_tokens (user_id, token_hash, created_at) VALUES (1, 'a hash', '2026-01-01 00:00:00+00')"
+    ],
+}
+"""What is stored once a revision is reached, as its tables then are. A revision with a new table adds rows here."""
+
+Rows = dict[str, list[dict[str, Any]]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a database holds: its tables with the names and texts of their constraints, and every row."""
+
+    schema: dict[str, dict[str, Any]]
+    rows: Rows
+
+
+def create_plain_engine(url: str) -> Engine:
+    """An engine that owes nothing to the product's events and pragmas."""
+    return create_engine(driver_url(url, is_async=False), poolclass=NullPool)
+
+
+def schema_of(url: str) -> dict[str, dict[str, Any]]:
+    """Each table as the database tells it; the order of its columns does not count."""
+    inspector = inspect(create_plain_engine(url))
+
+    def sort(constraints: Any) -> list[dict[str, Any]]:
+        return sorted(constraints, key=lambda constraint: constraint["name"] or "")
+
+    return {
+        table: {
+            # As repr, for the lengths and time zones.
+            "columns": {
+                column["name"]: {**column, "type": repr(column["type"])} for column in inspector.get_columns(table)
+            },
+            "primary key": [inspector.get_pk_constraint(table)],
+            "unique": sort(inspector.get_unique_constraints(table)),
+            "foreign keys": sort(inspector.get_foreign_keys(table)),
+            "checks": sort(inspector.get_check_constraints(table)),
+            "indexes": sort(inspector.get_indexes(table)),
+        }
+        for table in inspector.get_table_names()
+    }
+
+
+def look(url: str) -> Snapshot:
+    """What the database holds now."""
+    schema = schema_of(url)
+    with create_plain_engine(url).connect() as connection:
+        rows = {
+            table: [dict(row) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1")).mappings()]
+            for table in schema
+        }
+    return Snapshot(schema, rows)
+
+
+def common(before: Snapshot, after: Snapshot) -> tuple[Rows, Rows]:
+    """The rows of both, in the tables and columns that both have."""
+
+    def part(snapshot: Snapshot) -> Rows:
+        return {
+            table: [{name: row[name] for name in row if name in columns[table]} for row in snapshot.rows[table]]
+            for table in columns
+        }
+
+    columns = {
+        table: before.schema[table]["columns"].keys() & after.schema[table]["columns"].keys()
+        for table in before.schema.keys() & after.schema.keys() - {"alembic_version"}
+    }
+    return part(before), part(after)
+
+
+def migrate(url: str, *arguments: str, cwd: Path = ROOT) -> Snapshot:
+    """Run an alembic command that must succeed; what the database holds then."""
+    result = alembic(url, *arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return look(url)
+
+
+def fill(url: str, *revisions: str) -> None:
+    """Store what belongs to the revisions."""
+    for revision in revisions:
+        for sql in ROWS.get(revision, ()):
+            query(url, sql)
+
+
+def on_both_engines(run: Callable[[str], T]) -> dict[str, T]:
+    """Run for both engines at once, since most of an alembic command's time goes into starting Python."""
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(ENGINES, threads.map(run, ENGINES), strict=True))
+
+
+def copy_of_the_repository(folder: Path) -> Path:
+    """What alembic uses of the repository, for a test to change."""
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*alembic.ini")]:
+        shutil.copy2(path, folder)
+    shutil.copytree(ROOT / "migrations", folder / "migrations")
+    return folder
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Path:
+    """A copy of the repository."""
+    folder = tmp_path / "fork"
+    folder.mkdir()
+    return copy_of_the_repository(folder)
+
+
+@pytest.fixture
+def full_url(url: str) -> str:
+    """A database at head with rows in its tables."""
+    fill(url, *REVISIONS)
+    return url
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One revision up or down, with what the database held before and after it."""
+
+    revision: str
+    before: Snapshot
+    after: Snapshot
+
+
+@dataclass(frozen=True)
+class Journey:
+    """From nothing to head step by step, storing rows on the way, back to base, and to head again."""
+
+    up: list[Step]
+    down: list[Step]
+    again: Snapshot
+
+
+def travel(url: str) -> Journey:
+    """Make the journey."""
+    up, down = [], []
+    for revision in REVISIONS:
+        before = look(url)
+        up.append(Step(revision, before, migrate(url, "upgrade", "+1")))
+        fill(url, revision)
+    for revision in reversed(REVISIONS):
+        before = look(url)
+        down.append(Step(revision, before, migrate(url, "downgrade", "-1")))
+    return Journey(up, down, migrate(url, "upgrade", "head"))
+
+
+@pytest.fixture(scope="module")
+def journeys(
+    request: pytest.FixtureRequest, postgresql_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Journey]:
+    folder = tmp_path_factory.mktemp("journeys")
+
+    def run(engine: str) -> Journey:
+        with new_database(engine, folder, request) as url:
+            return travel(url)
+
+    return on_both_engines(run)
+
+
+@pytest.fixture
+def journey(engine: str, journeys: dict[str, Journey]) -> Journey:
+    return journeys[engine]
+
+
+def test_each_upgrade_goes_one_revision_up(journey: Journey) -> None:
+    assert [step.after.rows["alembic_version"] for step in journey.up] == [
+        [{"version_num": revision}] for revision in REVISIONS
+    ]
+
+
+def test_each_upgrade_keeps_every_row(journey: Journey) -> None:
+    for step in journey.up:
+        before, after = common(step.before, step.after)
+        assert after == before, step.revision
+
+
+def test_the_way_back_begins_with_rows_in_every_table(journey: Journey) -> None:
+    assert [table for table in SQLModel.metadata.tables if not journey.down[0].before.rows[table]] == []
+
+
+def test_each_downgrade_keeps_every_row_that_it_does_not_drop(journey: Journey) -> None:
+    for step in journey.down:
+        before, after = common(step.before, step.after)
+        assert after == before, step.revision
+
+
+def test_users_and_profiles_survive_the_drop_of_phone_number(journey: Journey) -> None:
+    step = next(step for step in journey.down if step.revision == "9b3e5d8a1c74")
+
+    assert [user["username"] for user in step.after.rows["users"]] == ["alice", "bob"]
+    assert "phone_number" not in step.after.rows["users"][0]
+    assert [profile["status"] for profile in step.after.rows["profiles"]] == ["active", "suspended"]
+
+
+def test_each_downgrade_restores_the_schema_that_its_upgrade_found(journey: Journey) -> None:
+    for up, down in zip(journey.up[1:], reversed(journey.down[:-1]), strict=True):
+        assert down.after.schema == up.before.schema, down.revision
+
+
+def test_base_has_no_tables_left(journey: Journey) -> None:
+    assert journey.down[-1].after.rows == {"alembic_version": []}
+
+
+def test_after_base_the_schema_at_head_is_the_same_again(journey: Journey) -> None:
+    assert journey.again.schema == journey.up[-1].after.schema
+
+
+# --- the chain --------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_exactly_one_head() -> None:
+    assert SCRIPTS.get_heads() == [REVISIONS[-1]]
+
+
+def test_each_revision_says_what_it_does() -> None:
+    # What follows the message in a script starts so.
+    messages = [script.doc.partition("Revision ID:")[0] for script in SCRIPTS.walk_revisions()]
+
+    assert "" not in messages
+
+
+def test_revision_ids_fit_into_the_version_table() -> None:
+    # A longer one passes on SQLite and fails on PostgreSQL.
+    assert [revision for revision in REVISIONS if len(revision) > 32] == []
+
+
+# --- the models -------------------------------------------------------------------------------------------------------
+
+
+def test_alembic_check_finds_nothing_to_do_at_head(url: str) -> None:
+    result = alembic(url, "check")
+
+    assert (result.returncode, result.stdout) == (0, "No new upgrade operations detected.\n")
+
+
+def test_the_migrated_schema_is_what_the_models_say_also_where_autogenerate_does_not_look(
+    url: str, empty_url: str
+) -> None:
+    SQLModel.metadata.create_all(create_plain_engine(empty_url))
+
+    migrated = schema_of(url)
+    del migrated["alembic_version"]
+    assert migrated == schema_of(empty_url)
+
+
+def test_each_constraint_has_a_name(url: str) -> None:
+    # Without one it cannot be dropped on SQLite.
+    unnamed = [
+        (table, kind, constraint)
+        for table, parts in schema_of(url).items()
+        for kind in parts.keys() - {"columns"}
+        for constraint in parts[kind]
+        if not constraint["name"]
+    ]
+
+    assert unnamed == []
+
+
+# --- generated scripts ------------------------------------------------------------------------------------------------
+
+NEW_FIELDS = {
+    "    registration_key_hash:": """\
+    nickname: str | None = Field(default=None, max_length=30, index=True)
+    invited_by: int | None = Field(default=None, foreign_key="users.id", sa_type=Id)
+    is_curious: bool = Field(default=False, sa_column_kwargs={"server_default": sqlalchemy.false()})
+""",
+    "    status: Status = Field(": """\
+    note: str | None = Field(default=None, max_length=30)
+    sponsor_id: int | None = Field(default=None, foreign_key="users.id", index=True, sa_type=Id)
+""",
+}
+"""Fields, by what they are written in front of in models.py."""
+
+NEW_MODEL = '''
+
+class Gift(SQLModel, table=True):
+    """A column of every kind, with every kind of constraint."""
+
+    __tablename__ = "gifts"
+    __table_args__ = (CheckConstraint("amount > 0", name="amount"), UniqueConstraint("user_id", "code"))
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    user_id: int = Field(foreign_key="users.id", sa_type=Id)
+    code: str = Field(max_length=12, unique=True)
+    amount: int = Field(sa_type=BigInteger)
+    wrapped: bool = Field(default=True, sa_column_kwargs={"server_default": sqlalchemy.true()})
+    given_at: datetime = Field(index=True)
+    stored_at: datetime = Field(sa_column_kwargs={"server_default": sqlalchemy.func.now()})
+    memo: str | None = Field(default=None, sa_type=sqlalchemy.Text)
+'''
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A script generated from changed models, run up and down unedited on a database with rows."""
+
+    script: str
+    before: Snapshot
+    up: Snapshot
+    check: str
+    down: Snapshot
+
+
+def change_models(folder: Path) -> None:
+    """Add a table, and columns to tables that exist."""
+    path = folder / "models.py"
+    source = path.read_text().replace("\nimport pydantic\n", "\nimport pydantic\nimport sqlalchemy\n", 1)
+    for place, fields in NEW_FIELDS.items():
+        assert place in source
+        source = source.replace(place, fields + place, 1)
+    path.write_text(source + NEW_MODEL)
+
+
+def generate(url: str, folder: Path) -> str:
+    """Run `alembic revision --autogenerate`; the script that it wrote."""
+    scripts = folder / "migrations" / "versions"
+    before = set(scripts.glob("*.py"))
+    migrate(url, "revision", "--autogenerate", "-m", 'what "the models" say', cwd=folder)
+    (script,) = set(scripts.glob("*.py")) - before
+    return script.read_text()
+
+
+@pytest.fixture(scope="module")
+def generations(
+    request: pytest.FixtureRequest,
+    sqlite_template: str,
+    postgresql_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Generation]:
+    templates = {"sqlite": sqlite_template, "postgresql": postgresql_template}
+
+    def run(engine: str) -> Generation:
+        fork = copy_of_the_repository(tmp_path_factory.mktemp(engine))
+        change_models(fork)
+        with new_database(engine, fork, request, templates[engine]) as url:
+            fill(url, *REVISIONS)
+            before = look(url)
+            return Generation(
+                script=generate(url, fork),
+                before=before,
+                up=migrate(url, "upgrade", "head", cwd=fork),
+                check=alembic(url, "check", cwd=fork).stdout,
+                down=migrate(url, "downgrade", "-1", cwd=fork),
+            )
+
+    return on_both_engines(run)
+
+
+@pytest.fixture
+def generation(engine: str, generations: dict[str, Generation]) -> Generation:
+    return generations[engine]
+
+
+def test_unchanged_models_generate_an_empty_script(url: str, fork: Path) -> None:
+    functions = {
+        node.name: [ast.unparse(statement) for statement in node.body[1:]]
+        for node in ast.parse(generate(url, fork)).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+    assert functions == {"upgrade": ["pass"], "downgrade": ["pass"]}
+
+
+def test_a_generated_script_is_the_same_whichever_engine_it_was_generated_on(
+    generations: dict[str, Generation],
+) -> None:
+    sqlite, postgresql = (generation.script.partition("def upgrade")[2] for generation in generations.values())
+
+    assert sqlite == postgresql
+
+
+def test_a_generated_script_needs_no_sqlmodel(generation: Generation) -> None:
+    assert "sqlmodel" not in generation.script.lower()
+
+
+def test_a_generated_script_leaves_nothing_to_generate(generation: Generation) -> None:
+    assert generation.check == "No new upgrade operations detected.\n"
+
+
+def test_a_generated_script_makes_the_columns_and_constraints_of_a_new_model(generation: Generation) -> None:
+    gifts = generation.up.schema["gifts"]
+
+    assert list(gifts["columns"]) == ["id", "user_id", "code", "amount", "wrapped", "given_at", "stored_at", "memo"]
+    assert gifts["columns"]["code"]["type"] == "VARCHAR(length=12)"
+    assert [name for name, column in gifts["columns"].items() if column["nullable"]] == ["memo"]
+    assert [name for name, column in gifts["columns"].items() if name != "id" and column["default"]] == [
+        "wrapped",
+        "stored_at",
+    ]
+    assert {
+        constraint["name"] for kind in gifts.keys() - {"columns"} for constraint in gifts[kind] if constraint["name"]
+    } >= {
+        "pk_gifts",
+        "ck_gifts_amount",
+        "fk_gifts_user_id_users",
+        "uq_gifts_code",
+        "uq_gifts_user_id_code",
+        "ix_gifts_given_at",
+    }
+
+
+def test_a_generated_script_adds_columns_to_a_table_with_rows(generation: Generation) -> None:
+    before, after = common(generation.before, generation.up)
+
+    assert after == before
+    assert {"nickname", "invited_by", "is_curious"} <= generation.up.rows["users"][0].keys()
+
+
+def test_a_generated_script_keeps_the_constraints_of_the_tables_that_it_changes(generation: Generation) -> None:
+    for table in ("users", "profiles"):
+        before, after = generation.before.schema[table], generation.up.schema[table]
+        for kind in ("unique", "foreign keys", "checks"):
+            assert [constraint for constraint in before[kind] if constraint not in after[kind]] == []
+
+
+def test_a_generated_script_undone_leaves_the_database_as_it_was(generation: Generation) -> None:
+    assert generation.down == generation.before
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def add_revision(folder: Path, revision: str, down_revision: str, upgrade: str) -> None:
+    """Add a revision that does `upgrade`."""
+    (folder / "migrations" / "versions" / f"{revision}_added.py").write_text(
+        '"""added"""\nimport sqlalchemy as sa\nfrom alembic import op\n\n'
+        f'revision = "{revision}"\ndown_revision = "{down_revision}"\n\n\n'
+        f"def upgrade():\n{upgrade}\n\n\ndef downgrade():\n    pass\n"
+    )
+
+
+BLESSED = """
+    op.create_table("gifts", sa.Column("id", sa.Integer(), primary_key=True))
+    op.execute("INSERT INTO gifts (id) VALUES (1)")
+"""
+DOOMED = """
+    op.create_table("wishes", sa.Column("id", sa.Integer(), primary_key=True))
+    op.execute("UPDATE users SET username = email")
+    with op.batch_alter_table("users") as batch_op:
+        batch_op.drop_column("email")
+    op.execute("SELECT nonsense")
+"""
+
+
+def test_an_upgrade_that_fails_half_way_takes_back_all_that_it_did(full_url: str, fork: Path) -> None:
+    add_revision(fork, "eeeeeeeeeeee", REVISIONS[-1], BLESSED)
+    add_revision(fork, "ffffffffffff", "eeeeeeeeeeee", DOOMED)
+    before = look(full_url)
+
+    result = alembic(full_url, "upgrade", "head", cwd=fork)
+
+    assert "eeeeeeeeeeee -> ffffffffffff" in result.stderr
+    assert result.returncode != 0
+    assert look(full_url) == before
+
+
+def test_a_downgrade_that_fails_takes_back_the_downgrades_before_it(full_url: str, fork: Path) -> None:
+    oldest = fork / "migrations" / "versions" / Path(SCRIPTS.get_revision(REVISIONS[0]).path).name
+    oldest.write_text(oldest.read_text() + '    op.execute("SELECT nonsense")\n')  # Its downgrade comes last.
+    before = look(full_url)
+
+    result = alembic(full_url, "downgrade", "base", cwd=fork)
+
+    assert f"{REVISIONS[0]} -> " in result.stderr
+    assert result.returncode != 0
+    assert look(full_url) == before
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])  # PostgreSQL refuses the statement itself.
+def test_a_migration_that_would_leave_orphans_is_refused_in_one_line(full_url: str, fork: Path) -> None:
+    add_revision(fork, "ffffffffffff", REVISIONS[-1], '    op.execute("DELETE FROM users")')
+    before = look(full_url)
+
+    result = alembic(full_url, "upgrade", "head", cwd=fork)
+
+    assert [line for line in (result.stdout + result.stderr).splitlines() if not line.startswith("INFO")] == [
+        "FAILED: 3 rows would refer to rows that do not exist (access_tokens → users, profiles → users)."
+        " Nothing was changed."
+    ]
+    assert look(full_url) == before
+
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+PROD_INI = str(ROOT / "prod_alembic.ini")
+
+
+def test_prod_alembic_ini_migrates_the_production_database_and_no_other(empty_url: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+
+    result = alembic(
+        f"sqlite:///{other}", "upgrade", "head", ALEMBIC_CONFIG="prod_alembic.ini", PROD_DATABASE_URL=empty_url
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert query(empty_url, "SELECT version_num FROM alembic_version") == [(REVISIONS[-1],)]
+    assert not other.exists()
+
+
+def test_prod_alembic_ini_without_its_url_says_in_one_line_which_is_missing(tmp_path: Path) -> None:
+    database = tmp_path / "development.db"
+
+    # Not from the root, where a developer's .env may name the real one.
+    result = alembic(f"sqlite:///{database}", "upgrade", "head", cwd=tmp_path, ALEMBIC_CONFIG=PROD_INI)
+
+    assert result.returncode != 0
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert "PROD_DATABASE_URL" in line
+    assert not database.exists()
+
+
+@pytest.mark.parametrize(
+    ("ini", "setting"), [("alembic.ini", "DATABASE_URL"), ("prod_alembic.ini", "PROD_DATABASE_URL")]
+)
+def test_a_malformed_url_is_named_in_one_line_without_its_password(ini: str, setting: str, tmp_path: Path) -> None:
+    malformed = "postgresql://savepoint:swordfish@host:port/name"
+    environment = {"DATABASE_URL": f"sqlite:///{tmp_path}/other.db", "ALEMBIC_CONFIG": ini, setting: malformed}
+
+    result = alembic(environment.pop("DATABASE_URL"), "upgrade", "head", cwd=ROOT, **environment)
+
+    assert result.returncode != 0
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert line.startswith(f"FAILED: {setting}: ")
+    assert "swordfish" not in line
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.ini")), ids=lambda path: path.name)
+def test_an_ini_file_holds_no_url_and_no_password(path: Path) -> None:
+    ini = ConfigParser(interpolation=None)
+    ini.read(path)
+
+    options = {option: value for section in ini.sections() for option, value in ini.items(section)}
+    assert [value for value in options.values() if "://" in value] == []
+    assert [option for option in options if option == "sqlalchemy.url" or "password" in option] == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_alembic_works_from_any_folder(empty_url: str, tmp_path: Path) -> None:
+    result = alembic(empty_url, "-c", str(ALEMBIC_INI), "upgrade", "head", cwd=tmp_path)
+
+    assert result.returncode == 0, result.stderr
+    assert query(empty_url, "SELECT version_num FROM alembic_version") == [(REVISIONS[-1],)]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_printed_sql_makes_the_schema_that_a_migration_makes(url: str, empty_url: str) -> None:
+    result = alembic("postgresql://savepoint@nowhere.invalid/name", "upgrade", "head", "--sql")
+
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(result.stdout.encode())
+    assert look(empty_url) == look(url)
