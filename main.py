@@ -10,16 +10,15 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field, ValidationError
 from sqlmodel import SQLModel
 from starlette.exceptions import HTTPException
 
 import crud
+import docs_pages
 import metrics
 import problems
-import redoc
 from database import Database
 from middleware import CatchUnexpected, CountRequests, LimitBody
 from models import (
@@ -175,7 +174,8 @@ async def check_schema(schema: Schema, database: Database) -> None:
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
 
 
-app = FastAPIOffline(
+app = FastAPI(
+    docs_url=None,  # see docs_pages.py
     redoc_url=None,
     title="Savepoint",
     version="0.1.0",
@@ -191,7 +191,6 @@ app = FastAPIOffline(
         {"name": "users", "description": "What the operator does with users."},
         {"name": "health", "description": "For load balancers and monitoring."},
     ],
-    swagger_ui_parameters={"defaultModelsExpandDepth": 0, "persistAuthorization": True},
     generate_unique_id_function=lambda route: route.name,
     lifespan=lifespan,
     exception_handlers={
@@ -205,7 +204,6 @@ app = FastAPIOffline(
 app.add_middleware(LimitBody)
 app.add_middleware(CatchUnexpected)
 app.add_middleware(CountRequests)
-app.include_router(redoc.router)
 
 
 # --- who calls --------------------------------------------------------------------------------------------------------
@@ -583,3 +581,10 @@ async def readyz(request: Request, response: Response) -> SchemaState:
 async def get_metrics() -> Response:
     """In Prometheus' text format."""
     return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+# --- docs -------------------------------------------------------------------------------------------------------------
+
+# Last, since each request is compared with the routes in order.
+app.include_router(docs_pages.router)
+app.mount("/docs/assets", docs_pages.assets)
