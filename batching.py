@@ -69,9 +69,7 @@ class Batcher(Generic[Item, Outcome]):
         self.waiting.append(call)
         self.queue_length.set(len(self.waiting))
         if len(self.running) < self.tasks:
-            task = loop.create_task(self.work())
-            self.running.add(task)
-            task.add_done_callback(self.running.discard)
+            self.running.add(loop.create_task(self.work()))
         timer = loop.call_later(self.deadline, self.give_up, call)
         try:
             return await call.outcome
@@ -90,15 +88,23 @@ class Batcher(Generic[Item, Outcome]):
 
     async def work(self) -> None:
         """Run batch after batch until nothing waits."""
-        while batch := self.take_waiting():
-            self.batch_size.observe(len(batch))
-            outcomes: Sequence[Outcome | Exception]
-            try:
-                outcomes = await self.run([call.item for call in batch])
-            except Exception as error:
-                outcomes = [error] * len(batch)
-            for call, outcome in zip(batch, outcomes, strict=True):
-                settle(call, outcome)
+        try:
+            while batch := self.take_waiting():
+                await self.run_batch(batch)
+        finally:
+            # Now, not when the event loop comes to it: a call in between would count on a task that has ended.
+            self.running -= {asyncio.current_task()}
+
+    async def run_batch(self, batch: Sequence[Call[Item, Outcome]]) -> None:
+        """Run one batch, and hand each caller its own outcome."""
+        self.batch_size.observe(len(batch))
+        outcomes: Sequence[Outcome | Exception]
+        try:
+            outcomes = await self.run([call.item for call in batch])
+        except Exception as error:
+            outcomes = [error] * len(batch)
+        for call, outcome in zip(batch, outcomes, strict=True):
+            settle(call, outcome)
 
     def take_waiting(self) -> list[Call[Item, Outcome]]:
         """The next batch, in order of arrival, without those who no longer wait for an answer."""

@@ -348,10 +348,10 @@ async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> l
     async with begin(session):
         session.add_all(tokens)
         await session.flush()
-    return [
-        IssuedToken.model_construct(**show_token(token).model_dump(), access_token=secret)
-        for token, secret in zip(tokens, secrets, strict=True)
-    ]
+        return [
+            IssuedToken.model_construct(**show_token(token).model_dump(), access_token=secret)
+            for token, secret in zip(tokens, secrets, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,8 @@ def driver_url(url: str, *, is_async: bool) -> URL:
 def connect_args(url: URL, settings: Settings) -> dict[str, Any]:
     """The driver's options: nothing waits for ever, and a network that was cut is noticed."""
     if url.get_backend_name() == "sqlite":
-        return {"timeout": settings.lock_timeout}
+        # Each attempt waits for its part of it.
+        return {"timeout": settings.lock_timeout / ATTEMPTS}
     limits = {
         "statement_timeout": settings.statement_timeout,
         "lock_timeout": settings.lock_timeout,
@@ -232,13 +233,15 @@ def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
 
     Codes: sqlite.org/rescode.html, and appendix A of the PostgreSQL manual.
     """
+    if not isinstance(context.original_exception, Exception):
+        return None  # A cancelled read breaks its connection too, but it is no error to explain.
     if context.connection is None:
         return DatabaseUnavailable
     committing = context.connection.info.get(COMMITTING, False)
     error = context.original_exception
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
-        if str(error).startswith(("no such table", "no such column")):
+        if any(words in str(error) for words in ("no such table", "no such column", "has no column named")):
             return SchemaBehind
         return sqlite_meaning(code, committing=committing)
     sqlstate = getattr(error, "sqlstate", None) or ""
@@ -254,7 +257,7 @@ def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
 def sqlite_meaning(code: int, *, committing: bool) -> type[Interruption] | None:
     """What a result code of SQLite says of the whole transaction."""
     primary = code & 0xFF
-    if primary in (5, 6):  # BUSY, LOCKED
+    if primary in (5, 6, 15):  # BUSY, LOCKED, PROTOCOL
         return Conflict
     if primary == 10 and committing:  # IOERR
         return OutcomeUnknown

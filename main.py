@@ -48,6 +48,7 @@ from refusals import (
     Conflict,
     DatabaseUnavailable,
     IdempotencyKeyReused,
+    Interruption,
     OperatorDisabled,
     OperatorOnly,
     OutcomeUnknown,
@@ -62,7 +63,7 @@ from refusals import (
     UserNotFound,
     UserOnly,
 )
-from schema import Schema, SchemaState, upgrade_to_head
+from schema import Schema, SchemaState, get_revision, upgrade_to_head
 from settings import Settings
 from tokens import hash_secret, operator_token_hash
 
@@ -146,30 +147,28 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Connect, bring the SQLite default to head, and at the end finish what was accepted."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
     settings = Settings()
-    database = Database(settings)
-    app.state.database = database
-    app.state.schema = Schema()
+    operations = Operations(Database(settings), settings)
     app.state.operator_token_hash = operator_token_hash(settings)
-    app.state.operations = Operations(database, settings)
-    await check_schema(app.state.schema, database)
+    app.state.operations = operations
+    app.state.schema = Schema()
+    await check_schema(app.state.schema, operations)
     yield
-    await app.state.operations.close()
+    await operations.close()
 
 
-async def check_schema(schema: Schema, database: Database) -> None:
+async def check_schema(schema: Schema, operations: Operations) -> None:
     """Migrate SQLite to head; on a server database only say what is to be done."""
     try:
-        state = await schema.state(database)
-        if state.status == "behind" and database.is_sqlite:
+        state = schema.compare(await operations.read(get_revision))
+        if state.status == "behind" and operations.database.is_sqlite:
             await upgrade_to_head()
-            state = await schema.state(database)
-    except DatabaseUnavailable as error:
+            return
+    except Interruption as error:
         logger.error("The database cannot be reached%s; /readyz tells when it can.", problems.cause_of(error))
         return
     if state.status == "behind":
-        logger.error(
-            "The schema is at %s and this code needs %s. Run: alembic upgrade head", state.revision, state.head
-        )
+        needs = f"The schema is at {state.revision} and this code needs {state.head}."
+        logger.error("%s Run: alembic upgrade head", needs)
     if state.status == "ahead":
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
 
@@ -563,9 +562,10 @@ async def healthz() -> Alive:
         }
     },
 )
-async def readyz(request: Request, response: Response) -> SchemaState:
+async def readyz(request: Request, operations: OperationsDep, response: Response) -> SchemaState:
     """503 while the database is out of reach or its schema is behind this code."""
-    state: SchemaState = await request.app.state.schema.state(request.app.state.database)
+    schema: Schema = request.app.state.schema
+    state = schema.compare(await operations.read(get_revision))
     if state.status == "behind":
         response.status_code = 503
     return state

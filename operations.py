@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -11,7 +12,7 @@ import crud
 from batching import Batcher
 from database import Database
 from models import KeyedRegistration, UserPublic
-from refusals import DatabaseUnavailable, OutcomeUnknown
+from refusals import DatabaseUnavailable, Interruption, OutcomeUnknown
 from settings import Settings
 
 P = ParamSpec("P")
@@ -31,6 +32,11 @@ class BulkRegistration:
     all_or_nothing: bool
 
 
+async def run_query(queries: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    """Each query by itself."""
+    return [await query() for query in queries]
+
+
 class Operations:
     """Everything that one process can be asked to do with its database."""
 
@@ -39,40 +45,45 @@ class Operations:
         self.settings = settings
         # One writer at a time is all that SQLite has; on PostgreSQL one batch fills while another commits.
         self.tasks = 1 if database.is_sqlite else 2
-        self.register_user = self.coalesce_writes("register_user", crud.register_users)
-        self.update_user = self.coalesce_writes("update_user", crud.update_users)
-        self.issue_token = self.coalesce_writes("issue_token", crud.issue_tokens)
-        self.revoke_token = self.coalesce_writes("revoke_token", crud.revoke_tokens)
-        self.authenticate: Batcher[str, UserPublic] = Batcher(
-            "authenticate",
-            lambda hashes: database.read(crud.authenticate, hashes),
-            tasks=self.tasks,
-            batch_limit=settings.batch_limit,
-            queue_limit=settings.queue_limit,
-            deadline=settings.request_timeout,
-            too_late=DatabaseUnavailable,
+        self.register_user = self.coalesce(crud.register_users)
+        self.update_user = self.coalesce(crud.update_users)
+        self.issue_token = self.coalesce(crud.issue_tokens)
+        self.revoke_token = self.coalesce(crud.revoke_tokens)
+        self.register_many: Batcher[BulkRegistration, Sequence[crud.Registered | Exception]] = self.batcher(
+            "register_many", self.run_bulk, tasks=1, batch_limit=1, queue_limit=BULK_QUEUE_LIMIT
         )
-        self.register_many = Batcher(
-            "register_many",
-            self.run_bulk,
-            tasks=1,
-            batch_limit=1,
-            queue_limit=BULK_QUEUE_LIMIT,
-            deadline=settings.request_timeout,
-            too_late=OutcomeUnknown,
+        self.authenticate: Batcher[str, UserPublic] = self.batcher(
+            "authenticate", lambda hashes: database.read(crud.authenticate, hashes), too_late=DatabaseUnavailable
+        )
+        # Left to end at the deadline: a query that is cancelled is waited for, on SQLite as long as it takes.
+        self.query: Batcher[Callable[[], Awaitable[Any]], Any] = self.batcher(
+            "query", run_query, tasks=4, batch_limit=1, too_late=DatabaseUnavailable
         )
 
-    def coalesce_writes(self, name: str, write: crud.IsolatedWrite[Item, Outcome]) -> Batcher[Item, Outcome]:
-        """Calls of a crud function that writes, coalesced."""
+    def batcher(
+        self,
+        name: str,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]],
+        *,
+        tasks: int | None = None,
+        batch_limit: int | None = None,
+        queue_limit: int | None = None,
+        too_late: type[Interruption] = OutcomeUnknown,
+    ) -> Batcher[Item, Outcome]:
+        """A batcher as the settings say, unless told otherwise."""
         return Batcher(
             name,
-            lambda items: self.database.write(write, items),
-            tasks=self.tasks,
-            batch_limit=self.settings.batch_limit,
-            queue_limit=self.settings.queue_limit,
+            run,
+            tasks=tasks or self.tasks,
+            batch_limit=batch_limit or self.settings.batch_limit,
+            queue_limit=queue_limit or self.settings.queue_limit,
             deadline=self.settings.request_timeout,
-            too_late=OutcomeUnknown,
+            too_late=too_late,
         )
+
+    def coalesce(self, write: crud.IsolatedWrite[Item, Outcome]) -> Batcher[Item, Outcome]:
+        """Single calls of a crud function that writes many."""
+        return self.batcher(write.__name__, lambda items: self.database.write(write, items))
 
     async def run_bulk(self, calls: Sequence[BulkRegistration]) -> list[Sequence[crud.Registered | Exception]]:
         """Each bulk call in a transaction of its own."""
@@ -87,14 +98,14 @@ class Operations:
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a query within the deadline. Raises DatabaseUnavailable after it."""
-        try:
-            async with asyncio.timeout(self.settings.request_timeout):
-                return await self.database.read(query, *args, **kwargs)
-        except TimeoutError:
-            raise DatabaseUnavailable from None
+        answer: T = await self.query(partial(self.database.read, query, *args, **kwargs))
+        return answer
 
     async def close(self) -> None:
         """Refuse what comes from now on, finish what was accepted, and close the connections."""
-        batchers = (value for value in vars(self).values() if isinstance(value, Batcher))
-        await asyncio.gather(*(batcher.close() for batcher in batchers))
+        batchers = [value for value in vars(self).values() if isinstance(value, Batcher)]
+        # Whoever still waits after the deadline was told so, and a transaction that hangs must not hold up the end.
+        await asyncio.wait(
+            [asyncio.create_task(batcher.close()) for batcher in batchers], timeout=self.settings.request_timeout
+        )
         await self.database.close()

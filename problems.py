@@ -170,7 +170,7 @@ def describe(error: BaseException) -> str:
 
 def cause_of(error: BaseException) -> str:
     """The words of the driver where the database was out of reach; they name hosts and files, never anybody's data."""
-    return f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ is not None else ""
+    return f" ({str(error.__cause__).partition(chr(10))[0]})" if error.__cause__ is not None else ""
 
 
 def document(examples: Iterable[Problem]) -> dict[int | str, dict[str, Any]]:

@@ -12,7 +12,6 @@ from sqlalchemy import String, column, table
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from database import Database
 from refusals import SchemaBehind
 
 ALEMBIC_INI = Path(__file__).with_name("alembic.ini")
@@ -39,12 +38,8 @@ class Schema:
         assert head is not None, "migrations/versions is empty"
         self.head = head
 
-    async def state(self, database: Database) -> SchemaState:
+    def compare(self, revision: str | None) -> SchemaState:
         """Ready at the head, ahead at a revision that this code does not know yet, behind at any other."""
-        try:
-            revision = await database.read(get_revision)
-        except SchemaBehind:
-            revision = None
         if revision == self.head:
             return SchemaState("ready", revision, self.head)
         return SchemaState("behind" if revision is None or revision in self.known else "ahead", revision, self.head)
@@ -52,7 +47,10 @@ class Schema:
 
 async def get_revision(session: AsyncSession) -> str | None:
     """What alembic_version holds: a revision, several where a branch was not merged, or none."""
-    revisions = await session.exec(select(column("version_num", String)).select_from(table("alembic_version")))
+    try:
+        revisions = await session.exec(select(column("version_num", String)).select_from(table("alembic_version")))
+    except SchemaBehind:
+        return None
     return ", ".join(revisions) or None
 
 

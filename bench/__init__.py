@@ -1,0 +1,1 @@
+"""Savepoint and the usual way of writing it, side by side under the same load."""
