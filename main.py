@@ -1,6 +1,7 @@
 """HTTP: routes, dependencies, and the one table that turns refusals into responses."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -152,7 +153,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.operations = operations
     app.state.schema = Schema()
     await check_schema(app.state.schema, operations)
+    # What is loaded by now stays: the garbage collector need not look through it again while callers wait.
+    gc.freeze()
     yield
+    gc.unfreeze()
     await operations.close()
 
 
