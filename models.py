@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -24,6 +25,7 @@ SQLModel.metadata.naming_convention = {
 }
 
 USERNAME_PROFILE = get_profile("UsernameCaseMapped")
+VISIBLE_ASCII = re.compile(r"[!-~]+")
 
 
 def normalise_username(username: Any) -> Any:
@@ -31,6 +33,9 @@ def normalise_username(username: Any) -> Any:
     # What is no text, or far too long, is for the checks that follow.
     if not isinstance(username, str) or not 0 < len(username) <= 255:
         return username
+    # The profile lets every visible ASCII character pass, and only folds its case: most names need no more.
+    if VISIBLE_ASCII.fullmatch(username):
+        return username.lower()
     try:
         return USERNAME_PROFILE.enforce(username)
     except UnicodeEncodeError:
