@@ -44,6 +44,8 @@ class Database:
             pool_size=settings.database_pool_size,
             max_overflow=0,
             pool_timeout=settings.lock_timeout,
+            # Whoever returns a connection has ended its transaction; to make sure costs a change of threads on SQLite.
+            pool_reset_on_return=None if self.is_sqlite else "rollback",
             hide_parameters=True,
         )
         prepare_engine(self.engine.sync_engine)
