@@ -145,7 +145,8 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     problem = FRAMEWORK_PROBLEMS.get(error.status_code)
     if problem is None:
         phrase = HTTPStatus(error.status_code).phrase
-        problem = make_problem(error.status_code, phrase.title().replace(" ", ""), f"{phrase}.")
+        name = "".join(word.capitalize() for word in re.sub(r"[^\w ]", "", phrase).split())
+        problem = make_problem(error.status_code, name, f"{phrase}.")
     headers = dict(error.headers or {})
     if error.status_code == 405:
         # The framework names the methods of the first route only.

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import httpx2
+import pytest
 from conftest import AS_OPERATOR, serving
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -38,6 +39,16 @@ def test_metrics_count_answers_by_route_and_never_by_id(client: TestClient) -> N
     assert ("GET", "/users/{id}", "404") in counted
     assert "123456" not in response.text
     assert {"savepoint_batch_size", "savepoint_queue_length", "savepoint_transactions_retried"} <= families.keys()
+
+
+def test_metrics_are_read_from_the_folder_that_workers_share(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client.get("/healthz")
+    (tmp_path / "metrics").mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+
+    assert client.get("/metrics").text == ""  # This process does not write there: it began without.
 
 
 def test_several_workers_are_counted_together(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import AS_OPERATOR
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 from test_registration import named
 
@@ -101,6 +102,23 @@ def test_a_batch_may_be_larger_but_not_over_16_mib(client: TestClient) -> None:
     )  # it was read: no user is in it
     assert_problem(client.post("/users/batch", content=too_large, headers=JSON | AS_OPERATOR), 413, "content-too-large")
     assert client.post("/users/batch", json={"users": users}, headers=AS_OPERATOR).status_code == 200
+
+
+def test_any_other_status_of_the_framework_is_a_problem_too(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any) -> None:
+        raise HTTPException(418)
+
+    monkeypatch.setattr(main.app.state.operations, "register_user", refuse)
+
+    assert_problem(client.post("/register", json=named("alice")), 418, "im-a-teapot")
+
+
+def test_without_an_operator_token_the_operators_calls_are_refused(client: TestClient) -> None:
+    main.app.state.operator_token_hash = None
+
+    assert_problem(client.get("/users", headers=AS_OPERATOR), 403, "operator-disabled")
 
 
 def test_the_unforeseen_is_a_500_without_details(

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from database import driver_url
 from settings import Settings
-from tokens import development_operator_token, hash_secret, make_token
+from tokens import development_operator_token, hash_secret, make_token, operator_token_hash
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,18 @@ def test_workers_that_start_at_once_share_one_development_token(tmp_path: Path) 
     assert len(tokens) == 1
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_operators_token_is_the_setting_or_in_development_one_that_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert operator_token_hash(Settings(environment="production")) is None
+    assert operator_token_hash(Settings.model_validate({"operator_token": "x" * 16})) == hash_secret("x" * 16)
+    made = operator_token_hash(Settings())
+    assert capsys.readouterr().out.startswith("Development operator token: svp_")
+    assert operator_token_hash(Settings()) == made
 
 
 def get_users(url: str, token: str) -> tuple[int, str | None]:
