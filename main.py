@@ -182,7 +182,7 @@ app = FastAPI(
     redoc_url=None,
     title="Savepoint",
     version="0.1.0",
-    summary="Users register, hold balances and move money; every change lands whole or not at all.",
+    summary="Users register and hold access tokens; every change lands whole or not at all.",
     description=(
         "Every error is `application/problem+json` (RFC 9457): programs compare its `type`, people read its `detail`. "
         "Register a user, copy the `access_token` of the answer, and give it to *Authorize*."
