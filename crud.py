@@ -5,47 +5,63 @@ and answers a list of outcomes in the order of the items: what is true now, or a
 nothing is rolled back for them.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, wraps
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import JSON, bindparam, cast, column, func, true
-from sqlalchemy.dialects import postgresql, sqlite
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSessionTransaction
-from sqlalchemy.types import String
-from sqlmodel import SQLModel, col, select
+from sqlalchemy.orm import aliased
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
+from ledger import OPERATOR, Holding, Ledger, Order, Posting, Replay
 from models import (
     AccessToken,
+    Account,
+    AccountPublic,
+    Entry,
+    EntryPublic,
     IssuedToken,
     KeyedRegistration,
     Profile,
+    SettledTransfer,
     Status,
     TokenPublic,
+    Transfer,
+    TransferPublic,
     User,
     UserPublic,
     now,
 )
 from refusals import (
+    AccountExists,
+    AccountNotFound,
+    BalanceNotZero,
+    Conflict,
     IdempotencyKeyReused,
     Interruption,
+    ReceiverOnly,
     Refusal,
+    ReversalNotReversible,
     TokenNotFound,
+    TransferNotFound,
     Unauthenticated,
     UsernameTaken,
     UserNotActive,
     UserNotFound,
 )
+from statements import among, insert_rows, update_rows
 from tokens import hash_secret, make_token
 
+P = ParamSpec("P")
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
-Write = Callable[[AsyncSession, Sequence[Item]], Awaitable[list[Outcome | Refusal]]]
-IsolatedWrite = Callable[[AsyncSession, Sequence[Item]], Awaitable[list[Outcome | Exception]]]
+Write = Callable[Concatenate[AsyncSession, Sequence[Item], P], Awaitable[list[Outcome | Refusal]]]
+IsolatedWrite = Callable[Concatenate[AsyncSession, Sequence[Item], P], Awaitable[list[Outcome | Exception]]]
 
 REPLAY_WINDOW = timedelta(minutes=15)
 """How long the idempotency key of a registration answers again what it answered first."""
@@ -59,7 +75,7 @@ def begin(session: AsyncSession) -> AsyncSessionTransaction:
     return session.begin_nested() if session.in_transaction() else session.begin()
 
 
-def isolating_failures(write: Write[Item, Outcome]) -> IsolatedWrite[Item, Outcome]:
+def isolating_failures(write: Write[Item, P, Outcome]) -> IsolatedWrite[Item, P, Outcome]:
     """Let an item that fails unforeseen fail alone, as the exception that is its outcome.
 
     When `write` raises, its transaction is rolled back ("load the save") and the items are replayed in halves, each
@@ -67,9 +83,11 @@ def isolating_failures(write: Write[Item, Outcome]) -> IsolatedWrite[Item, Outco
     """
 
     @wraps(write)
-    async def isolated(session: AsyncSession, items: Sequence[Item]) -> list[Outcome | Exception]:
+    async def isolated(
+        session: AsyncSession, items: Sequence[Item], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Outcome | Exception]:
         try:
-            return [*await write(session, items)]
+            return [*await write(session, items, *args, **kwargs)]
         except Interruption:
             raise
         except Exception as error:
@@ -78,9 +96,26 @@ def isolating_failures(write: Write[Item, Outcome]) -> IsolatedWrite[Item, Outco
         metrics.BATCHES_HALVED.inc()
         middle = len(items) // 2
         async with begin(session):
-            return [*await isolated(session, items[:middle]), *await isolated(session, items[middle:])]
+            halves = (items[:middle], items[middle:])
+            return [outcome for half in halves for outcome in await isolated(session, half, *args, **kwargs)]
 
     return isolated
+
+
+def all_or_nothing(write: Write[Item, P, Outcome]) -> Write[Item, P, Outcome]:
+    """Let nothing land where one item is refused; the outcomes tell which."""
+
+    @wraps(write)
+    async def whole(
+        session: AsyncSession, items: Sequence[Item], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Outcome | Refusal]:
+        async with session.begin() as transaction:
+            outcomes = await write(session, items, *args, **kwargs)
+            if any(isinstance(outcome, Refusal) for outcome in outcomes):
+                await transaction.rollback()
+        return outcomes
+
+    return whole
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -95,40 +130,20 @@ class Registered:
     replayed: bool
 
 
-@isolating_failures
-async def register_users(
-    session: AsyncSession, registrations: Sequence[KeyedRegistration]
+async def insert_registrations(
+    session: AsyncSession, registrations: Sequence[KeyedRegistration], currency: str
 ) -> list[Registered | Refusal]:
-    """Create each user with its profile and a first access token; those that are refused leave nothing behind.
+    """Create each user with its profile, a first access token and an account; who is refused leaves nothing behind.
 
     A name asked for twice goes to the first. A key that came with the same content within REPLAY_WINDOW answers the
     same user again, with a fresh token. Refusals: UsernameTaken, IdempotencyKeyReused.
     """
-    async with begin(session):
-        return await insert_registrations(session, registrations)
-
-
-async def register_all_users(
-    session: AsyncSession, registrations: Sequence[KeyedRegistration]
-) -> list[Registered | Refusal]:
-    """Create every user as register_users does, or none at all where one of them is refused."""
-    async with session.begin() as transaction:
-        outcomes = await insert_registrations(session, registrations)
-        if any(isinstance(outcome, Refusal) for outcome in outcomes):
-            await transaction.rollback()
-    return outcomes
-
-
-async def insert_registrations(
-    session: AsyncSession, registrations: Sequence[KeyedRegistration]
-) -> list[Registered | Refusal]:
-    """Insert what is new, set-based, and judge the rest by what was there first."""
     if not registrations:
         return []
     moment = now()
     key_hashes = [hash_key(registration) for registration in registrations]
     created = await insert_users(session, registrations, key_hashes, moment)
-    await insert_profiles(session, created.values())
+    await insert_profiles_and_accounts(session, created.values(), currency)
     # After the insert: whoever was first has committed by now, so this sees the row that was in the way.
     lost = {key_hash for index, key_hash in enumerate(key_hashes) if key_hash and index not in created}
     earlier = await find_registrations(session, lost) if lost else {}
@@ -189,11 +204,12 @@ async def insert_users(
     return created
 
 
-async def insert_profiles(session: AsyncSession, users: Iterable[UserPublic]) -> None:
-    """Insert the profile of each new user."""
-    rows = [{"user_id": user.id, "status": user.status} for user in users]
+async def insert_profiles_and_accounts(session: AsyncSession, users: Iterable[UserPublic], currency: str) -> None:
+    """Insert the profile of each new user, and its account in the default currency."""
+    rows = [{"user_id": user.id} for user in users]
     if rows:
-        await insert_rows(session, Profile, rows)
+        await insert_rows(session, Profile, rows, status="active")
+        await insert_rows(session, Account, rows, currency=currency)
 
 
 async def find_registrations(session: AsyncSession, key_hashes: Iterable[str]) -> dict[str | None, UserPublic]:
@@ -227,6 +243,18 @@ async def insert_first_tokens(
     return secrets
 
 
+@isolating_failures
+async def register_users(
+    session: AsyncSession, registrations: Sequence[KeyedRegistration], currency: str
+) -> list[Registered | Refusal]:
+    """Register each user whose name is free, as insert_registrations says."""
+    async with begin(session):
+        return await insert_registrations(session, registrations, currency)
+
+
+register_all_users = all_or_nothing(insert_registrations)
+
+
 # --- users ------------------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +269,10 @@ class UserChange:
 
 @isolating_failures
 async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> list[UserPublic | Refusal]:
-    """Apply the changes in order. Refusals: UserNotFound, and UserNotActive where the change is the user's own."""
+    """Apply the changes in order.
+
+    Refusals: UserNotFound, and where the change is the user's own, UserNotActive and BalanceNotZero (to close).
+    """
     async with begin(session):
         # In id order, so that two batches that share users cannot deadlock.
         rows = await session.exec(
@@ -252,15 +283,36 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
             .with_for_update()
         )
         found = {user.id: (user, profile) for user, profile in rows}
-        return [update_user(change, *found.get(change.user_id, (None, None))) for change in changes]
+        holders = await lock_holders(session, {change.user_id for change in changes if "status" in change.fields})
+        return [update_user(change, holders, *found.get(change.user_id, (None, None))) for change in changes]
 
 
-def update_user(change: UserChange, user: User | None, profile: Profile | None) -> UserPublic | Refusal:
+async def lock_holders(session: AsyncSession, user_ids: set[int]) -> set[int | None]:
+    """Lock all accounts of these users; answer those users who hold money.
+
+    A transfer looks at the status after it has locked its accounts. So none that saw the old status ends after this.
+    """
+    if not user_ids:
+        return set()
+    accounts = await session.exec(
+        select(Account.user_id, Account.balance)
+        .where(col(Account.user_id).in_(user_ids))
+        .order_by(col(Account.id))
+        .with_for_update()
+    )
+    return {user_id for user_id, balance in accounts if balance != 0}
+
+
+def update_user(
+    change: UserChange, holders: Collection[int | None], user: User | None, profile: Profile | None
+) -> UserPublic | Refusal:
     """Apply one change to the locked rows of its user; the session writes them at COMMIT."""
     if user is None or profile is None:
         return UserNotFound()
     if profile.status != "active" and not change.by_operator:
         return UserNotActive()
+    if change.fields.get("status") == "closed" and user.id in holders and not change.by_operator:
+        return BalanceNotZero()
     for name, value in change.fields.items():
         setattr(profile if name == "status" else user, name, value)
     return show_user(user, profile.status)
@@ -401,48 +453,433 @@ async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit:
     return [show_token(token) for token in rows]
 
 
-# --- statements -------------------------------------------------------------------------------------------------------
+# --- accounts ---------------------------------------------------------------------------------------------------------
 
 
-async def insert_rows(
-    session: AsyncSession,
-    model: type[SQLModel],
-    rows: Sequence[dict[str, Any]],
-    *,
-    returning: tuple[str, ...] = (),
-    **same: Any,
-) -> Sequence[Any]:
-    """Insert all rows (each with the same keys), with the values that are the `same` in all of them.
+@dataclass(frozen=True, slots=True)
+class AccountOpening:
+    """An account that a user wants to open."""
 
-    With `returning`, rows whose unique values are taken are skipped, and these columns of the others are answered.
+    user_id: int
+    currency: str
+
+
+@isolating_failures
+async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening]) -> list[AccountPublic | Refusal]:
+    """Open the accounts. Refusal: AccountExists, where the user has one in this currency."""
+    rows = [{"user_id": opening.user_id, "currency": opening.currency} for opening in openings]
+    async with begin(session):
+        # In one order, so that two batches that open the same accounts cannot deadlock.
+        rows.sort(key=lambda row: (row["user_id"], row["currency"]))
+        inserted = await insert_rows(session, Account, rows, returning=("id", "user_id", "currency"))
+    ids = {(user_id, currency): id for id, user_id, currency in inserted}
+    # Of several alike, the first one opened it.
+    opened = [ids.pop((opening.user_id, opening.currency), None) for opening in openings]
+    return [
+        AccountExists()
+        if id is None
+        else AccountPublic.model_construct(id=id, user_id=opening.user_id, currency=opening.currency)
+        for id, opening in zip(opened, openings, strict=True)
+    ]
+
+
+async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> list[AccountPublic]:
+    """Up to `limit` accounts in order of id, of one user or all, from the first id greater than `after`."""
+    query = select(Account).where(col(Account.id) > after).order_by(col(Account.id)).limit(limit)
+    if user_id is not None:
+        query = query.where(Account.user_id == user_id)
+    return [show_account(account) for account in await session.exec(query)]
+
+
+async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPublic:
+    """The account as it is now. Raises AccountNotFound, also where it is neither the caller's nor the operator asks."""
+    account = await session.get(Account, id)
+    if account is None or caller not in (OPERATOR, account.user_id):
+        raise AccountNotFound
+    return show_account(account)
+
+
+async def get_account_at(session: AsyncSession, id: int, caller: int, at: datetime) -> AccountPublic:
+    """The account as it was at an instant. Raises AccountNotFound as get_account does."""
+    account = await get_account(session, id, caller)
+    entry = (await session.exec(newest_entry(id, at))).one_or_none()
+    account.balance, account.version = entry or (0, 0)
+    return account
+
+
+def newest_entry(account_id: int, at: datetime) -> Any:
+    """The balance and seq that an account's newest entry of this instant or before left."""
+    return (
+        select(Entry.balance_after, Entry.seq)
+        .where(Entry.account_id == account_id, col(Entry.created_at) <= at)
+        # As their index is; entries of one instant are in order of seq.
+        .order_by(col(Entry.created_at).desc(), col(Entry.seq).desc())
+        .limit(1)
+    )
+
+
+def show_account(account: Account) -> AccountPublic:
+    """The account as the API shows it."""
+    return AccountPublic.model_construct(**account.model_dump(exclude={"updated_at"}))
+
+
+async def list_entries(session: AsyncSession, id: int, caller: int, *, before: int, limit: int) -> list[EntryPublic]:
+    """Up to `limit` entries of an account, newest first, from the first seq less than `before`.
+
+    Raises AccountNotFound as get_account does.
     """
-    dialect = session.get_bind().dialect.name
-    statement = insert_statement(dialect, model, tuple(rows[0]), tuple(same), returning)
-    result = await session.exec(statement, params={"rows": rows, **{f"same_{name}": same[name] for name in same}})
-    return result.all() if returning else ()
+    await get_account(session, id, caller)
+    rows = await session.exec(
+        select(Entry, Transfer)
+        .join(Transfer)
+        .where(Entry.account_id == id, col(Entry.seq) < before)
+        .order_by(col(Entry.seq).desc())
+        .limit(limit)
+    )
+    return [
+        EntryPublic.model_construct(
+            seq=entry.seq,
+            amount=entry.amount,
+            balance_after=entry.balance_after,
+            transfer_id=transfer.id,
+            reverses_id=transfer.reverses_id,
+            counterparty_account_id=transfer.credit_account_id if entry.amount < 0 else transfer.debit_account_id,
+            memo=transfer.memo,
+            created_at=entry.created_at,
+        )
+        for entry, transfer in rows
+    ]
+
+
+# --- transfers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """A transfer that was made, now or when its key was first used."""
+
+    transfer: SettledTransfer
+    replayed: bool
+
+
+async def post_orders(session: AsyncSession, orders: Sequence[Order | Refusal]) -> list[Transferred | Refusal]:
+    """Make the transfers in order, each as if it came alone: one may spend what another before it brought.
+
+    A key that its caller used before, here or earlier, answers what it did then. What is refused already stays so.
+    Refusals: AccountNotFound, SameAccount, CurrencyMismatch, AccountNotActive, AlreadyReversed, InsufficientFunds,
+    BalanceLimit, IdempotencyKeyReused.
+    """
+    ledger = await open_ledger(session, [order for order in orders if isinstance(order, Order)])
+    outcomes = [order if isinstance(order, Refusal) else ledger.post(order) for order in orders]
+    if ledger.postings:
+        await store_postings(session, ledger)
+    return [outcome if isinstance(outcome, Refusal) else show_posting(outcome) for outcome in outcomes]
+
+
+async def open_ledger(session: AsyncSession, orders: Sequence[Order]) -> Ledger:
+    """Lock the accounts, then read what the transfers depend on."""
+    holdings = await lock_holdings(
+        session, {id for order in orders for id in (order.debit_account_id, order.credit_account_id)}
+    )
+    # After the locks: whoever held them has committed by now, so this sees what it wrote.
+    return Ledger(
+        holdings,
+        await find_inactive(session, {holding.user_id for holding in holdings if holding.user_id is not None}),
+        await find_postings(session, [order for order in orders if order.idempotency_key is not None]),
+        await find_reversed(session, [order.reverses_id for order in orders if order.reverses_id is not None]),
+    )
+
+
+async def lock_holdings(session: AsyncSession, account_ids: Iterable[int]) -> list[Holding]:
+    """Lock these accounts for this transaction."""
+    rows = await session.exec(lock_statement(dialect_of(session)), params={"ids": sorted(account_ids)})
+    return [Holding(*row) for row in rows]
 
 
 @cache
-def insert_statement(
-    dialect: str, model: type[SQLModel], names: tuple[str, ...], same: tuple[str, ...], returning: tuple[str, ...]
-) -> Any:
-    """INSERT … SELECT for insert_rows.
+def lock_statement(dialect: str) -> Any:
+    """SELECT … FOR UPDATE for lock_holdings."""
+    return (
+        sa.select(
+            col(Account.id),
+            col(Account.user_id),
+            col(Account.currency),
+            col(Account.balance),
+            col(Account.version),
+            col(Account.updated_at),
+        )
+        .where(among(dialect, col(Account.id), "ids"))
+        # In id order, so that opposite transfers cannot deadlock.
+        .order_by(col(Account.id))
+        .with_for_update()
+    )
 
-    The rows travel as one JSON parameter. So the statement is the same for any number of rows: it is built, compiled
-    and prepared once, and no limit on the number of parameters applies.
+
+async def find_inactive(session: AsyncSession, user_ids: Collection[int]) -> set[int]:
+    """Those of these users who are suspended or closed."""
+    return set(await session.exec(inactive_statement(dialect_of(session)), params={"ids": sorted(user_ids)}))
+
+
+@cache
+def inactive_statement(dialect: str) -> Any:
+    """SELECT for find_inactive."""
+    return select(Profile.user_id).where(among(dialect, col(Profile.user_id), "ids"), Profile.status != "active")
+
+
+async def find_postings(session: AsyncSession, orders: Sequence[Order]) -> list[Posting]:
+    """What the callers of these orders did under the same keys before."""
+    if not orders:
+        return []
+    dialect = dialect_of(session)
+    statement = select_postings().where(
+        among(dialect, col(Transfer.initiator), "callers"), among(dialect, col(Transfer.idempotency_key), "keys")
+    )
+    keys = sorted({order.idempotency_key for order in orders if order.idempotency_key is not None})
+    callers = sorted({order.caller for order in orders})
+    return [read_posting(*row) for row in await session.exec(statement, params={"callers": callers, "keys": keys})]
+
+
+def select_postings() -> Any:
+    """SELECT of transfers with the balances that they left on both accounts."""
+    debit, credit = aliased(Entry), aliased(Entry)
+    return (
+        select(Transfer, debit.balance_after, credit.balance_after)
+        .join(debit, (col(debit.transfer_id) == Transfer.id) & (col(debit.account_id) == Transfer.debit_account_id))
+        .join(credit, (col(credit.transfer_id) == Transfer.id) & (col(credit.account_id) == Transfer.credit_account_id))
+    )
+
+
+def read_posting(transfer: Transfer, debit_balance_after: int, credit_balance_after: int) -> Posting:
+    """A transfer that was stored, as the ledger knows it."""
+    order = Order(
+        caller=transfer.initiator,
+        debit_account_id=transfer.debit_account_id,
+        credit_account_id=transfer.credit_account_id,
+        amount=transfer.amount,
+        memo=transfer.memo,
+        idempotency_key=transfer.idempotency_key,
+        reverses_id=transfer.reverses_id,
+    )
+    assert transfer.id is not None
+    return Posting(
+        order, transfer.currency, debit_balance_after, credit_balance_after, transfer.created_at, id=transfer.id
+    )
+
+
+async def find_reversed(session: AsyncSession, transfer_ids: Collection[int]) -> list[int | None]:
+    """Those of these transfers that were reversed."""
+    if not transfer_ids:
+        return []
+    statement = select(Transfer.reverses_id).where(among(dialect_of(session), col(Transfer.reverses_id), "ids"))
+    return [*await session.exec(statement, params={"ids": sorted(transfer_ids)})]
+
+
+async def store_postings(session: AsyncSession, ledger: Ledger) -> None:
+    """Write balances, transfers and entries, with one statement each; give each posting its id."""
+    await update_rows(
+        session,
+        Account,
+        [{"id": each.id, "balance": each.balance, "version": each.version} for each in ledger.changed],
+        updated_at=ledger.moment,
+    )
+    await insert_transfers(session, ledger)
+    entries = []
+    for posting in ledger.postings:
+        order = posting.order
+        sides = (
+            (order.debit_account_id, posting.debit_seq, -order.amount, posting.debit_balance_after),
+            (order.credit_account_id, posting.credit_seq, order.amount, posting.credit_balance_after),
+        )
+        for account_id, seq, amount, balance_after in sides:
+            entries.append(
+                {
+                    "account_id": account_id,
+                    "seq": seq,
+                    "transfer_id": posting.id,
+                    "amount": amount,
+                    "balance_after": balance_after,
+                }
+            )
+    await insert_rows(session, Entry, entries, created_at=ledger.moment)
+
+
+# What tells the transfers of one batch apart. Those that are alike in all of it may swap their ids.
+CONTENT = ("initiator", "debit_account_id", "credit_account_id", "amount", "memo", "idempotency_key", "reverses_id")
+
+
+async def insert_transfers(session: AsyncSession, ledger: Ledger) -> None:
+    """Insert the transfers, and give each posting the id of its own."""
+    contents = [
+        (
+            order.caller,
+            order.debit_account_id,
+            order.credit_account_id,
+            order.amount,
+            order.memo,
+            order.idempotency_key,
+            order.reverses_id,
+        )
+        for order in (posting.order for posting in ledger.postings)
+    ]
+    rows = [
+        {**dict(zip(CONTENT, content, strict=True)), "currency": posting.currency}
+        for content, posting in zip(contents, ledger.postings, strict=True)
+    ]
+    inserted = await insert_rows(session, Transfer, rows, returning=("id", *CONTENT), created_at=ledger.moment)
+    if len(inserted) < len(rows):
+        # Another transaction used one of the keys with other accounts, just now. Run again, this one sees it.
+        raise Conflict
+    ids: dict[Any, list[int]] = {}
+    for id, *content in sorted(inserted, key=lambda row: -row.id):
+        ids.setdefault(tuple(content), []).append(id)
+    for content, posting in zip(contents, ledger.postings, strict=True):
+        posting.id = ids[content].pop()
+
+
+def show_posting(outcome: Posting | Replay) -> Transferred:
+    """The transfer as the operator sees it, now that it has an id."""
+    replayed = isinstance(outcome, Replay)
+    posting = outcome.posting if isinstance(outcome, Replay) else outcome
+    order = posting.order
+    transfer = SettledTransfer.model_construct(
+        id=posting.id,
+        debit_account_id=order.debit_account_id,
+        credit_account_id=order.credit_account_id,
+        currency=posting.currency,
+        amount=order.amount,
+        memo=order.memo,
+        reverses_id=order.reverses_id,
+        created_at=posting.created_at,
+        debit_balance_after=posting.debit_balance_after,
+        credit_balance_after=posting.credit_balance_after,
+    )
+    return Transferred(transfer, replayed)
+
+
+@isolating_failures
+async def make_transfers(session: AsyncSession, orders: Sequence[Order]) -> list[Transferred | Refusal]:
+    """Make each transfer that is not refused, as post_orders says."""
+    async with begin(session):
+        return await post_orders(session, orders)
+
+
+make_all_transfers: Write[Order, [], Transferred] = all_or_nothing(post_orders)
+
+
+async def get_transfer(session: AsyncSession, id: int, caller: int) -> TransferPublic:
+    """The transfer. Raises TransferNotFound, also where the caller is no party to it."""
+    found = (await find_transfers(session, [id])).get(id)
+    if found is None or caller not in (OPERATOR, found.sender, found.receiver):
+        raise TransferNotFound
+    return TransferPublic.model_construct(**found.transfer.model_dump(exclude={"initiator", "idempotency_key"}))
+
+
+@dataclass(frozen=True, slots=True)
+class FoundTransfer:
+    """A transfer and its parties: the users of the debit and of the credit account, None for a system account."""
+
+    transfer: Transfer
+    sender: int | None
+    receiver: int | None
+
+
+async def find_transfers(session: AsyncSession, ids: Collection[int]) -> dict[int | None, FoundTransfer]:
+    """The transfers with these ids."""
+    debit, credit = aliased(Account), aliased(Account)
+    rows = await session.exec(
+        select(Transfer, debit.user_id, credit.user_id)
+        .join(debit, col(debit.id) == Transfer.debit_account_id)
+        .join(credit, col(credit.id) == Transfer.credit_account_id)
+        .where(col(Transfer.id).in_(ids))
+    )
+    return {transfer.id: FoundTransfer(transfer, sender, receiver) for transfer, sender, receiver in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Reversal:
+    """A transfer whose money its receiver, or the operator, wants to go back."""
+
+    transfer_id: int
+    caller: int
+    idempotency_key: str | None = None
+
+
+@isolating_failures
+async def reverse_transfers(session: AsyncSession, reversals: Sequence[Reversal]) -> list[Transferred | Refusal]:
+    """Send the money of each transfer back, once.
+
+    Refusals: TransferNotFound, ReceiverOnly, ReversalNotReversible, and those of post_orders.
     """
-    elements = func.json_each if dialect == "sqlite" else func.json_array_elements
-    row = elements(bindparam("rows", type_=JSON)).table_valued(column("value", JSON), name="item").c.value
-    table = SQLModel.metadata.tables[str(model.__tablename__)]
-    texts = [row[name].as_string() for name in names]
-    # A cast to String(n) would cut what is too long, where it has to fail.
-    types = [table.c[name].type for name in names]
-    values = [text if isinstance(type, String) else cast(text, type) for text, type in zip(texts, types, strict=True)]
-    values += [bindparam(f"same_{name}", type_=table.c[name].type) for name in same]
-    # Without a WHERE, SQLite would take ON CONFLICT for the beginning of a join.
-    source = select(*values).where(true())
-    insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
-    statement = insert.from_select([*names, *same], source)
-    if not returning:
-        return statement
-    return statement.on_conflict_do_nothing().returning(*(table.c[name] for name in returning))
+    async with begin(session):
+        found = await find_transfers(session, {reversal.transfer_id for reversal in reversals})
+        return await post_orders(session, [reverse(each, found.get(each.transfer_id)) for each in reversals])
+
+
+def reverse(reversal: Reversal, found: FoundTransfer | None) -> Order | Refusal:
+    """The transfer that sends the money back, or why this caller cannot have it."""
+    if found is None or reversal.caller not in (OPERATOR, found.sender, found.receiver):
+        return TransferNotFound()
+    if reversal.caller not in (OPERATOR, found.receiver):
+        return ReceiverOnly()
+    transfer = found.transfer
+    if transfer.reverses_id is not None:
+        return ReversalNotReversible()
+    return Order(
+        caller=reversal.caller,
+        debit_account_id=transfer.credit_account_id,
+        credit_account_id=transfer.debit_account_id,
+        amount=transfer.amount,
+        idempotency_key=reversal.idempotency_key,
+        reverses_id=transfer.id,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """Money that comes to an account from outside, or with is_payout leaves it, as the operator says."""
+
+    account_id: int
+    amount: int
+    memo: str | None
+    idempotency_key: str | None
+    is_payout: bool
+
+
+@isolating_failures
+async def make_payments(session: AsyncSession, payments: Sequence[Payment]) -> list[Transferred | Refusal]:
+    """Transfer each amount from or to the system account of its currency. Refusals: as post_orders."""
+    async with begin(session):
+        system = await find_system_accounts(session, {payment.account_id for payment in payments})
+        return await post_orders(session, [order_payment(each, system.get(each.account_id)) for each in payments])
+
+
+def order_payment(payment: Payment, system_account_id: int | None) -> Order | Refusal:
+    """The transfer that a payment is."""
+    if system_account_id is None:
+        return AccountNotFound()
+    debit, credit = system_account_id, payment.account_id
+    if payment.is_payout:
+        debit, credit = credit, debit
+    return Order(OPERATOR, debit, credit, payment.amount, payment.memo, payment.idempotency_key)
+
+
+async def find_system_accounts(session: AsyncSession, account_ids: Collection[int]) -> dict[int, int]:
+    """The id of the system account in the currency of each account; one that is missing is opened."""
+    system = aliased(Account)
+    query = (
+        select(Account.id, Account.currency, system.id)
+        .outerjoin(system, (col(system.currency) == Account.currency) & col(system.user_id).is_(None))
+        .where(col(Account.id).in_(account_ids))
+    )
+    found = (await session.exec(query)).all()
+    missing = sorted({currency for _, currency, system_id in found if system_id is None})
+    if missing:
+        # In order of currency, against deadlocks. Where another transaction was first, its account is found then.
+        await insert_rows(session, Account, [{"currency": each} for each in missing], returning=("id",))
+        found = (await session.exec(query)).all()
+    return {id: system_id for id, _, system_id in found if id is not None and system_id is not None}
+
+
+def dialect_of(session: AsyncSession) -> str:
+    """The name of the engine's dialect."""
+    return session.get_bind().dialect.name

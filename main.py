@@ -3,10 +3,10 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from secrets import compare_digest
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -20,44 +20,74 @@ import crud
 import docs_pages
 import metrics
 import problems
+from batching import Batcher
+from currencies import list_currencies
 from database import Database
+from ledger import OPERATOR, Order
 from middleware import CatchUnexpected, CountRequests, LimitBody
 from models import (
+    AccountPublic,
+    AccountRequest,
     Answer,
+    CashRequest,
+    CurrencyPublic,
     Cursor,
+    DebitedTransfer,
+    EntryPublic,
+    IdempotencyKey,
+    Instant,
     IssuedToken,
     KeyedRegistration,
+    KeyedTransfer,
     Page,
     Registration,
     RegistrationAnswer,
     RegistrationKey,
     Secret,
+    SettledTransfer,
     Status,
     StatusUpdate,
     TokenPublic,
     TokenRequest,
+    TransferPublic,
+    TransferRequest,
+    TransfersBatch,
     Username,
     UserPublic,
     UsersBatch,
     UserUpdate,
+    by_id,
     page_of,
 )
-from operations import BulkRegistration, Operations
+from operations import Bulk, Operations
 from problems import Problem
 from refusals import (
+    AccountExists,
+    AccountNotActive,
+    AccountNotFound,
+    AlreadyReversed,
+    BalanceLimit,
+    BalanceNotZero,
     BatchRefused,
     Conflict,
+    CurrencyMismatch,
+    CurrencyUnknown,
     DatabaseUnavailable,
     IdempotencyKeyReused,
+    InsufficientFunds,
     Interruption,
     OperatorDisabled,
     OperatorOnly,
     OutcomeUnknown,
     Overloaded,
+    ReceiverOnly,
     Refusal,
+    ReversalNotReversible,
+    SameAccount,
     SchemaBehind,
     ShuttingDown,
     TokenNotFound,
+    TransferNotFound,
     Unauthenticated,
     UsernameTaken,
     UserNotActive,
@@ -70,17 +100,35 @@ from tokens import hash_secret, operator_token_hash
 
 logger = logging.getLogger("savepoint")
 
+BatchT = TypeVar("BatchT", bound=SQLModel)
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+Shown = TypeVar("Shown", bound=Answer)
+
 STATUSES: dict[type[Refusal], int] = {
     Unauthenticated: 401,
     OperatorDisabled: 403,
     OperatorOnly: 403,
     UserNotActive: 403,
+    ReceiverOnly: 403,
     UserOnly: 403,
+    AccountNotFound: 404,
     TokenNotFound: 404,
+    TransferNotFound: 404,
     UserNotFound: 404,
+    AccountExists: 409,
+    AccountNotActive: 409,
+    AlreadyReversed: 409,
+    BalanceLimit: 409,
+    BalanceNotZero: 409,
     BatchRefused: 409,
+    InsufficientFunds: 409,
+    ReversalNotReversible: 409,
     UsernameTaken: 409,
+    CurrencyMismatch: 422,
+    CurrencyUnknown: 422,
     IdempotencyKeyReused: 422,
+    SameAccount: 422,
     Conflict: 503,
     DatabaseUnavailable: 503,
     OutcomeUnknown: 503,
@@ -94,16 +142,20 @@ HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
 # --- refusals as problems ---------------------------------------------------------------------------------------------
 
 
-def problem_of(refusal: Refusal) -> Problem:
-    """The refusal as the caller reads it."""
+def problem_of(refusal: Refusal, *item: str | int) -> Problem:
+    """The refusal as the caller reads it; `item` is its place in the body of a batch."""
     name = type(refusal).__name__
-    errors = None
+    errors: list[problems.FieldError] | list[problems.ItemError] | None = None
     if isinstance(refusal, BatchRefused):
         errors = [
             problems.ItemError(index=index, type=problem.type, detail=problem.detail)
             for index, each in refusal.refused
             for problem in [problem_of(each)]
         ]
+    elif refusal.field is not None:
+        in_header = refusal.field == "idempotency_key" and not item
+        field = "header.Idempotency-Key" if in_header else ".".join(map(str, ("body", *item, refusal.field)))
+        errors = [problems.FieldError(field=field, detail=refusal.detail)]
     return problems.make_problem(STATUSES[type(refusal)], name, refusal.detail, errors)
 
 
@@ -138,6 +190,15 @@ def documented(
 ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, ShuttingDown, Conflict)
 USER_ONLY = (Unauthenticated, UserOnly, UserNotActive)
 OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled, UserNotActive)
+USER_OR_OPERATOR = (Unauthenticated, UserNotActive)
+TRANSFER = (
+    AccountNotFound,
+    AccountNotActive,
+    InsufficientFunds,
+    BalanceLimit,
+    IdempotencyKeyReused,
+    OutcomeUnknown,
+)
 
 
 # --- start and stop ---------------------------------------------------------------------------------------------------
@@ -151,6 +212,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     operations = Operations(Database(settings), settings)
     app.state.operator_token_hash = operator_token_hash(settings)
     app.state.operations = operations
+    app.state.currencies = list_currencies(settings.custom_currencies)
     app.state.schema = Schema()
     await check_schema(app.state.schema, operations)
     # What is loaded by now stays: the garbage collector need not look through it again while callers wait.
@@ -182,16 +244,19 @@ app = FastAPI(
     redoc_url=None,
     title="Savepoint",
     version="0.1.0",
-    summary="Users register and hold access tokens; every change lands whole or not at all.",
+    summary="Users register, hold balances and move money; every change lands whole or not at all.",
     description=(
         "Every error is `application/problem+json` (RFC 9457): programs compare its `type`, people read its `detail`. "
-        "Register a user, copy the `access_token` of the answer, and give it to *Authorize*."
+        "Register a user, copy the `access_token` of the answer, and give it to *Authorize*. "
+        "Amounts are integers in minor units: 1250 is 12.50 EUR."
     ),
     license_info={"name": "MIT", "identifier": "MIT"},
     openapi_tags=[
         {"name": "registration", "description": "How a user comes to be."},
         {"name": "me", "description": "What a user does with its own data and tokens."},
         {"name": "users", "description": "What the operator does with users."},
+        {"name": "accounts", "description": "What a user holds, and how it came to be."},
+        {"name": "transfers", "description": "How money moves."},
         {"name": "health", "description": "For load balancers and monitoring."},
     ],
     generate_unique_id_function=lambda route: route.name,
@@ -262,8 +327,24 @@ async def require_operator(
     raise OperatorOnly
 
 
+async def current_caller(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(user_token)],
+) -> int:
+    """The id of the active user whose token was sent, or OPERATOR."""
+    if credentials is None:
+        raise Unauthenticated
+    token_hash = hash_secret(credentials.credentials)
+    if is_operator(request, token_hash):
+        return OPERATOR
+    return (await operations_of(request).authenticate(token_hash)).id
+
+
 CurrentUser = Annotated[UserPublic, Depends(current_user)]
 Operator = Depends(require_operator)
+Caller = Annotated[int, Depends(current_caller)]
+# Beside the user's token, which the dependency names.
+OR_OPERATOR: dict[str, Any] = {"security": [{"OperatorToken": []}]}
 
 After = Annotated[
     Cursor, Query(default_factory=int, description="The `next` of the page before; left out, the first page")
@@ -272,6 +353,98 @@ Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most")
 RowId = Annotated[
     int, Path(ge=1, lt=2**63, description="As `id` in the answers", json_schema_extra={"format": "int64"})
 ]
+Key = Annotated[IdempotencyKey, Header(alias="Idempotency-Key")]
+REPLAYED: dict[int | str, dict[str, Any]] = {
+    201: {
+        "headers": {
+            "Idempotency-Replayed": {"description": "Only on a replay", "schema": {"type": "string", "const": "true"}}
+        }
+    }
+}
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+class RefusedItem(Answer):
+    """An item of a batch that was not stored, and why."""
+
+    index: int
+    status: Literal["refused"] = "refused"
+    problem: Problem
+
+
+def batch_body(batch: type[SQLModel], example: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI description of a body that read_batch reads."""
+    content = {"application/json": {"schema": batch.model_json_schema(), "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def read_batch(request: Request, batch: type[BatchT]) -> BatchT:
+    """The body of a batch, read by the route itself: only once the caller is known, and without holding up others."""
+    if "json" not in request.headers.get("content-type", ""):
+        raise HTTPException(415)
+    body = await request.body()
+    try:
+        return await asyncio.to_thread(batch.model_validate_json, body)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_input=False)]
+        ) from None
+
+
+async def run_batch(
+    call: Batcher[Bulk[Item], Sequence[Outcome | Exception]],
+    name: str,
+    items: Sequence[Any],
+    on_error: Literal["rollback", "continue"],
+    *,
+    check: Callable[[Any], Item],
+    show: Callable[[int, Outcome], Shown],
+) -> list[Shown | RefusedItem]:
+    """Check each item by itself, do those that are valid, and show what became of each.
+
+    Raises InvalidFields and BatchRefused where all of it is to be rolled back.
+    """
+
+    def check_items() -> list[Item | list[problems.FieldError]]:
+        return [check_item(index, item) for index, item in enumerate(items)]
+
+    def check_item(index: int, item: Any) -> Item | list[problems.FieldError]:
+        try:
+            return check(item)
+        except ValidationError as error:
+            return problems.field_errors(error, "body", name, index)
+
+    def show_outcome(index: int, checked: Item | list[problems.FieldError]) -> Shown | RefusedItem:
+        if isinstance(checked, list):
+            problem = problems.invalid_request(checked)
+        else:
+            outcome = outcomes[index]
+            if not isinstance(outcome, Exception):
+                return show(index, outcome)
+            problem = problem_of_item(outcome, name, index)
+        return RefusedItem.model_construct(index=index, problem=problem)
+
+    all_or_nothing = on_error == "rollback"
+    # In a thread: thousands of items take long enough to hold up everybody else.
+    checked = await asyncio.to_thread(check_items)
+    if all_or_nothing and (errors := [error for item in checked if isinstance(item, list) for error in item]):
+        raise problems.InvalidFields(errors)
+    valid = {index: item for index, item in enumerate(checked) if not isinstance(item, list)}
+    outcomes = dict(zip(valid, await call(Bulk(list(valid.values()), all_or_nothing)), strict=True))
+    refused = [(index, outcome) for index, outcome in outcomes.items() if isinstance(outcome, Refusal)]
+    if all_or_nothing and refused:
+        raise BatchRefused(refused)
+    return [show_outcome(index, item) for index, item in enumerate(checked)]
+
+
+def problem_of_item(error: Exception, *item: str | int) -> Problem:
+    """Why an item of a batch was not stored."""
+    if isinstance(error, Refusal):
+        return problem_of(error, *item)
+    logger.error("Item %s of a batch failed unforeseen: %s", ".".join(map(str, item)), problems.describe(error))
+    return problems.INTERNAL_ERROR
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -283,14 +456,7 @@ RowId = Annotated[
     tags=["registration"],
     summary="Register a user",
     responses={
-        201: {
-            "headers": {
-                "Idempotency-Replayed": {
-                    "description": "Only on a replay",
-                    "schema": {"type": "string", "const": "true"},
-                }
-            }
-        },
+        **REPLAYED,
         **documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, body=True),
     },
 )
@@ -303,7 +469,7 @@ async def register(
         Header(alias="Idempotency-Key", description="A random UUID (version 4 or 7) makes a retry safe"),
     ] = None,
 ) -> RegistrationAnswer:
-    """User, profile and first token are stored together or not at all.
+    """User, profile, first token and account are stored together or not at all.
 
     Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token.
     """
@@ -335,10 +501,10 @@ async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> 
     status_code=204,
     tags=["me"],
     summary="Close my user",
-    responses=documented(*USER_ONLY, OutcomeUnknown, parameters=False),
+    responses=documented(*USER_ONLY, BalanceNotZero, OutcomeUnknown, parameters=False),
 )
 async def close_me(user: CurrentUser, request: Request) -> None:
-    """The user's tokens stop working, and its name stays taken. Only the operator can open it again."""
+    """No account may hold money. Its tokens stop working, its name stays taken; only the operator can open it again."""
     await operations_of(request).update_user(crud.UserChange(user.id, {"status": "closed"}))
 
 
@@ -346,7 +512,7 @@ async def close_me(user: CurrentUser, request: Request) -> None:
 async def list_tokens(user: CurrentUser, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
     """Oldest first, revoked and expired ones included, without their secrets."""
     rows = await operations_of(request).read(crud.list_tokens, user_id=user.id, after=after, limit=limit + 1)
-    return page_of(rows, limit)
+    return page_of(rows, limit, by_id)
 
 
 @app.post(
@@ -394,7 +560,7 @@ async def list_users(
     rows = await operations_of(request).read(
         crud.list_users, status=status, username_prefix=username_prefix, after=after, limit=limit + 1
     )
-    return page_of(rows, limit)
+    return page_of(rows, limit, by_id)
 
 
 @app.get(
@@ -430,38 +596,16 @@ class CreatedUser(Answer):
     access_token: Secret
 
 
-class RefusedItem(Answer):
-    """An item of a batch that was not stored, and why."""
-
-    index: int
-    status: Literal["refused"] = "refused"
-    problem: Problem
-
-
 class UsersBatchAnswer(SQLModel):
     """What became of each item, in order."""
 
     results: list[Annotated[CreatedUser | RefusedItem, Field(discriminator="status")]]
 
 
-async def read_users_batch(request: Request) -> UsersBatch:
-    """The body of a batch, read by the route itself: only the operator's, and without holding up everybody else."""
-    if "json" not in request.headers.get("content-type", ""):
-        raise HTTPException(415)
-    body = await request.body()
-    try:
-        return await asyncio.to_thread(UsersBatch.model_validate_json, body)
-    except ValidationError as error:
-        raise RequestValidationError(
-            [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_input=False)]
-        ) from None
-
-
 BATCH_EXAMPLE = {
     "users": [{"username": name, "email": f"{name}@example.com"} for name in ("alice", "bob")],
     "on_error": "continue",
 }
-UsersBatchDep = Annotated[UsersBatch, Depends(read_users_batch)]
 
 
 @app.post(
@@ -470,66 +614,282 @@ UsersBatchDep = Annotated[UsersBatch, Depends(read_users_batch)]
     summary="Register up to 10,000 users at once",
     dependencies=[Operator],
     responses=documented(*OPERATOR_ONLY, BatchRefused([(1, UsernameTaken())]), OutcomeUnknown, body=True),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            # Without keys: whoever knows the key of a registration can have its token.
-            "content": {"application/json": {"schema": UsersBatch.model_json_schema(), "example": BATCH_EXAMPLE}},
-        }
-    },
+    # Without keys: whoever knows the key of a registration can have its token.
+    openapi_extra=batch_body(UsersBatch, BATCH_EXAMPLE),
 )
-async def register_users(batch: UsersBatchDep, request: Request) -> UsersBatchAnswer:
+async def register_users(request: Request) -> UsersBatchAnswer:
     """`rollback` stores all or, where one is refused, none (409). `continue` stores what is not refused.
 
     Each item may carry its own `idempotency_key`, a random UUID, which makes sending the batch again safe.
     """
-    # In a thread: thousands of items take long enough to hold up everybody else.
-    items = await asyncio.to_thread(check_items, batch.users)
-    all_or_nothing = batch.on_error == "rollback"
-    if all_or_nothing and (errors := [error for item in items if isinstance(item, list) for error in item]):
-        raise problems.InvalidFields(errors)
-    valid = {index: item for index, item in enumerate(items) if isinstance(item, KeyedRegistration)}
-    outcomes = await operations_of(request).register_many(BulkRegistration(list(valid.values()), all_or_nothing))
-    by_index = dict(zip(valid, outcomes, strict=True))
-    refused = [(index, outcome) for index, outcome in by_index.items() if isinstance(outcome, Refusal)]
-    if all_or_nothing and refused:
-        raise BatchRefused(refused)
-    return UsersBatchAnswer.model_construct(
-        results=[show_outcome(index, item, by_index.get(index)) for index, item in enumerate(items)]
+    batch = await read_batch(request, UsersBatch)
+
+    def show(index: int, outcome: crud.Registered) -> CreatedUser:
+        return CreatedUser.model_construct(index=index, user=outcome.user, access_token=outcome.access_token)
+
+    results = await run_batch(
+        operations_of(request).register_many,
+        "users",
+        batch.users,
+        batch.on_error,
+        check=KeyedRegistration.model_validate,
+        show=show,
+    )
+    return UsersBatchAnswer.model_construct(results=results)
+
+
+# --- accounts ---------------------------------------------------------------------------------------------------------
+
+
+@app.get("/currencies", tags=["accounts"], summary="List currencies", responses=documented())
+async def get_currencies(request: Request, after: After, limit: Limit = 50) -> Page[CurrencyPublic]:
+    """ISO 4217's and the operator's own, in order of code."""
+    currencies: list[CurrencyPublic] = request.app.state.currencies
+    rows = currencies[after : after + limit + 1]
+    return page_of(rows, limit, lambda last: currencies.index(last) + 1)
+
+
+@app.get(
+    "/accounts",
+    tags=["accounts"],
+    summary="List accounts",
+    responses=documented(*USER_OR_OPERATOR),
+    openapi_extra=OR_OPERATOR,
+)
+async def list_accounts(
+    caller: Caller,
+    request: Request,
+    after: After,
+    limit: Limit = 50,
+    user_id: Annotated[int | None, Query(ge=1, lt=2**63, description="Whose; for the operator only")] = None,
+) -> Page[AccountPublic]:
+    """A user's own; the operator's list has all, those of the system included."""
+    owner = user_id if caller == OPERATOR else caller
+    rows = await operations_of(request).read(crud.list_accounts, user_id=owner, after=after, limit=limit + 1)
+    return page_of(rows, limit, by_id)
+
+
+@app.post(
+    "/accounts",
+    status_code=201,
+    tags=["accounts"],
+    summary="Open an account",
+    responses=documented(*USER_ONLY, AccountExists, CurrencyUnknown, OutcomeUnknown, body=True),
+)
+async def open_account(account: AccountRequest, user: CurrentUser, request: Request) -> AccountPublic:
+    """A user has at most one account in each currency; registration opened the first."""
+    if all(currency.code != account.currency for currency in request.app.state.currencies):
+        raise CurrencyUnknown
+    return await operations_of(request).open_account(crud.AccountOpening(user.id, account.currency))
+
+
+@app.get(
+    "/accounts/{id}",
+    tags=["accounts"],
+    summary="Show an account, now or at an instant",
+    responses=documented(*USER_OR_OPERATOR, AccountNotFound),
+    openapi_extra=OR_OPERATOR,
+)
+async def get_account(
+    id: RowId,
+    caller: Caller,
+    request: Request,
+    at: Annotated[
+        Instant | None, Query(description="An instant (RFC 3339); what was entered until then, itself included, counts")
+    ] = None,
+) -> AccountPublic:
+    """Balance and version: as they are, or as they were at `at`."""
+    operations = operations_of(request)
+    if at is None:
+        return await operations.read(crud.get_account, id, caller)
+    return await operations.read(crud.get_account_at, id, caller, at)
+
+
+@app.get(
+    "/accounts/{id}/entries",
+    tags=["accounts"],
+    summary="Show an account's statement",
+    responses=documented(*USER_OR_OPERATOR, AccountNotFound),
+    openapi_extra=OR_OPERATOR,
+)
+async def list_entries(
+    id: RowId,
+    caller: Caller,
+    request: Request,
+    after: Annotated[
+        Cursor | None, Query(description="The `next` of the page before; left out, the newest entries")
+    ] = None,
+    limit: Limit = 50,
+) -> Page[EntryPublic]:
+    """Newest first, each with the balance that it left."""
+    before = 2**63 - 1 if after is None else after
+    rows = await operations_of(request).read(crud.list_entries, id, caller, before=before, limit=limit + 1)
+    return page_of(rows, limit, lambda entry: entry.seq)
+
+
+# --- transfers --------------------------------------------------------------------------------------------------------
+
+
+@app.post(
+    "/transfers",
+    status_code=201,
+    tags=["transfers"],
+    summary="Transfer money",
+    responses={
+        **REPLAYED,
+        **documented(*USER_OR_OPERATOR, *TRANSFER, SameAccount, CurrencyMismatch, body=True),
+    },
+    openapi_extra=OR_OPERATOR,
+)
+async def transfer(
+    transfer: TransferRequest, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
+) -> SettledTransfer | DebitedTransfer:
+    """From an account of one's own (for the operator: from any) to any account of the same currency.
+
+    Sent again with the same Idempotency-Key, it answers what it answered first, and moves nothing.
+    """
+    order = Order(caller, **transfer.__dict__, idempotency_key=idempotency_key)
+    return show_transferred(await operations_of(request).transfer(order), caller, response)
+
+
+def show_transferred(
+    transferred: crud.Transferred, caller: int, response: Response | None = None
+) -> SettledTransfer | DebitedTransfer:
+    """The transfer, without the credit account's balance unless the operator asks."""
+    if transferred.replayed and response is not None:
+        response.headers["Idempotency-Replayed"] = "true"
+    if caller == OPERATOR:
+        return transferred.transfer
+    return DebitedTransfer.model_construct(
+        **{name: value for name, value in transferred.transfer.__dict__.items() if name != "credit_balance_after"}
     )
 
 
-CheckedItem = KeyedRegistration | list[problems.FieldError]
+@app.get(
+    "/transfers/{id}",
+    tags=["transfers"],
+    summary="Show a transfer",
+    responses=documented(*USER_OR_OPERATOR, TransferNotFound),
+    openapi_extra=OR_OPERATOR,
+)
+async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferPublic:
+    """For both parties and the operator."""
+    return await operations_of(request).read(crud.get_transfer, id, caller)
 
 
-def check_items(users: list[Any]) -> list[CheckedItem]:
-    """Each item as a registration, or what is wrong with its fields."""
-    return [check_item(index, user) for index, user in enumerate(users)]
+@app.post(
+    "/transfers/{id}/reversal",
+    status_code=201,
+    tags=["transfers"],
+    summary="Reverse a transfer",
+    responses={
+        **REPLAYED,
+        **documented(
+            *USER_OR_OPERATOR, *TRANSFER, TransferNotFound, ReceiverOnly, AlreadyReversed, ReversalNotReversible
+        ),
+    },
+    openapi_extra=OR_OPERATOR,
+)
+async def reverse_transfer(
+    id: RowId, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
+) -> SettledTransfer | DebitedTransfer:
+    """By who received the money, or the operator: all of it goes back, once."""
+    reversal = crud.Reversal(id, caller, idempotency_key)
+    return show_transferred(await operations_of(request).reverse(reversal), caller, response)
 
 
-def check_item(index: int, user: Any) -> CheckedItem:
-    """One item as a registration, or what is wrong with its fields."""
-    try:
-        return KeyedRegistration.model_validate(user)
-    except ValidationError as error:
-        return problems.field_errors(error, "body", "users", index)
+PAYMENT_RESPONSES = {**REPLAYED, **documented(*OPERATOR_ONLY, *TRANSFER, SameAccount, body=True)}
 
 
-def show_outcome(
-    index: int, item: CheckedItem, outcome: crud.Registered | Exception | None
-) -> CreatedUser | RefusedItem:
-    """What became of an item, as the answer tells it."""
-    if isinstance(outcome, crud.Registered):
-        return CreatedUser.model_construct(index=index, user=outcome.user, access_token=outcome.access_token)
-    if isinstance(item, list):
-        problem = problems.invalid_request(item)
-    elif isinstance(outcome, Refusal):
-        problem = problem_of(outcome)
-    else:
-        assert outcome is not None
-        logger.error("Item %s of a batch failed unforeseen: %s", index, problems.describe(outcome))
-        problem = problems.INTERNAL_ERROR
-    return RefusedItem.model_construct(index=index, problem=problem)
+@app.post(
+    "/deposits",
+    status_code=201,
+    tags=["transfers"],
+    summary="Pay money in",
+    dependencies=[Operator],
+    responses=PAYMENT_RESPONSES,
+)
+async def deposit(
+    cash: CashRequest, request: Request, response: Response, idempotency_key: Key = None
+) -> SettledTransfer:
+    """A transfer from the system account of the currency, whose balance falls by as much."""
+    return await pay(cash, idempotency_key, request, response, is_payout=False)
+
+
+@app.post(
+    "/withdrawals",
+    status_code=201,
+    tags=["transfers"],
+    summary="Pay money out",
+    dependencies=[Operator],
+    responses=PAYMENT_RESPONSES,
+)
+async def withdraw(
+    cash: CashRequest, request: Request, response: Response, idempotency_key: Key = None
+) -> SettledTransfer:
+    """A transfer to the system account of the currency; also from the account of a user who is not active."""
+    return await pay(cash, idempotency_key, request, response, is_payout=True)
+
+
+async def pay(
+    cash: CashRequest, idempotency_key: str | None, request: Request, response: Response, *, is_payout: bool
+) -> SettledTransfer:
+    """Make the payment."""
+    payment = crud.Payment(cash.account_id, cash.amount, cash.memo, idempotency_key, is_payout)
+    transferred = await operations_of(request).pay(payment)
+    if transferred.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return transferred.transfer
+
+
+class CreatedTransfer(Answer):
+    """An item of a batch that was stored."""
+
+    index: int
+    status: Literal["created"] = "created"
+    transfer: SettledTransfer | DebitedTransfer
+
+
+class TransfersBatchAnswer(SQLModel):
+    """What became of each item, in order."""
+
+    results: list[Annotated[CreatedTransfer | RefusedItem, Field(discriminator="status")]]
+
+
+TRANSFERS_EXAMPLE = {
+    "transfers": [
+        {"debit_account_id": 2, "credit_account_id": 3, "amount": 1250, "idempotency_key": "order-4711"},
+        {"debit_account_id": 3, "credit_account_id": 4, "amount": 1000, "memo": "Wages"},
+    ],
+    "on_error": "rollback",
+}
+
+
+@app.post(
+    "/transfers/batch",
+    tags=["transfers"],
+    summary="Make up to 10,000 transfers at once",
+    responses=documented(*USER_OR_OPERATOR, BatchRefused([(1, InsufficientFunds())]), OutcomeUnknown, body=True),
+    openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch, TRANSFERS_EXAMPLE)},
+)
+async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnswer:
+    """In this order: one may spend what another before it brought.
+
+    `rollback` makes all or, where one is refused, none (409). `continue` makes those that are not refused. Each item
+    may carry its own `idempotency_key`, which makes sending the batch again safe.
+    """
+    batch = await read_batch(request, TransfersBatch)
+
+    def check(item: Any) -> Order:
+        return Order(caller, **KeyedTransfer.model_validate(item).__dict__)
+
+    def show(index: int, outcome: crud.Transferred) -> CreatedTransfer:
+        return CreatedTransfer.model_construct(index=index, transfer=show_transferred(outcome, caller))
+
+    results = await run_batch(
+        operations_of(request).transfer_many, "transfers", batch.transfers, batch.on_error, check=check, show=show
+    )
+    return TransfersBatchAnswer.model_construct(results=results)
 
 
 # --- health -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
@@ -12,7 +12,16 @@ import pydantic
 from email_validator import EmailNotValidError, validate_email
 from precis_i18n import get_profile
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, WithJsonSchema
-from sqlalchemy import BigInteger, CheckConstraint, Integer, String, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    String,
+    UniqueConstraint,
+    text,
+)
 from sqlmodel import Field, SQLModel
 
 # A migration can drop a constraint on every engine only by its name.
@@ -26,6 +35,7 @@ SQLModel.metadata.naming_convention = {
 
 USERNAME_PROFILE = get_profile("UsernameCaseMapped")
 VISIBLE_ASCII = re.compile(r"[!-~]+")
+RFC_3339 = re.compile(r"[0-9]{4}(-[0-9]{2}){2}[Tt ]([0-9]{2}:){2}[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})")
 
 
 def normalise_username(username: Any) -> Any:
@@ -58,6 +68,19 @@ def check_random_uuid(key: UUID) -> UUID:
         raise ValueError("Use a random UUID, version 4 or 7")
     return key
 
+
+def check_instant(instant: Any) -> Any:
+    """An instant in UTC, from RFC 3339 (section 5.6) only."""
+    if not isinstance(instant, str) or RFC_3339.fullmatch(instant) is None:
+        raise ValueError("Write an instant as in RFC 3339, with its offset: 2026-11-23T09:00:00Z")
+    try:
+        return datetime.fromisoformat(instant.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("There is no such instant") from None
+
+
+# 64 bits on PostgreSQL; SQLite numbers rows by itself only in a column of type INTEGER, which holds 64 bits there.
+Id = BigInteger().with_variant(Integer(), "sqlite")
 
 # The length stands before the validator and is checked after it: what counts is the normalised text.
 Username = Annotated[
@@ -108,8 +131,61 @@ RegistrationKey = Annotated[
     pydantic.Field(strict=False, description="A random UUID (version 4 or 7, RFC 9562)"),
 ]
 
-# 64 bits on PostgreSQL; SQLite numbers rows by itself only in a column of type INTEGER, which holds 64 bits there.
-Id = BigInteger().with_variant(Integer(), "sqlite")
+IdempotencyKey = Annotated[
+    str | None,
+    pydantic.Field(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[ -~]+$",
+        description="1 to 255 visible ASCII characters, new for each new transfer; makes a retry safe",
+        examples=["order-4711"],
+    ),
+]
+Currency = Annotated[
+    str,
+    pydantic.Field(
+        min_length=3,
+        max_length=12,
+        pattern=r"^[A-Z0-9]+$",
+        description="A code that GET /currencies lists",
+        examples=["EUR"],
+    ),
+]
+Instant = Annotated[datetime, BeforeValidator(check_instant)]
+INT64 = {"format": "int64"}
+RowId = Annotated[int, pydantic.Field(examples=[1], json_schema_extra=INT64)]
+AccountId = Annotated[int, Field(sa_type=Id), pydantic.Field(ge=1, lt=2**63, examples=[2], json_schema_extra=INT64)]
+# As far as JSON numbers are exact everywhere (RFC 8259, section 6).
+Amount = Annotated[
+    int,
+    Field(sa_type=BigInteger),
+    pydantic.Field(
+        ge=1,
+        le=2**53 - 1,
+        description="In minor units of the currency: 1250 is 12.50 EUR",
+        examples=[1250],
+        json_schema_extra=INT64,
+    ),
+]
+Balance = Annotated[
+    int,
+    Field(sa_type=BigInteger),
+    pydantic.Field(description="In minor units of the currency", examples=[1250], json_schema_extra=INT64),
+]
+Memo = Annotated[
+    str | None,
+    pydantic.Field(
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="What it is for; both parties read it",
+        examples=["Invoice 4711"],
+    ),
+]
+ReversesId = Annotated[
+    int | None,
+    Field(foreign_key="transfers.id", unique=True, sa_type=Id),
+    pydantic.Field(description="The transfer that this one reversed", examples=[None], json_schema_extra=INT64),
+]
 
 
 def now() -> datetime:
@@ -132,7 +208,7 @@ class Answer(SQLModel):
 class Identified(Answer):
     """What has a number of its own."""
 
-    id: Annotated[int, pydantic.Field(examples=[1], json_schema_extra={"format": "int64"})]
+    id: RowId
 
 
 # --- users ------------------------------------------------------------------------------------------------------------
@@ -199,19 +275,23 @@ class StatusUpdate(Strict):
     status: Status
 
 
-class UsersBatch(Strict):
-    """Users to register together; each item is checked by itself, so that one bad item need not stop the others."""
+OnError = Annotated[
+    Literal["rollback", "continue"],
+    pydantic.Field(description="rollback stores all or nothing; continue stores what is not refused"),
+]
 
-    users: Annotated[
-        list[Any],
-        Field(min_length=1, max_length=10_000),
-        WithJsonSchema(
-            {"type": "array", "items": KeyedRegistration.model_json_schema(), "minItems": 1, "maxItems": 10_000}
-        ),
-    ]
-    on_error: Literal["rollback", "continue"] = Field(
-        default="rollback", description="rollback stores all or nothing; continue stores what is not refused"
-    )
+
+def items_of(item: type[SQLModel]) -> Any:
+    """The items of a batch; each is checked by itself, so that one bad item need not stop the others."""
+    shown = {"type": "array", "items": item.model_json_schema(), "minItems": 1, "maxItems": 10_000}
+    return Annotated[list[Any], Field(min_length=1, max_length=10_000), WithJsonSchema(shown)]
+
+
+class UsersBatch(Strict):
+    """Users to register together."""
+
+    users: items_of(KeyedRegistration)  # type: ignore[valid-type]
+    on_error: OnError = "rollback"
 
 
 # --- access tokens ----------------------------------------------------------------------------------------------------
@@ -265,10 +345,180 @@ class RegistrationAnswer(Answer):
     token_type: Literal["bearer"] = "bearer"
 
 
+# --- money ------------------------------------------------------------------------------------------------------------
+
+
+class CurrencyPublic(Answer):
+    """A currency, and in how many decimals its amounts are written: 1250 EUR in minor units is 12.50 EUR."""
+
+    code: Currency
+    decimals: Annotated[int, pydantic.Field(description="Minor units are 10 to the minus this", examples=[2])]
+
+
+class AccountFields(SQLModel):
+    """What is told of an account."""
+
+    user_id: Annotated[
+        int | None,
+        Field(foreign_key="users.id", sa_type=Id),
+        pydantic.Field(description="Null for the system account of a currency", examples=[1]),
+    ] = None
+    currency: Currency
+    balance: Balance = 0
+    version: Annotated[
+        int,
+        Field(sa_type=BigInteger),
+        pydantic.Field(description="How many entries the account has", examples=[1]),
+    ] = 0
+
+
+class Account(AccountFields, table=True):
+    """What a user holds in one currency; a system account is where deposits come from and withdrawals go to.
+
+    version is the seq of the newest entry, updated_at its created_at.
+    """
+
+    __tablename__ = "accounts"
+    __table_args__ = (
+        CheckConstraint("user_id IS NULL OR balance >= 0", name="balance"),
+        UniqueConstraint("user_id", "currency"),
+        # What the transfers' foreign keys refer to, so that both accounts have the transfer's currency.
+        UniqueConstraint("id", "currency"),
+        # One system account a currency: where user_id is null, the constraint above does not hold.
+        Index(
+            "uq_accounts_system_currency",
+            "currency",
+            unique=True,
+            sqlite_where=text("user_id IS NULL"),
+            postgresql_where=text("user_id IS NULL"),
+        ),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    updated_at: datetime | None = None
+
+
+class AccountRequest(Strict):
+    """An account to open."""
+
+    currency: Currency
+
+
+class AccountPublic(AccountFields, Identified):
+    """An account as the API shows it."""
+
+
+class TransferFields(SQLModel):
+    """From where, to where, how much and what for."""
+
+    debit_account_id: AccountId
+    credit_account_id: AccountId
+    amount: Amount
+    memo: Memo = None
+
+
+class Transfer(TransferFields, table=True):
+    """Money that went from the debit account to the credit account; initiator is a user's id, or 0, the operator."""
+
+    __tablename__ = "transfers"
+    __table_args__ = (
+        CheckConstraint("amount > 0", name="amount"),
+        CheckConstraint("debit_account_id <> credit_account_id", name="accounts"),
+        UniqueConstraint("initiator", "idempotency_key"),
+        ForeignKeyConstraint(["debit_account_id", "currency"], ["accounts.id", "accounts.currency"]),
+        ForeignKeyConstraint(["credit_account_id", "currency"], ["accounts.id", "accounts.currency"]),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    currency: Currency
+    reverses_id: ReversesId = None
+    initiator: int = Field(sa_type=BigInteger)
+    idempotency_key: IdempotencyKey = None
+    created_at: datetime
+
+
+class Entry(SQLModel, table=True):
+    """What one transfer did to one account: less on the debit account, more on the credit account."""
+
+    __tablename__ = "entries"
+    __table_args__ = (
+        CheckConstraint("amount <> 0", name="amount"),
+        UniqueConstraint("transfer_id", "account_id"),
+        # For the balance at an instant.
+        Index(None, "account_id", "created_at", "seq"),
+    )
+
+    account_id: int = Field(
+        primary_key=True, foreign_key="accounts.id", sa_type=Id, sa_column_kwargs={"autoincrement": False}
+    )
+    seq: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    transfer_id: int = Field(foreign_key="transfers.id", sa_type=Id)
+    amount: int = Field(sa_type=BigInteger)
+    balance_after: int = Field(sa_type=BigInteger)
+    created_at: datetime
+
+
+class EntryPublic(Answer):
+    """A line of an account's statement."""
+
+    seq: Annotated[int, pydantic.Field(description="1 is the account's oldest entry", examples=[1])]
+    amount: Annotated[int, pydantic.Field(description="In minor units; negative where money left", examples=[-1250])]
+    balance_after: Balance
+    transfer_id: RowId
+    reverses_id: ReversesId
+    counterparty_account_id: RowId
+    memo: Memo
+    created_at: datetime
+
+
+class TransferRequest(Strict, TransferFields):
+    """A transfer to make."""
+
+
+class KeyedTransfer(TransferRequest):
+    """A transfer with the key that makes its retry safe."""
+
+    idempotency_key: IdempotencyKey = None
+
+
+class CashRequest(Strict):
+    """Money that comes from outside, or leaves."""
+
+    account_id: AccountId
+    amount: Amount
+    memo: Memo = None
+
+
+class TransferPublic(TransferFields, Identified):
+    """A transfer as both parties see it."""
+
+    currency: Currency
+    reverses_id: ReversesId
+    created_at: datetime
+
+
+class DebitedTransfer(TransferPublic):
+    """A transfer as the owner of the debit account sees it."""
+
+    debit_balance_after: Balance
+
+
+class SettledTransfer(DebitedTransfer):
+    """A transfer as the operator sees it."""
+
+    credit_balance_after: Balance
+
+
+class TransfersBatch(Strict):
+    """Transfers to make in this order: one may spend what another before it brought."""
+
+    transfers: items_of(KeyedTransfer)  # type: ignore[valid-type]
+    on_error: OnError = "rollback"
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 ItemT = TypeVar("ItemT")
-IdentifiedT = TypeVar("IdentifiedT", bound=Identified)
 
 
 # SQLModel does not fill in type parameters: its Page[UserPublic] would be a list of anything.
@@ -305,7 +555,17 @@ def decode_cursor(cursor: Any) -> Any:
 Cursor = Annotated[int, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string"})]
 
 
-def page_of(rows: Sequence[IdentifiedT], limit: int) -> Page[IdentifiedT]:
-    """A page of the first `limit` of `rows`, which hold one more where there is a next page."""
+def page_of(rows: Sequence[ItemT], limit: int, position: Callable[[ItemT], int]) -> Page[ItemT]:
+    """A page of the first `limit` of `rows`, which hold one more where there is a next page.
+
+    `position` tells where a row stands in the list.
+    """
     more = len(rows) > limit
-    return Page.model_construct(items=list(rows[:limit]), next=encode_cursor(rows[limit - 1].id) if more else None)
+    return Page.model_construct(
+        items=list(rows[:limit]), next=encode_cursor(position(rows[limit - 1])) if more else None
+    )
+
+
+def by_id(row: Identified) -> int:
+    """The position of a row in a list that is in order of id."""
+    return row.id

@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import crud
 from batching import Batcher
 from database import Database
-from models import KeyedRegistration, UserPublic
+from models import UserPublic
 from refusals import DatabaseUnavailable, Interruption, OutcomeUnknown
 from settings import Settings
 
@@ -25,10 +25,10 @@ BULK_QUEUE_LIMIT = 8
 
 
 @dataclass(frozen=True, slots=True)
-class BulkRegistration:
-    """Many registrations in one call: all or nothing, or each for itself."""
+class Bulk(Generic[Item]):
+    """Many items in one call: all or nothing, or each for itself."""
 
-    registrations: Sequence[KeyedRegistration]
+    items: Sequence[Item]
     all_or_nothing: bool
 
 
@@ -45,13 +45,17 @@ class Operations:
         self.settings = settings
         # One writer at a time is all that SQLite has; on PostgreSQL one batch fills while another commits.
         self.tasks = 1 if database.is_sqlite else 2
-        self.register_user = self.coalesce(crud.register_users)
+        currency = settings.default_currency
+        self.register_user = self.coalesce(crud.register_users, currency)
         self.update_user = self.coalesce(crud.update_users)
         self.issue_token = self.coalesce(crud.issue_tokens)
         self.revoke_token = self.coalesce(crud.revoke_tokens)
-        self.register_many: Batcher[BulkRegistration, Sequence[crud.Registered | Exception]] = self.batcher(
-            "register_many", self.run_bulk, tasks=1, batch_limit=1, queue_limit=BULK_QUEUE_LIMIT
-        )
+        self.open_account = self.coalesce(crud.open_accounts)
+        self.transfer = self.coalesce(crud.make_transfers)
+        self.reverse = self.coalesce(crud.reverse_transfers)
+        self.pay = self.coalesce(crud.make_payments)
+        self.register_many = self.bulk("register_many", crud.register_users, crud.register_all_users, currency)
+        self.transfer_many = self.bulk("transfer_many", crud.make_transfers, crud.make_all_transfers)
         self.authenticate: Batcher[str, UserPublic] = self.batcher(
             "authenticate", lambda hashes: database.read(crud.authenticate, hashes), too_late=DatabaseUnavailable
         )
@@ -81,18 +85,29 @@ class Operations:
             too_late=too_late,
         )
 
-    def coalesce(self, write: crud.IsolatedWrite[Item, Outcome]) -> Batcher[Item, Outcome]:
+    def coalesce(
+        self, write: crud.IsolatedWrite[Item, P, Outcome], *args: P.args, **kwargs: P.kwargs
+    ) -> Batcher[Item, Outcome]:
         """Single calls of a crud function that writes many."""
-        return self.batcher(write.__name__, lambda items: self.database.write(write, items))
+        return self.batcher(write.__name__, lambda items: self.database.write(write, items, *args, **kwargs))
 
-    async def run_bulk(self, calls: Sequence[BulkRegistration]) -> list[Sequence[crud.Registered | Exception]]:
-        """Each bulk call in a transaction of its own."""
-        return [
-            await self.database.write(
-                crud.register_all_users if call.all_or_nothing else crud.register_users, call.registrations
-            )
-            for call in calls
-        ]
+    def bulk(
+        self,
+        name: str,
+        write: crud.IsolatedWrite[Item, P, Outcome],
+        write_all: crud.Write[Item, P, Outcome],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Batcher[Bulk[Item], Sequence[Outcome | Exception]]:
+        """Calls of many items each, every call in a transaction of its own."""
+
+        async def run(calls: Sequence[Bulk[Item]]) -> list[Sequence[Outcome | Exception]]:
+            [call] = calls
+            if call.all_or_nothing:
+                return [await self.database.write(write_all, call.items, *args, **kwargs)]
+            return [await self.database.write(write, call.items, *args, **kwargs)]
+
+        return self.batcher(name, run, tasks=1, batch_limit=1, queue_limit=BULK_QUEUE_LIMIT)
 
     async def read(
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -1,10 +1,14 @@
 """Everything Savepoint refuses, each in the words that its caller reads."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 
 class Refusal(Exception):
     """The call was refused."""
+
+    field: ClassVar[str | None] = None
+    """The field at fault, where there is one."""
 
     @property
     def detail(self) -> str:
@@ -19,6 +23,8 @@ class UsernameTaken(Refusal):
 class IdempotencyKeyReused(Refusal):
     """This Idempotency-Key was already used with other content. Send new content with a new key."""
 
+    field = "idempotency_key"
+
 
 class UserNotFound(Refusal):
     """There is no user with this id."""
@@ -26,6 +32,64 @@ class UserNotFound(Refusal):
 
 class UserNotActive(Refusal):
     """This user is suspended or closed. Ask the operator to make it active again."""
+
+
+class BalanceNotZero(Refusal):
+    """An account of this user still holds money. Transfer it, or ask the operator to pay it out, then try again."""
+
+
+class AccountExists(Refusal):
+    """You have an account in this currency. GET /accounts lists yours."""
+
+
+class AccountNotFound(Refusal):
+    """There is no such account, or it is not yours to use. GET /accounts lists yours."""
+
+
+class AccountNotActive(Refusal):
+    """The user of one of these accounts is suspended or closed: it neither sends nor receives."""
+
+
+class InsufficientFunds(Refusal):
+    """The debit account holds less than this amount. Nothing was moved."""
+
+
+class BalanceLimit(Refusal):
+    """This would take a balance past what 64 bits hold. Nothing was moved."""
+
+
+class SameAccount(Refusal):
+    """The debit and the credit account are the same. Name two accounts."""
+
+    field = "credit_account_id"
+
+
+class CurrencyMismatch(Refusal):
+    """The accounts have different currencies. Name two accounts of one currency."""
+
+    field = "credit_account_id"
+
+
+class CurrencyUnknown(Refusal):
+    """There is no such currency here. GET /currencies lists those that there are."""
+
+    field = "currency"
+
+
+class TransferNotFound(Refusal):
+    """There is no transfer with this id to or from an account of yours."""
+
+
+class ReceiverOnly(Refusal):
+    """Only who received the money, or the operator, can reverse a transfer."""
+
+
+class AlreadyReversed(Refusal):
+    """This transfer was reversed before. It is reversed once only."""
+
+
+class ReversalNotReversible(Refusal):
+    """This transfer is itself a reversal. Make a new transfer instead."""
 
 
 class TokenNotFound(Refusal):

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
+
+from currencies import ISO_4217, parse_custom_currencies
 
 
 def check_database_url(url: str) -> str:
@@ -25,6 +27,19 @@ def check_database_url(url: str) -> str:
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ValueError("an in-memory SQLite database is lost between connections; name a file: sqlite:///./file.db")
     return url
+
+
+def check_custom_currencies(text: str) -> str:
+    """Refuse a list of currencies that cannot be read."""
+    parse_custom_currencies(text)
+    return text
+
+
+def check_default_currency(code: str, info: ValidationInfo) -> str:
+    """Refuse a currency that no account could be opened in."""
+    if code not in ISO_4217 | parse_custom_currencies(info.data.get("custom_currencies", "")):
+        raise ValueError(f"{code!r} is not a currency; use a code of ISO 4217, or list it in CUSTOM_CURRENCIES")
+    return code
 
 
 DatabaseUrl = Annotated[str, AfterValidator(check_database_url)]
@@ -51,6 +66,12 @@ class Settings(BaseSettings):
         default=None,
         min_length=16,
         description="The operator's bearer token; unset in production, operator calls are refused",
+    )
+    custom_currencies: Annotated[str, AfterValidator(check_custom_currencies)] = Field(
+        default="", description="Your own currencies besides ISO 4217's, with their decimals: POINTS,CREDITS:2"
+    )
+    default_currency: Annotated[str, AfterValidator(check_default_currency)] = Field(
+        default="EUR", description="The currency of the account that a registration opens"
     )
     database_pool_size: int = Field(default=10, ge=2, description="Connections to the database, per worker")
     queue_limit: int = Field(

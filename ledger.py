@@ -1,0 +1,149 @@
+"""What a transfer does to two accounts, decided in memory. Knows nothing of SQL."""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from datetime import datetime
+
+from models import now
+from refusals import (
+    AccountNotActive,
+    AccountNotFound,
+    AlreadyReversed,
+    BalanceLimit,
+    CurrencyMismatch,
+    IdempotencyKeyReused,
+    InsufficientFunds,
+    Refusal,
+    SameAccount,
+)
+
+OPERATOR = 0
+"""The operator, where a caller is the id of a user."""
+
+BALANCE_MAX = 2**63 - 1
+BALANCE_MIN = -(2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A transfer that a caller wants. Its content is what has to be the same where its key is used again."""
+
+    caller: int
+    debit_account_id: int
+    credit_account_id: int
+    amount: int
+    memo: str | None = None
+    idempotency_key: str | None = None
+    reverses_id: int | None = None
+
+
+@dataclass(slots=True)
+class Holding:
+    """A locked account; user_id is None for a system account, whose balance may go below 0."""
+
+    id: int
+    user_id: int | None
+    currency: str
+    balance: int
+    version: int
+    updated_at: datetime | None
+
+
+@dataclass(slots=True)
+class Posting:
+    """A transfer that was made, and what it left on both accounts; id is 0 until it is stored."""
+
+    order: Order
+    currency: str
+    debit_balance_after: int
+    credit_balance_after: int
+    created_at: datetime
+    debit_seq: int = 0
+    credit_seq: int = 0
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a key did when it was first used, for whoever uses it again."""
+
+    posting: Posting
+
+
+class Ledger:
+    """The locked accounts of a batch, and what its transfers did to them so far.
+
+    `inactive` are the users who are not active, `earlier` the postings whose keys come again, `reversed` the ids of
+    transfers that were reversed.
+    """
+
+    def __init__(
+        self,
+        holdings: Iterable[Holding],
+        inactive: Set[int],
+        earlier: Iterable[Posting],
+        reversed: Iterable[int | None],
+    ) -> None:
+        self.holdings: Mapping[int, Holding] = {holding.id: holding for holding in holdings}
+        self.inactive = inactive
+        self.by_key = {(posting.order.caller, posting.order.idempotency_key): posting for posting in earlier}
+        self.reversed = set(reversed)
+        self.postings: list[Posting] = []
+        # Never before an account's newest entry, even if that was written by a machine whose clock is ahead of ours:
+        # so the balance at an instant is the last one written until then.
+        self.moment = max([now(), *(each.updated_at for each in self.holdings.values() if each.updated_at)])
+
+    @property
+    def changed(self) -> list[Holding]:
+        """The accounts that the postings changed."""
+        ids = {id for each in self.postings for id in (each.order.debit_account_id, each.order.credit_account_id)}
+        return [self.holdings[id] for id in sorted(ids)]
+
+    def post(self, order: Order) -> Posting | Replay | Refusal:
+        """Move the money, or say why not; a key that was used answers what it did then."""
+        key = (order.caller, order.idempotency_key)
+        if key in self.by_key:
+            earlier = self.by_key[key]
+            return Replay(earlier) if earlier.order == order else IdempotencyKeyReused()
+        debit, credit = self.holdings.get(order.debit_account_id), self.holdings.get(order.credit_account_id)
+        if debit is None or credit is None:
+            return AccountNotFound()
+        refusal = self.judge(order, debit, credit)
+        if refusal is not None:
+            return refusal
+        debit.balance -= order.amount
+        credit.balance += order.amount
+        debit.version += 1
+        credit.version += 1
+        posting = Posting(
+            order, debit.currency, debit.balance, credit.balance, self.moment, debit.version, credit.version
+        )
+        self.postings.append(posting)
+        if order.idempotency_key is not None:
+            self.by_key[key] = posting
+        if order.reverses_id is not None:
+            self.reversed.add(order.reverses_id)
+        return posting
+
+    def judge(self, order: Order, debit: Holding, credit: Holding) -> Refusal | None:
+        """Why the money must not move, or None."""
+        by_operator = order.caller == OPERATOR
+        is_payout = credit.user_id is None and by_operator
+        if not by_operator and debit.user_id != order.caller:
+            return AccountNotFound()
+        if not by_operator and credit.user_id is None and order.reverses_id is None:
+            return AccountNotFound()
+        if debit is credit:
+            return SameAccount()
+        if debit.currency != credit.currency:
+            return CurrencyMismatch()
+        # Who is not active can only be paid out, by the operator.
+        if not is_payout and not self.inactive.isdisjoint({debit.user_id, credit.user_id}):
+            return AccountNotActive()
+        if order.reverses_id in self.reversed:
+            return AlreadyReversed()
+        if debit.user_id is not None and debit.balance < order.amount:
+            return InsufficientFunds()
+        if debit.balance - order.amount < BALANCE_MIN or credit.balance + order.amount > BALANCE_MAX:
+            return BalanceLimit()
+        return None
