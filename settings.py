@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationInfo
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -83,3 +83,9 @@ class Settings(BaseSettings):
     lock_timeout: float = Field(
         default=5, gt=0, description="Seconds to wait for a lock (SQLite: for the writer's turn)"
     )
+
+
+def first_error(error: ValidationError) -> str:
+    """What is wrong with the settings, in one line that names the variable."""
+    first = error.errors()[0]
+    return f"{str(first['loc'][0]).upper()}: {first['msg'].removeprefix('Value error, ')}"

@@ -13,7 +13,7 @@ from sqlmodel import AutoString, SQLModel, UTCDateTime
 
 import models  # noqa: F401 (its tables are what the database is compared with)
 from database import create_migration_engine, driver_url
-from settings import Settings
+from settings import Settings, first_error
 
 config = context.config
 
@@ -28,8 +28,7 @@ def database_url() -> str:
     try:
         url: str | None = getattr(Settings(), setting)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CommandError(f"{str(first['loc'][0]).upper()}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise CommandError(first_error(error)) from None
     if url is None:
         raise CommandError(
             f"{setting.upper()} is not set: {config.config_file_name} migrates only the database that it names."

@@ -387,7 +387,7 @@ async def test_a_writers_turn_that_never_comes_is_a_conflict_after_several_attem
     before = retried()
 
     with locked_elsewhere(url), pytest.raises(Conflict):
-        await database.write(crud.register_users, [registration("alice")])
+        await database.write(crud.register_users, [registration("alice")], "EUR")
 
     assert retried() - before == ATTEMPTS - 1
     await database.close()
