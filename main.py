@@ -363,6 +363,12 @@ REPLAYED: dict[int | str, dict[str, Any]] = {
 }
 
 
+def mark_replay(response: Response, replayed: bool) -> None:
+    """Tell the caller where its key answered what it answered first."""
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -476,8 +482,7 @@ async def register(
     registered = await operations_of(request).register_user(
         KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)
     )
-    if registered.replayed:
-        response.headers["Idempotency-Replayed"] = "true"
+    mark_replay(response, registered.replayed)
     return RegistrationAnswer.model_construct(user=registered.user, access_token=registered.access_token)
 
 
@@ -748,20 +753,19 @@ async def transfer(
 
     Sent again with the same Idempotency-Key, it answers what it answered first, and moves nothing.
     """
-    order = Order(caller, **transfer.__dict__, idempotency_key=idempotency_key)
-    return show_transferred(await operations_of(request).transfer(order), caller, response)
+    transferred = await operations_of(request).transfer(
+        Order(caller, **transfer.__dict__, idempotency_key=idempotency_key)
+    )
+    mark_replay(response, transferred.replayed)
+    return show_transfer(transferred.transfer, caller)
 
 
-def show_transferred(
-    transferred: crud.Transferred, caller: int, response: Response | None = None
-) -> SettledTransfer | DebitedTransfer:
+def show_transfer(transfer: SettledTransfer, caller: int) -> SettledTransfer | DebitedTransfer:
     """The transfer, without the credit account's balance unless the operator asks."""
-    if transferred.replayed and response is not None:
-        response.headers["Idempotency-Replayed"] = "true"
     if caller == OPERATOR:
-        return transferred.transfer
+        return transfer
     return DebitedTransfer.model_construct(
-        **{name: value for name, value in transferred.transfer.__dict__.items() if name != "credit_balance_after"}
+        **{name: value for name, value in transfer.__dict__.items() if name != "credit_balance_after"}
     )
 
 
@@ -794,8 +798,9 @@ async def reverse_transfer(
     id: RowId, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
 ) -> SettledTransfer | DebitedTransfer:
     """By who received the money, or the operator: all of it goes back, once."""
-    reversal = crud.Reversal(id, caller, idempotency_key)
-    return show_transferred(await operations_of(request).reverse(reversal), caller, response)
+    transferred = await operations_of(request).reverse(crud.Reversal(id, caller, idempotency_key))
+    mark_replay(response, transferred.replayed)
+    return show_transfer(transferred.transfer, caller)
 
 
 PAYMENT_RESPONSES = {**REPLAYED, **documented(*OPERATOR_ONLY, *TRANSFER, SameAccount, body=True)}
@@ -837,8 +842,7 @@ async def pay(
     """Make the payment."""
     payment = crud.Payment(cash.account_id, cash.amount, cash.memo, idempotency_key, is_payout)
     transferred = await operations_of(request).pay(payment)
-    if transferred.replayed:
-        response.headers["Idempotency-Replayed"] = "true"
+    mark_replay(response, transferred.replayed)
     return transferred.transfer
 
 
@@ -884,7 +888,7 @@ async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnsw
         return Order(caller, **KeyedTransfer.model_validate(item).__dict__)
 
     def show(index: int, outcome: crud.Transferred) -> CreatedTransfer:
-        return CreatedTransfer.model_construct(index=index, transfer=show_transferred(outcome, caller))
+        return CreatedTransfer.model_construct(index=index, transfer=show_transfer(outcome.transfer, caller))
 
     results = await run_batch(
         operations_of(request).transfer_many, "transfers", batch.transfers, batch.on_error, check=check, show=show
