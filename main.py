@@ -412,41 +412,42 @@ async def run_batch(
 
     Raises InvalidFields and BatchRefused where all of it is to be rolled back.
     """
+    all_or_nothing = on_error == "rollback"
+    # In a thread: thousands of items take long enough to hold up everybody else.
+    checked = await asyncio.to_thread(check_items, items, check, name)
+    invalid = [each for each in checked if isinstance(each, problems.InvalidFields)]
+    if all_or_nothing and invalid:
+        raise problems.InvalidFields([error for each in invalid for error in each.errors])
+    valid = [each for each in checked if not isinstance(each, problems.InvalidFields)]
+    done = iter(await call(Bulk(valid, all_or_nothing)))
+    outcomes = [each if isinstance(each, problems.InvalidFields) else next(done) for each in checked]
+    refused = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Refusal)]
+    if all_or_nothing and refused:
+        raise BatchRefused(refused)
+    return [
+        RefusedItem.model_construct(index=index, problem=problem_of_item(outcome, name, index))
+        if isinstance(outcome, Exception)
+        else show(index, outcome)
+        for index, outcome in enumerate(outcomes)
+    ]
 
-    def check_items() -> list[Item | list[problems.FieldError]]:
-        return [check_item(index, item) for index, item in enumerate(items)]
 
-    def check_item(index: int, item: Any) -> Item | list[problems.FieldError]:
+def check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -> list[Item | problems.InvalidFields]:
+    """Each item as it is to be done, or what is wrong with its fields."""
+
+    def check_item(index: int, item: Any) -> Item | problems.InvalidFields:
         try:
             return check(item)
         except ValidationError as error:
-            return problems.field_errors(error, "body", name, index)
+            return problems.InvalidFields(problems.field_errors(error, "body", name, index))
 
-    def show_outcome(index: int, checked: Item | list[problems.FieldError]) -> Shown | RefusedItem:
-        if isinstance(checked, list):
-            problem = problems.invalid_request(checked)
-        else:
-            outcome = outcomes[index]
-            if not isinstance(outcome, Exception):
-                return show(index, outcome)
-            problem = problem_of_item(outcome, name, index)
-        return RefusedItem.model_construct(index=index, problem=problem)
-
-    all_or_nothing = on_error == "rollback"
-    # In a thread: thousands of items take long enough to hold up everybody else.
-    checked = await asyncio.to_thread(check_items)
-    if all_or_nothing and (errors := [error for item in checked if isinstance(item, list) for error in item]):
-        raise problems.InvalidFields(errors)
-    valid = {index: item for index, item in enumerate(checked) if not isinstance(item, list)}
-    outcomes = dict(zip(valid, await call(Bulk(list(valid.values()), all_or_nothing)), strict=True))
-    refused = [(index, outcome) for index, outcome in outcomes.items() if isinstance(outcome, Refusal)]
-    if all_or_nothing and refused:
-        raise BatchRefused(refused)
-    return [show_outcome(index, item) for index, item in enumerate(checked)]
+    return [check_item(index, item) for index, item in enumerate(items)]
 
 
 def problem_of_item(error: Exception, *item: str | int) -> Problem:
     """Why an item of a batch was not stored."""
+    if isinstance(error, problems.InvalidFields):
+        return problems.invalid_request(error.errors)
     if isinstance(error, Refusal):
         return problem_of(error, *item)
     logger.error("Item %s of a batch failed unforeseen: %s", ".".join(map(str, item)), problems.describe(error))
