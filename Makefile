@@ -10,7 +10,7 @@ run: .venv/run ## Serve on this machine, on SQLite
 	@exec $(BIN)/uvicorn main:app --host 127.0.0.1 --port $(PORT)
 
 test: .venv/dev ## Run the tests, on SQLite and on a PostgreSQL of their own
-	$(BIN)/pytest --cov
+	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 --cov
 
 check: test lint types coverage ## Everything that must be true of a commit
 

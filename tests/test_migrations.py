@@ -1,19 +1,29 @@
 """Migrations: every step there and back with rows in the tables, generated scripts, failures, and where they run."""
 
 import ast
+import os
+import re
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from configparser import ConfigParser
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
+from io import StringIO
+from multiprocessing import get_context
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import psycopg
 import pytest
 from alembic.config import Config
+from alembic.config import main as run_command_line
 from alembic.script import ScriptDirectory
-from conftest import ENGINES, ROOT, alembic, new_database, query
+from conftest import ENGINES, ROOT, alembic, new_database, query, wait_until
 from sqlalchemy import Engine, NullPool, create_engine, inspect, text
 from sqlmodel import SQLModel
 
@@ -34,8 +44,23 @@ ROWS = {
     "d27f60b8e913": [
         "INSERT INTO access_tokens (user_id, token_hash, created_at) VALUES (1, 'a hash', '2026-01-01 00:00:00+00')"
     ],
+    "e8a4c05b7d31": [
+        # Alice was paid in 12.50.
+        "INSERT INTO accounts (id, user_id, currency, balance, version, updated_at)"
+        " VALUES (11, NULL, 'CHF', -1250, 1, '2026-01-03 00:00+00'), (12, 1, 'CHF', 1250, 1, '2026-01-03 00:00+00')",
+        "INSERT INTO transfers (id, debit_account_id, credit_account_id, currency, amount, initiator, created_at)"
+        " VALUES (21, 11, 12, 'CHF', 1250, 0, '2026-01-03 00:00+00')",
+        "INSERT INTO entries (account_id, seq, transfer_id, amount, balance_after, created_at) VALUES"
+        " (11, 1, 21, -1250, -1250, '2026-01-03 00:00+00'), (12, 1, 21, 1250, 1250, '2026-01-03 00:00+00')",
+    ],
 }
 """What is stored once a revision is reached, as its tables then are. A revision with a new table adds rows here."""
+
+ACCOUNTS = "e8a4c05b7d31"
+BEFORE_ACCOUNTS = "d27f60b8e913"
+
+only_sqlite = pytest.mark.parametrize("engine", ["sqlite"])
+only_postgresql = pytest.mark.parametrize("engine", ["postgresql"])
 
 Rows = dict[str, list[dict[str, Any]]]
 T = TypeVar("T")
@@ -61,6 +86,13 @@ def schema_of(url: str) -> dict[str, dict[str, Any]]:
     def sort(constraints: Any) -> list[dict[str, Any]]:
         return sorted(constraints, key=lambda constraint: constraint["name"] or "")
 
+    def indexes(table: str) -> list[dict[str, Any]]:
+        # As text, since two expressions of the same text are not equal: sqlite_where is one.
+        return [
+            {**index, "dialect_options": {name: str(value) for name, value in index["dialect_options"].items()}}
+            for index in sort(inspector.get_indexes(table))
+        ]
+
     return {
         table: {
             # As repr, for the lengths and time zones.
@@ -71,7 +103,7 @@ def schema_of(url: str) -> dict[str, dict[str, Any]]:
             "unique": sort(inspector.get_unique_constraints(table)),
             "foreign keys": sort(inspector.get_foreign_keys(table)),
             "checks": sort(inspector.get_check_constraints(table)),
-            "indexes": sort(inspector.get_indexes(table)),
+            "indexes": indexes(table),
         }
         for table in inspector.get_table_names()
     }
@@ -104,11 +136,51 @@ def common(before: Snapshot, after: Snapshot) -> tuple[Rows, Rows]:
     return part(before), part(after)
 
 
-def migrate(url: str, *arguments: str, cwd: Path = ROOT) -> Snapshot:
+@cache
+def alembic_processes() -> ProcessPoolExecutor:
+    """Processes that have imported what alembic needs: that takes ten times as long as most commands do."""
+    return ProcessPoolExecutor(len(ENGINES), get_context("spawn"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stop_alembic_processes() -> Iterator[None]:
+    yield
+    alembic_processes().shutdown()
+
+
+def run_alembic(url: str, arguments: tuple[str, ...], environment: dict[str, str]) -> CompletedProcess[str]:
+    """Run the alembic command in this process."""
+    code: Any = 0
+    with (
+        patch.dict(os.environ, {"DATABASE_URL": url, **environment}),
+        redirect_stdout(StringIO()) as stdout,
+        redirect_stderr(StringIO()) as stderr,
+    ):
+        try:
+            run_command_line(("-c", str(ALEMBIC_INI), *arguments))
+        except SystemExit as end:
+            code = end.code
+    return CompletedProcess(arguments, code & 0xFF, stdout.getvalue(), stderr.getvalue())
+
+
+def quick_alembic(url: str, *arguments: str, **environment: str) -> CompletedProcess[str]:
+    """Run the alembic command in a process that has started already."""
+    return alembic_processes().submit(run_alembic, url, arguments, environment).result()
+
+
+def migrate(url: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> Snapshot:
     """Run an alembic command that must succeed; what the database holds then."""
-    result = alembic(url, *arguments, cwd=cwd)
+    if cwd == ROOT:
+        result = quick_alembic(url, *arguments, **environment)
+    else:
+        result = alembic(url, *arguments, cwd=cwd, **environment)
     assert result.returncode == 0, result.stderr
     return look(url)
+
+
+def complaints(result: CompletedProcess[str]) -> list[str]:
+    """What a command printed besides its progress."""
+    return [line for line in (result.stdout + result.stderr).splitlines() if not line.startswith("INFO")]
 
 
 def fill(url: str, *revisions: str) -> None:
@@ -116,6 +188,16 @@ def fill(url: str, *revisions: str) -> None:
     for revision in revisions:
         for sql in ROWS.get(revision, ()):
             query(url, sql)
+
+
+def run_script(url: str, sql: str) -> None:
+    """Run statements that open and end their transactions themselves."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as sqlite:
+            sqlite.executescript(sql)
+    else:
+        with psycopg.connect(url, autocommit=True) as postgresql:
+            postgresql.execute(sql.encode())
 
 
 def on_both_engines(run: Callable[[str], T]) -> dict[str, T]:
@@ -157,6 +239,8 @@ class Step:
     revision: str
     before: Snapshot
     after: Snapshot
+    refused: bool = False
+    """Whether it had to be told that something may be lost."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +261,9 @@ def travel(url: str) -> Journey:
         fill(url, revision)
     for revision in reversed(REVISIONS):
         before = look(url)
-        down.append(Step(revision, before, migrate(url, "downgrade", "-1")))
+        refused = quick_alembic(url, "downgrade", "-1").returncode != 0
+        after = migrate(url, "-x", "accept-loss=all", "downgrade", "-1") if refused else look(url)
+        down.append(Step(revision, before, after, refused))
     return Journey(up, down, migrate(url, "upgrade", "head"))
 
 
@@ -215,6 +301,10 @@ def test_the_way_back_begins_with_rows_in_every_table(journey: Journey) -> None:
     assert [table for table in SQLModel.metadata.tables if not journey.down[0].before.rows[table]] == []
 
 
+def test_only_the_downgrade_that_drops_money_has_to_be_told(journey: Journey) -> None:
+    assert [step.revision for step in journey.down if step.refused] == [ACCOUNTS]
+
+
 def test_each_downgrade_keeps_every_row_that_it_does_not_drop(journey: Journey) -> None:
     for step in journey.down:
         before, after = common(step.before, step.after)
@@ -240,6 +330,267 @@ def test_base_has_no_tables_left(journey: Journey) -> None:
 
 def test_after_base_the_schema_at_head_is_the_same_again(journey: Journey) -> None:
     assert journey.again.schema == journey.up[-1].after.schema
+
+
+# --- accounts for the users who are there -----------------------------------------------------------------------------
+
+MANY_USERS = """
+INSERT INTO users (id, username, email, created_at)
+WITH RECURSIVE numbers(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 100000)
+SELECT 3 * number, 'user' || number, 'user@example.com', '2026-01-01 00:00+00' FROM numbers
+"""
+MORE_USERS = """
+INSERT INTO users (id, username, email, created_at)
+VALUES (30, 'carol', 'c@example.com', '2026-01-03 00:00+00'), (1000000, 'dave', 'd@example.com', '2026-01-04 00:00+00')
+"""
+
+
+def make_older(url: str) -> str:
+    """Bring an empty database to where there are no accounts yet, with users: 1, 2, 30 and 1000000."""
+    assert quick_alembic(url, "upgrade", BEFORE_ACCOUNTS).returncode == 0
+    fill(url, *REVISIONS[: REVISIONS.index(ACCOUNTS)])
+    query(url, MORE_USERS)
+    return url
+
+
+@pytest.fixture
+def older_url(empty_url: str) -> str:
+    """A database with users who have no accounts yet."""
+    return make_older(empty_url)
+
+
+@pytest.fixture
+def twin_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Another database with the same rows as `older_url`."""
+    with new_database(engine, tmp_path, request) as url:
+        yield make_older(url)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an upgrade told of the accounts that it opened for 100,000 users, and the accounts."""
+
+    progress: list[str]
+    accounts: list[tuple[Any, ...]]
+
+
+@pytest.fixture(scope="module")
+def openings(
+    request: pytest.FixtureRequest, postgresql_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Opening]:
+    folder = tmp_path_factory.mktemp("openings")
+
+    def run(engine: str) -> Opening:
+        with new_database(engine, folder, request) as url:
+            quick_alembic(url, "upgrade", BEFORE_ACCOUNTS)
+            query(url, MANY_USERS)
+            result = quick_alembic(url, "upgrade", "head")
+            return Opening(
+                progress=[line.partition("] ")[2] for line in result.stderr.splitlines() if "Opened" in line],
+                accounts=query(url, "SELECT user_id, currency, balance, version FROM accounts ORDER BY user_id"),
+            )
+
+    return on_both_engines(run)
+
+
+@pytest.fixture
+def opening(engine: str, openings: dict[str, Opening]) -> Opening:
+    return openings[engine]
+
+
+def test_each_of_100_000_users_gets_one_account_with_nothing_on_it(opening: Opening) -> None:
+    assert opening.accounts == [(3 * number, "EUR", 0, 0) for number in range(1, 100_001)]
+
+
+def test_the_progress_is_shown_after_each_10_000_accounts(opening: Opening) -> None:
+    assert opening.progress == [
+        f"Opened EUR accounts for {done:,} of 100,000 users" for done in range(10_000, 100_001, 10_000)
+    ]
+
+
+def test_without_users_there_is_nothing_to_open(empty_url: str) -> None:
+    result = quick_alembic(empty_url, "upgrade", "head")
+
+    assert result.returncode == 0
+    assert "Opened" not in result.stderr
+    assert query(empty_url, "SELECT * FROM accounts") == []
+
+
+def test_the_accounts_are_in_the_default_currency_that_is_set(older_url: str) -> None:
+    after = migrate(older_url, "upgrade", "head", DEFAULT_CURRENCY="POINTS", CUSTOM_CURRENCIES="POINTS")
+
+    assert [(account["user_id"], account["currency"]) for account in after.rows["accounts"]] == [
+        (user["id"], "POINTS") for user in after.rows["users"]
+    ]
+
+
+def test_an_upgrade_that_fails_after_some_accounts_leaves_everything_as_it_was(older_url: str, fork: Path) -> None:
+    script = fork / "migrations" / "versions" / Path(SCRIPTS.get_revision(ACCOUNTS).path).name
+    next_chunk = "        first = last\n"
+    doomed = f'{next_chunk}        if done == 3:\n            raise RuntimeError("The power is gone")\n'
+    script.write_text(script.read_text().replace("CHUNK = 10_000", "CHUNK = 1").replace(next_chunk, doomed))
+    before = look(older_url)
+
+    result = alembic(older_url, "upgrade", "head", cwd=fork)
+
+    assert "Opened EUR accounts for 3 of 4 users" in result.stderr
+    assert result.stderr.endswith("RuntimeError: The power is gone\n")
+    assert look(older_url) == before
+
+
+def test_printed_sql_opens_all_accounts_with_one_statement_and_leaves_what_the_upgrade_leaves(
+    older_url: str, twin_url: str
+) -> None:
+    result = alembic(older_url, "upgrade", f"{BEFORE_ACCOUNTS}:{ACCOUNTS}", "--sql", DEFAULT_CURRENCY="CHF")
+
+    assert result.stdout.count("INSERT INTO accounts") == 1
+    run_script(twin_url, result.stdout)
+    assert look(twin_url) == migrate(older_url, "upgrade", ACCOUNTS, DEFAULT_CURRENCY="CHF")
+
+
+@only_postgresql  # On SQLite there is one writer at a time.
+def test_a_user_whose_registration_is_under_way_gets_an_account_too(older_url: str) -> None:
+    with psycopg.connect(older_url) as registration, ThreadPoolExecutor() as threads:
+        registration.execute("INSERT INTO users (username, email, created_at) VALUES ('eve', 'e@example.com', now())")
+        upgrade = threads.submit(quick_alembic, older_url, "upgrade", "head")
+        wait_for_a_lock(older_url, upgrade)
+        registration.commit()
+
+    assert upgrade.result().returncode == 0
+    assert (
+        query(older_url, "SELECT username FROM users LEFT JOIN accounts ON user_id = users.id WHERE balance IS NULL")
+        == []
+    )
+
+
+def wait_for_a_lock(url: str, running: Future[Any]) -> None:
+    """Wait until the command that runs waits for somebody's transaction, or has ended without."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    wait_until(lambda: running.done() or query(url, waiting) != [], "a lock to be waited for")
+
+
+# --- money is not dropped unless told ---------------------------------------------------------------------------------
+
+PAYMENT_BACK = [
+    "INSERT INTO transfers"
+    " (id, debit_account_id, credit_account_id, currency, amount, reverses_id, initiator, created_at)"
+    " VALUES (22, 12, 11, 'CHF', 1250, 21, 0, '2026-01-04 00:00+00')",
+    "INSERT INTO entries (account_id, seq, transfer_id, amount, balance_after, created_at)"
+    " VALUES (12, 2, 22, -1250, 0, '2026-01-04 00:00+00'), (11, 2, 22, 1250, 0, '2026-01-04 00:00+00')",
+    "UPDATE accounts SET balance = 0, version = 2 WHERE id IN (11, 12)",
+]
+
+
+def downgrade(url: str, *options: str, to: str = BEFORE_ACCOUNTS) -> CompletedProcess[str]:
+    """Go back to where there were no accounts."""
+    return quick_alembic(url, *(part for option in options for part in ("-x", option)), "downgrade", to)
+
+
+def is_before_accounts(url: str) -> bool:
+    """Whether nothing is left of the accounts."""
+    tables = schema_of(url).keys()
+    version = query(url, "SELECT version_num FROM alembic_version")
+    return version == [(BEFORE_ACCOUNTS,)] and tables.isdisjoint({"accounts", "transfers", "entries"})
+
+
+def test_a_downgrade_that_would_drop_money_says_in_one_line_how_much_and_what_to_do(full_url: str) -> None:
+    result = downgrade(full_url)
+
+    assert result.returncode == 255  # What Alembic ends with, as for all its errors.
+    (line,) = complaints(result)
+    assert line.startswith("FAILED: ")
+    assert "accounts.balance: 1, transfers: 1" in line
+    assert "alembic -x accept-loss=accounts.balance,transfers downgrade" in line
+
+
+@pytest.mark.parametrize("to", [BEFORE_ACCOUNTS, "base"])
+def test_a_refused_downgrade_changes_nothing(full_url: str, to: str) -> None:
+    before = look(full_url)
+
+    assert downgrade(full_url, to=to).returncode == 255
+    assert look(full_url) == before
+
+
+def test_nothing_is_accepted_that_was_not_named_exactly(full_url: str) -> None:
+    before = look(full_url)
+
+    for option in (
+        "accept-loss=accounts.balance",
+        "accept-loss=transfers",
+        "accept-loss=account.balance,transfer",
+        "accept-loss=accounts,transfers",
+        "accept-loss=balance,transfers",
+        "accept-loss=ALL",
+        "accept-loss=al",
+        "accept-loss=",
+        "accept-loss",
+        "accept_loss=all",
+        "acceptloss=all",
+        "all",
+    ):
+        assert downgrade(full_url, option).returncode == 255, option
+    assert look(full_url) == before
+
+
+@pytest.mark.parametrize("accepted", ["accounts.balance,transfers", "transfers,accounts.balance", "all"])
+def test_a_loss_that_was_accepted_is_no_obstacle(full_url: str, accepted: str) -> None:
+    assert downgrade(full_url, f"accept-loss={accepted}").returncode == 0
+    assert is_before_accounts(full_url)
+
+
+def test_the_option_that_a_refusal_names_is_enough_also_where_a_part_was_accepted(full_url: str) -> None:
+    (line,) = complaints(downgrade(full_url, "accept-loss=transfers"))
+
+    (option,) = re.findall(r"-x (\S+)", line)
+    assert downgrade(full_url, option).returncode == 0
+    assert is_before_accounts(full_url)
+
+
+def test_balances_without_transfers_are_accepted_by_their_name(full_url: str) -> None:
+    query(full_url, "DELETE FROM entries")
+    query(full_url, "DELETE FROM transfers")
+
+    (line,) = complaints(downgrade(full_url))
+    assert "(accounts.balance: 1)" in line
+    assert downgrade(full_url, "accept-loss=accounts.balance").returncode == 0
+
+
+def test_transfers_that_left_no_balance_are_accepted_by_their_name(full_url: str) -> None:
+    for sql in PAYMENT_BACK:
+        query(full_url, sql)
+
+    (line,) = complaints(downgrade(full_url))
+    assert "(transfers: 2)" in line
+    assert downgrade(full_url, "accept-loss=transfers").returncode == 0
+
+
+def test_where_no_money_ever_moved_a_downgrade_needs_no_option(older_url: str) -> None:
+    before = look(older_url)
+    assert len(migrate(older_url, "upgrade", ACCOUNTS).rows["accounts"]) == 4
+
+    assert migrate(older_url, "downgrade", BEFORE_ACCOUNTS) == before
+
+
+def test_the_balance_of_a_system_account_is_nobodys_money(full_url: str) -> None:
+    for sql in ("DELETE FROM entries", "DELETE FROM transfers", "DELETE FROM accounts WHERE user_id IS NOT NULL"):
+        query(full_url, sql)
+    assert query(full_url, "SELECT balance FROM accounts") == [(-1250,)]
+
+    assert downgrade(full_url).returncode == 0
+
+
+@only_postgresql  # On SQLite there is one writer at a time.
+def test_a_transfer_that_is_under_way_is_not_dropped_unseen(url: str) -> None:
+    fill(url, *REVISIONS[: REVISIONS.index(ACCOUNTS)])
+    with psycopg.connect(url) as transfer, ThreadPoolExecutor() as threads:
+        for sql in ROWS[ACCOUNTS]:
+            transfer.execute(sql.encode())
+        undoing = threads.submit(downgrade, url)
+        wait_for_a_lock(url, undoing)
+        transfer.commit()
+
+    assert undoing.result().returncode == 255
+    assert query(url, "SELECT count(*) FROM transfers") == [(1,)]
 
 
 # --- the chain --------------------------------------------------------------------------------------------------------
@@ -454,6 +805,22 @@ def test_a_generated_script_undone_leaves_the_database_as_it_was(generation: Gen
     assert generation.down == generation.before
 
 
+@only_sqlite  # PostgreSQL changes a table in place.
+def test_a_rebuild_of_accounts_keeps_its_rows_its_constraints_and_the_condition_of_its_partial_index(
+    full_url: str, fork: Path
+) -> None:
+    add_revision(fork, "ffffffffffff", REVISIONS[-1], REBUILD)
+    before = look(full_url)
+
+    after = migrate(full_url, "upgrade", "head", cwd=fork)
+
+    assert after.schema["accounts"]["columns"].pop("note")
+    assert after.schema == before.schema
+    kept = {"sqlite_where": "user_id IS NULL"}
+    assert kept in [index["dialect_options"] for index in after.schema["accounts"]["indexes"]]
+    assert common(before, after)[1] == common(before, after)[0]
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -466,6 +833,10 @@ def add_revision(folder: Path, revision: str, down_revision: str, upgrade: str) 
     )
 
 
+REBUILD = """
+    with op.batch_alter_table("accounts", recreate="always") as batch_op:
+        batch_op.add_column(sa.Column("note", sa.String(length=30), nullable=True))
+"""
 BLESSED = """
     op.create_table("gifts", sa.Column("id", sa.Integer(), primary_key=True))
     op.execute("INSERT INTO gifts (id) VALUES (1)")
@@ -496,23 +867,23 @@ def test_a_downgrade_that_fails_takes_back_the_downgrades_before_it(full_url: st
     oldest.write_text(oldest.read_text() + '    op.execute("SELECT nonsense")\n')  # Its downgrade comes last.
     before = look(full_url)
 
-    result = alembic(full_url, "downgrade", "base", cwd=fork)
+    result = alembic(full_url, "-x", "accept-loss=all", "downgrade", "base", cwd=fork)
 
     assert f"{REVISIONS[0]} -> " in result.stderr
     assert result.returncode != 0
     assert look(full_url) == before
 
 
-@pytest.mark.parametrize("engine", ["sqlite"])  # PostgreSQL refuses the statement itself.
+@only_sqlite  # PostgreSQL refuses the statement itself.
 def test_a_migration_that_would_leave_orphans_is_refused_in_one_line(full_url: str, fork: Path) -> None:
     add_revision(fork, "ffffffffffff", REVISIONS[-1], '    op.execute("DELETE FROM users")')
     before = look(full_url)
 
     result = alembic(full_url, "upgrade", "head", cwd=fork)
 
-    assert [line for line in (result.stdout + result.stderr).splitlines() if not line.startswith("INFO")] == [
-        "FAILED: 3 rows would refer to rows that do not exist (access_tokens → users, profiles → users)."
-        " Nothing was changed."
+    assert complaints(result) == [
+        "FAILED: 4 rows would refer to rows that do not exist (access_tokens → users, accounts → users,"
+        " profiles → users). Nothing was changed."
     ]
     assert look(full_url) == before
 
@@ -561,6 +932,19 @@ def test_a_malformed_url_is_named_in_one_line_without_its_password(ini: str, set
     assert "swordfish" not in line
 
 
+@pytest.mark.parametrize(("setting", "value"), [("DEFAULT_CURRENCY", "XAU"), ("CUSTOM_CURRENCIES", "x")])
+def test_a_currency_that_there_cannot_be_is_named_in_one_line(setting: str, value: str, tmp_path: Path) -> None:
+    database = tmp_path / "untouched.db"
+
+    result = alembic(f"sqlite:///{database}", "upgrade", "head", cwd=ROOT, **{setting: value})
+
+    assert result.returncode != 0
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert line.startswith(f"FAILED: {setting}: ")
+    assert repr(value) in line
+    assert not database.exists()
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*.ini")), ids=lambda path: path.name)
 def test_an_ini_file_holds_no_url_and_no_password(path: Path) -> None:
     ini = ConfigParser(interpolation=None)
@@ -571,7 +955,7 @@ def test_an_ini_file_holds_no_url_and_no_password(path: Path) -> None:
     assert [option for option in options if option == "sqlalchemy.url" or "password" in option] == []
 
 
-@pytest.mark.parametrize("engine", ["sqlite"])
+@only_sqlite
 def test_alembic_works_from_any_folder(empty_url: str, tmp_path: Path) -> None:
     result = alembic(empty_url, "-c", str(ALEMBIC_INI), "upgrade", "head", cwd=tmp_path)
 
@@ -579,10 +963,9 @@ def test_alembic_works_from_any_folder(empty_url: str, tmp_path: Path) -> None:
     assert query(empty_url, "SELECT version_num FROM alembic_version") == [(REVISIONS[-1],)]
 
 
-@pytest.mark.parametrize("engine", ["postgresql"])
+@only_postgresql
 def test_printed_sql_makes_the_schema_that_a_migration_makes(url: str, empty_url: str) -> None:
     result = alembic("postgresql://savepoint@nowhere.invalid/name", "upgrade", "head", "--sql")
 
-    with psycopg.connect(empty_url, autocommit=True) as connection:
-        connection.execute(result.stdout.encode())
+    run_script(empty_url, result.stdout)
     assert look(empty_url) == look(url)

@@ -135,6 +135,9 @@ def refuse_loss() -> None:
     """Stop before balances that are not zero, or transfers, are dropped, unless `-x accept-loss=…` names them."""
     if context.is_offline_mode():
         return
+    if op.get_bind().dialect.name == "postgresql":
+        # Otherwise what is under way would land between the count and the drop. In the order in which transfers lock.
+        op.execute("LOCK TABLE accounts, transfers, entries")
     accepted = context.get_x_argument(as_dictionary=True).get("accept-loss", "").split(",")
     losses = {
         "accounts.balance": "SELECT count(*) FROM accounts WHERE balance <> 0 AND user_id IS NOT NULL",
@@ -144,7 +147,8 @@ def refuse_loss() -> None:
     refused = {name: count for name, count in counts.items() if count and not {name, "all"} & set(accepted)}
     if refused:
         found = ", ".join(f"{name}: {count:,}" for name, count in refused.items())
+        needed = ",".join(name for name, count in counts.items() if count)
         raise CommandError(
             f"This downgrade would drop what is not zero or empty ({found}). Nothing was changed. Save a copy first; "
-            f"to go on without it: alembic -x accept-loss={','.join(refused)} downgrade …"
+            f"to go on without it: alembic -x accept-loss={needed} downgrade …"
         )
