@@ -47,6 +47,7 @@ from refusals import (
     ReceiverOnly,
     Refusal,
     ReversalNotReversible,
+    SameAccount,
     TokenNotFound,
     TransferNotFound,
     Unauthenticated,
@@ -865,6 +866,8 @@ def order_payment(payment: Payment, system_account_id: int | None) -> Order | Re
     """The transfer that a payment is."""
     if system_account_id is None:
         return AccountNotFound()
+    if system_account_id == payment.account_id:
+        return SameAccount("account_id")
     debit, credit = system_account_id, payment.account_id
     if payment.is_payout:
         debit, credit = credit, debit

@@ -804,7 +804,7 @@ async def reverse_transfer(
     return show_transfer(transferred.transfer, caller)
 
 
-PAYMENT_RESPONSES = {**REPLAYED, **documented(*OPERATOR_ONLY, *TRANSFER, SameAccount, body=True)}
+PAYMENT_RESPONSES = {**REPLAYED, **documented(*OPERATOR_ONLY, *TRANSFER, SameAccount("account_id"), body=True)}
 
 
 @app.post(

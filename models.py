@@ -35,7 +35,9 @@ SQLModel.metadata.naming_convention = {
 
 USERNAME_PROFILE = get_profile("UsernameCaseMapped")
 VISIBLE_ASCII = re.compile(r"[!-~]+")
-RFC_3339 = re.compile(r"[0-9]{4}(-[0-9]{2}){2}[Tt ]([0-9]{2}:){2}[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})")
+RFC_3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 
 
 def normalise_username(username: Any) -> Any:

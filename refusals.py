@@ -1,13 +1,12 @@
 """Everything Savepoint refuses, each in the words that its caller reads."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 
 class Refusal(Exception):
     """The call was refused."""
 
-    field: ClassVar[str | None] = None
+    field: str | None = None
     """The field at fault, where there is one."""
 
     @property
@@ -61,7 +60,9 @@ class BalanceLimit(Refusal):
 class SameAccount(Refusal):
     """The debit and the credit account are the same. Name two accounts."""
 
-    field = "credit_account_id"
+    def __init__(self, field: str = "credit_account_id") -> None:
+        super().__init__()
+        self.field = field
 
 
 class CurrencyMismatch(Refusal):
