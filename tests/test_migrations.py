@@ -146,6 +146,7 @@ def alembic_processes() -> ProcessPoolExecutor:
 def _stop_alembic_processes() -> Iterator[None]:
     yield
     alembic_processes().shutdown()
+    alembic_processes.cache_clear()
 
 
 def run_alembic(url: str, arguments: tuple[str, ...], environment: dict[str, str]) -> CompletedProcess[str]:
@@ -165,7 +166,7 @@ def run_alembic(url: str, arguments: tuple[str, ...], environment: dict[str, str
 
 def quick_alembic(url: str, *arguments: str, **environment: str) -> CompletedProcess[str]:
     """Run the alembic command in a process that has started already."""
-    return alembic_processes().submit(run_alembic, url, arguments, environment).result()
+    return alembic_processes().submit(run_alembic, url, arguments, environment).result(timeout=60)
 
 
 def migrate(url: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> Snapshot:
@@ -448,9 +449,15 @@ def test_printed_sql_opens_all_accounts_with_one_statement_and_leaves_what_the_u
     assert look(twin_url) == migrate(older_url, "upgrade", ACCOUNTS, DEFAULT_CURRENCY="CHF")
 
 
+def wait_for_a_lock(url: str, running: Future[Any]) -> None:
+    """Wait until the command that runs waits for somebody's transaction, or has ended without."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    wait_until(lambda: running.done() or query(url, waiting) != [], "a lock to be waited for")
+
+
 @only_postgresql  # On SQLite there is one writer at a time.
 def test_a_user_whose_registration_is_under_way_gets_an_account_too(older_url: str) -> None:
-    with psycopg.connect(older_url) as registration, ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor() as threads, psycopg.connect(older_url) as registration:
         registration.execute("INSERT INTO users (username, email, created_at) VALUES ('eve', 'e@example.com', now())")
         upgrade = threads.submit(quick_alembic, older_url, "upgrade", "head")
         wait_for_a_lock(older_url, upgrade)
@@ -461,12 +468,6 @@ def test_a_user_whose_registration_is_under_way_gets_an_account_too(older_url: s
         query(older_url, "SELECT username FROM users LEFT JOIN accounts ON user_id = users.id WHERE balance IS NULL")
         == []
     )
-
-
-def wait_for_a_lock(url: str, running: Future[Any]) -> None:
-    """Wait until the command that runs waits for somebody's transaction, or has ended without."""
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    wait_until(lambda: running.done() or query(url, waiting) != [], "a lock to be waited for")
 
 
 # --- money is not dropped unless told ---------------------------------------------------------------------------------
@@ -582,7 +583,7 @@ def test_the_balance_of_a_system_account_is_nobodys_money(full_url: str) -> None
 @only_postgresql  # On SQLite there is one writer at a time.
 def test_a_transfer_that_is_under_way_is_not_dropped_unseen(url: str) -> None:
     fill(url, *REVISIONS[: REVISIONS.index(ACCOUNTS)])
-    with psycopg.connect(url) as transfer, ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor() as threads, psycopg.connect(url) as transfer:
         for sql in ROWS[ACCOUNTS]:
             transfer.execute(sql.encode())
         undoing = threads.submit(downgrade, url)
