@@ -21,8 +21,10 @@ import httpx2
 import psycopg
 import pytest
 from sqlalchemy import make_url
+from sqlmodel import SQLModel
 from starlette.testclient import TestClient
 
+import audit
 import main
 from database import Database
 from operations import Operations
@@ -40,8 +42,9 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Keep the developer's own settings out of the tests."""
+    config.addinivalue_line("markers", "wrong_books: changes money by hand, so that the books are wrong in the end")
     for name in Settings.model_fields:
         os.environ.pop(name.upper(), None)
 
@@ -173,6 +176,21 @@ def rows(url: str) -> Rows:
     return lambda sql: query(url, sql)
 
 
+def empty(url: str) -> None:
+    """Delete every row, past the service."""
+    for table in reversed(SQLModel.metadata.sorted_tables):
+        query(url, f"DELETE FROM {table.name}")
+
+
+@contextmanager
+def audited(url: str, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Prove in the end that no money was made or lost, unless the test is marked wrong_books."""
+    yield
+    if "wrong_books" not in request.keywords:
+        with audit.open_books(url) as books:
+            assert list(books.run(lambda rows: None)) == []
+
+
 # --- the service ------------------------------------------------------------------------------------------------------
 
 
@@ -196,11 +214,11 @@ async def operations(settings: Settings) -> AsyncIterator[Operations]:
 
 
 @pytest.fixture
-def client(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    """The service in this process, started and stopped as uvicorn does."""
+def client(url: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[TestClient]:
+    """The service in this process, started and stopped as uvicorn does; the books must be right in the end."""
     monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.setenv("OPERATOR_TOKEN", OPERATOR_TOKEN)
-    with TestClient(main.app, raise_server_exceptions=False) as client:
+    with audited(url, request), TestClient(main.app, raise_server_exceptions=False) as client:
         yield client
 
 

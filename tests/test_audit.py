@@ -71,6 +71,7 @@ def test_a_database_without_transfers_is_proven(client: TestClient, rows: Rows) 
     assert run_audit().exit_code == 0
 
 
+@pytest.mark.wrong_books
 @pytest.mark.parametrize(
     ("corruption", "found"),
     [

@@ -1,38 +1,110 @@
 """The promises that only a real server with real connections can break."""
 
 import asyncio
+import itertools
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-from conftest import Rows, Server, serving
+from conftest import AS_OPERATOR, ENGINES, Rows, Server, audited, empty, new_database, serving
+from test_accounts import Headers, Holder, answer_of, balance, cash, order, register_all
 from test_registration import CURSED, count, named
+from test_transfers import keyed, system_account
 
 
-@pytest.fixture(params=[1, 2], ids=["1 worker", "2 workers"])
-def server(url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
-    with serving(url, tmp_path, workers=request.param) as server:
-        yield server
+class Running(NamedTuple):
+    """A running server and its database, which the tests of this file share, since it takes long to start."""
+
+    engine: str
+    url: str
+    server: Server
 
 
-async def register_at_once(server: Server, bodies: list[dict[str, Any]]) -> list[httpx2.Response]:
-    """Send all registrations at the same time, each on a connection of its own."""
-    limits = httpx2.Limits(max_connections=len(bodies))
+@pytest.fixture(scope="module", params=itertools.product(ENGINES, (1, 2)), ids="{0[0]}, workers: {0[1]}".format)
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    engine, workers = request.param
+    folder, metrics = tmp_path_factory.mktemp("races"), tmp_path_factory.mktemp("metrics")
+    with (
+        new_database(engine, folder, request, request.getfixturevalue(f"{engine}_template")) as url,
+        serving(url, folder, workers, PROMETHEUS_MULTIPROC_DIR=str(metrics)) as server,
+    ):
+        yield Running(engine, url, server)
+
+
+@pytest.fixture
+def engine(running: Running) -> str:
+    return running.engine
+
+
+@pytest.fixture
+def url(running: Running) -> str:
+    return running.url
+
+
+@pytest.fixture
+def server(running: Running, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The server, without any user; it must have made no money and lost none in the end."""
+    with audited(running.url, request):
+        yield running.server
+    empty(running.url)
+
+
+class Post(NamedTuple):
+    """A call."""
+
+    path: str
+    body: dict[str, Any] | None
+    headers: Headers | None = None
+
+
+async def post_at_once(server: Server, posts: list[Post], connections: int = 32) -> list[httpx2.Response]:
+    """Make all calls at the same time; the answers in the order of the calls."""
+    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
     async with httpx2.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
-        # Connections are opened first, so that the registrations meet.
-        await asyncio.gather(*(client.get("/healthz") for _ in bodies))
-        return await asyncio.gather(*(client.post("/register", json=body) for body in bodies))
+        # Connections are opened first, so that the calls meet.
+        await asyncio.gather(*(client.get("/healthz") for _ in range(connections)))
+        return await asyncio.gather(*(client.post(post.path, json=post.body, headers=post.headers) for post in posts))
+
+
+def outcomes(responses: list[httpx2.Response]) -> dict[str, int]:
+    """How many answers were of each kind: created, replayed, or the type of the problem."""
+
+    def kind(response: httpx2.Response) -> str:
+        if response.status_code == 201:
+            return "replayed" if "Idempotency-Replayed" in response.headers else "created"
+        return str(response.json()["type"]).removeprefix("/problems/")
+
+    return dict(Counter(kind(response) for response in responses))
+
+
+def retried(server: Server) -> float:
+    """How many transactions all workers have run again after a conflict: after a deadlock, say."""
+    text = httpx2.get(f"{server.url}/metrics").text
+    return sum(
+        float(line.rpartition(" ")[2])
+        for line in text.splitlines()
+        if line.startswith("savepoint_transactions_retried_total")
+    )
+
+
+def holders(server: Server, **funds: int) -> list[Holder]:
+    """New users, each with this much in its account."""
+    with httpx2.Client(base_url=server.url, timeout=60) as client:
+        return register_all(client, **funds)
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
 
 
 async def test_of_32_who_want_one_name_exactly_one_gets_it(server: Server, rows: Rows) -> None:
     for round_number in range(5):
         spellings = [f"{spelling}{round_number}" for spelling in ("racer", "RACER", "Racer", "rAcEr")] * 8
 
-        responses = await register_at_once(server, [named(spelling) for spelling in spellings])
+        responses = await post_at_once(server, [Post("/register", named(spelling)) for spelling in spellings])
 
-        assert sorted(response.status_code for response in responses) == [201] + [409] * 31
+        assert outcomes(responses) == {"created": 1, "username-taken": 31}
         assert count(rows) == (round_number + 1,) * 3
 
 
@@ -44,16 +116,156 @@ async def test_one_failure_leaves_no_row_while_31_others_are_stored_whole(
     bodies = [named(f"user{index}", **private) for index in range(31)]
     bodies.insert(17, named("cursed", **private))
 
-    responses = await register_at_once(server, bodies)
+    responses = await post_at_once(server, [Post("/register", body) for body in bodies])
 
     failed = responses.pop(17)
     assert failed.status_code == 500
     assert failed.headers["content-type"] == "application/problem+json"
     assert failed.json()["type"] == "/problems/internal-error"
-    assert [response.status_code for response in responses] == [201] * 31
+    assert outcomes(responses) == {"created": 31}
     assert rows("SELECT count(*) FROM users WHERE username = 'cursed'") == [(0,)]
     assert count(rows) == (31, 31, 31)
     for told in (failed.text, server.log):
         for secret in ("private@example.com", "+4915187654321", "svp_", "INSERT", "SELECT"):
             assert secret not in told
     assert "POST /register failed unforeseen" in server.log
+
+
+# --- transfers --------------------------------------------------------------------------------------------------------
+
+
+async def test_500_opposing_transfers_in_both_directions_end_where_they_began(server: Server, rows: Rows) -> None:
+    alice, bob = holders(server, alice=1000, bob=1000)
+    there = Post("/transfers", order(alice.account_id, bob.account_id, 1), alice.headers)
+    back = Post("/transfers", order(bob.account_id, alice.account_id, 1), bob.headers)
+
+    before = retried(server)
+
+    responses = await post_at_once(server, [there, back] * 500)
+
+    assert outcomes(responses) == {"created": 1000}
+    for holder in (alice, bob):
+        assert rows(f"SELECT balance, version FROM accounts WHERE id = {holder.account_id}") == [(1000, 1001)]
+    # Nor did the database have to end a deadlock.
+    assert retried(server) == before
+
+
+async def test_opposing_batches_and_transfers_that_share_many_accounts_do_not_deadlock(
+    server: Server, rows: Rows
+) -> None:
+    crowd = holders(server, **{f"user{number}": 1000 for number in range(50)})
+    ring = [*zip(crowd, crowd[1:] + crowd[:1], strict=True)]
+    there = [order(one.account_id, next.account_id, 10) for one, next in ring]
+    back = [order(next.account_id, one.account_id, 10) for one, next in ring]
+    batches = [Post("/transfers/batch", {"transfers": each}, AS_OPERATOR) for each in (there, back[::-1])]
+    before = retried(server)
+
+    # Bulk calls that wait: no more than one worker would take.
+    responses = await post_at_once(
+        server, batches * 4 + [Post("/transfers", body, AS_OPERATOR) for body in (*there, *back)]
+    )
+
+    assert Counter(response.status_code for response in responses) == {200: 8, 201: 100}
+    assert rows("SELECT DISTINCT balance, version FROM accounts WHERE user_id IS NOT NULL") == [(1000, 21)]
+    assert retried(server) == before
+
+
+async def test_of_many_who_want_the_last_money_only_as_many_get_it_as_it_lasts(server: Server, rows: Rows) -> None:
+    alice, *others = holders(server, alice=1000, bob=0, carol=0, dave=0)
+    wanted = [Post("/transfers", order(alice.account_id, each.account_id, 90), alice.headers) for each in others] * 16
+
+    responses = await post_at_once(server, wanted)
+
+    assert outcomes(responses) == {"created": 11, "insufficient-funds": 37}
+    assert balance(rows, alice.account_id) == 10
+    assert sum(balance(rows, each.account_id) for each in others) == 990
+
+
+async def test_the_first_deposits_in_a_currency_open_one_system_account(server: Server, rows: Rows) -> None:
+    crowd = holders(server, **{f"user{number}": 0 for number in range(32)})
+
+    responses = await post_at_once(server, [Post("/deposits", cash(each.account_id, 5), AS_OPERATOR) for each in crowd])
+
+    assert outcomes(responses) == {"created": 32}
+    assert balance(rows, system_account(rows)) == -160
+
+
+async def test_a_user_who_closes_itself_while_money_comes_holds_none_in_the_end_or_stays(
+    server: Server, rows: Rows
+) -> None:
+    alice, *leavers = holders(server, alice=1000, **{f"user{number}": 0 for number in range(16)})
+
+    async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
+        answers = await asyncio.gather(
+            *(
+                call
+                for leaver in leavers
+                for call in (
+                    client.delete("/me", headers=leaver.headers),
+                    client.post(
+                        "/transfers", json=order(alice.account_id, leaver.account_id, 7), headers=alice.headers
+                    ),
+                )
+            )
+        )
+
+    for leaver, left, came in zip(leavers, answers[::2], answers[1::2], strict=True):
+        assert (left.status_code, came.status_code) in ((204, 409), (409, 201))
+        assert balance(rows, leaver.account_id) == (7 if came.status_code == 201 else 0)
+
+
+# --- keys and reversals -----------------------------------------------------------------------------------------------
+
+
+async def test_a_key_sent_32_times_at_once_moves_money_once(server: Server, rows: Rows) -> None:
+    alice, bob = holders(server, alice=1000, bob=0)
+
+    for number in range(5):
+        body = order(alice.account_id, bob.account_id, 10, memo=f"{number}")
+        responses = await post_at_once(server, [Post("/transfers", body, keyed(alice.headers, f"{number}"))] * 32)
+
+        assert outcomes(responses) == {"created": 1, "replayed": 31}
+        assert len({answer_of(response)["id"] for response in responses}) == 1
+        assert balance(rows, bob.account_id) == 10 * (number + 1)
+
+
+async def test_of_a_key_with_different_accounts_at_once_one_wins(server: Server, rows: Rows) -> None:
+    alice, bob, carol, dave = holders(server, alice=1000, bob=0, carol=1000, dave=0)
+
+    for number in range(5):
+        # They share no account, so that no lock makes one wait for the other.
+        bodies = [order(alice.account_id, bob.account_id, 10), order(carol.account_id, dave.account_id, 10)]
+        headers = keyed(AS_OPERATOR, f"{number}")
+        responses = await post_at_once(server, [Post("/transfers", body, headers) for body in bodies] * 16)
+
+        assert outcomes(responses) == {"created": 1, "replayed": 15, "idempotency-key-reused": 16}
+        assert balance(rows, bob.account_id) + balance(rows, dave.account_id) == 10 * (number + 1)
+
+
+async def test_one_key_of_many_callers_at_once_moves_the_money_of_each(server: Server, rows: Rows) -> None:
+    crowd = holders(server, **{f"user{number}": 100 for number in range(31)}, bob=0)
+    *senders, bob = crowd
+
+    responses = await post_at_once(
+        server,
+        [Post("/transfers", order(each.account_id, bob.account_id, 1), keyed(each.headers, "one")) for each in senders],
+    )
+
+    assert outcomes(responses) == {"created": 31}
+    assert balance(rows, bob.account_id) == 31
+
+
+async def test_of_32_reversals_at_once_exactly_one_lands(server: Server, rows: Rows) -> None:
+    alice, bob = holders(server, alice=1000, bob=1000)
+
+    for _ in range(5):
+        sent = order(alice.account_id, bob.account_id, 100)
+        transfer = answer_of(httpx2.post(f"{server.url}/transfers", json=sent, headers=alice.headers))
+        reversal = f"/transfers/{transfer['id']}/reversal"
+
+        responses = await post_at_once(
+            server, [Post(reversal, None, headers) for headers in (bob.headers, AS_OPERATOR)] * 16
+        )
+
+        assert outcomes(responses) == {"created": 1, "already-reversed": 31}
+        assert (balance(rows, alice.account_id), balance(rows, bob.account_id)) == (1000, 1000)

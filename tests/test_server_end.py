@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
-from conftest import Rows, Server, serving
+import pytest
+from conftest import Rows, Server, audited, serving
+from test_accounts import Holder, balance, order, register_all
 from test_database import until
 from test_registration import named
+from test_transfers import keyed
 
 
 async def register_until_it_ends(server: Server, end: Callable[[], None]) -> tuple[set[str], set[str]]:
@@ -75,3 +78,45 @@ async def test_a_server_killed_under_load_has_stored_whole_what_it_acknowledged(
         acknowledged, _ = await register_until_it_ends(server, server.process.kill)
 
     assert acknowledged <= stored_whole(rows) == stored(rows)
+
+
+async def transfer_all(server: Server, sender: Holder, receiver: Holder, count: int) -> dict[int, httpx2.Response]:
+    """Send so many transfers of 1 from 16 connections, each with a key of its own; the answers that came, by key."""
+    answers: dict[int, httpx2.Response] = {}
+    numbers = iter(range(count))
+    body = order(sender.account_id, receiver.account_id, 1)
+
+    async def transfer_one_after_another(client: httpx2.AsyncClient) -> None:
+        for number in numbers:
+            try:
+                answers[number] = await client.post("/transfers", json=body, headers=keyed(sender.headers, f"{number}"))
+            except httpx2.TransportError:
+                return
+
+    limits = httpx2.Limits(max_connections=16, max_keepalive_connections=16)
+    async with httpx2.AsyncClient(base_url=server.url, limits=limits, timeout=20) as client:
+        await asyncio.gather(*(transfer_one_after_another(client) for _ in range(16)))
+    return answers
+
+
+async def test_transfers_whose_answers_a_kill_cost_are_sent_again_and_made_once(
+    url: str, rows: Rows, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with audited(url, request):
+        with serving(url, tmp_path) as server:
+            with httpx2.Client(base_url=server.url) as client:
+                alice, bob = register_all(client, alice=1000, bob=0)
+            sending = asyncio.create_task(transfer_all(server, alice, bob, 1000))
+            await until(lambda: balance(rows, bob.account_id) > 100, "the first transfers")
+            server.process.kill()
+            first = await sending
+        assert 100 < len(first) <= balance(rows, bob.account_id) < 1000
+
+        with serving(url, tmp_path) as server:
+            again = await transfer_all(server, alice, bob, 1000)
+
+    assert {response.status_code for response in (*first.values(), *again.values())} == {201}
+    for number, response in first.items():
+        assert again[number].headers["Idempotency-Replayed"] == "true"
+        assert again[number].json() == response.json()
+    assert (balance(rows, alice.account_id), balance(rows, bob.account_id)) == (0, 1000)

@@ -286,6 +286,7 @@ def test_the_largest_amount_arrives_exactly(client: TestClient, rows: Rows) -> N
     assert rows(f"SELECT amount, memo FROM transfers WHERE id = {moved['id']}") == [(MOST, "x" * 200)]
 
 
+@pytest.mark.wrong_books
 def test_no_balance_passes_what_64_bits_hold(client: TestClient, rows: Rows) -> None:
     alice, bob = register_all(client, alice=1000, bob=0)
     system = system_account(rows)
