@@ -201,17 +201,17 @@ class Callers(RuleBasedStateMachine):
                 if not self.is_out(caller, response):
                     self.compare(response, caller, made.wanted, key)
 
-    @rule(id=transfers, key=KEYS, by=CALLERS)
-    def reverse(self, id: int, key: str | None, by: str) -> None:
+    @rule(target=transfers, id=transfers, key=KEYS, by=CALLERS)
+    def reverse(self, id: int, key: str | None, by: str) -> int | MultipleResults[int]:
         caller = self.caller(by, self.model.made[id].wanted)
         response = self.post(f"/transfers/{id}/reversal", None, caller, key)
         if self.is_out(caller, response):
-            return
+            return multiple()
         wanted = self.model.reversal(caller, id)
         if isinstance(wanted, str):
             assert problem_of(response)[1] == wanted
-        else:
-            self.compare(response, caller, wanted, key)
+            return multiple()
+        return self.compare(response, caller, wanted, key)
 
     @rule(
         items=st.lists(st.tuples(st.builds(Wanted, accounts, accounts, AMOUNTS), KEYS), min_size=1, max_size=6),
