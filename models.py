@@ -414,7 +414,7 @@ class TransferFields(SQLModel):
     """From where, to where, how much and what for."""
 
     debit_account_id: AccountId
-    credit_account_id: AccountId
+    credit_account_id: Annotated[AccountId, pydantic.Field(examples=[3])]
     amount: Amount
     memo: Memo = None
 
