@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import ARRAY, String
-from sqlmodel import SQLModel
+from sqlmodel import AutoString, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 
@@ -82,9 +82,9 @@ def row_values(dialect: str, table: Table, names: tuple[str, ...]) -> dict[str, 
     elements = func.json_each if dialect == "sqlite" else func.json_array_elements
     row = elements(bindparam("rows", type_=JSON)).table_valued(column("value", JSON), name="item").c.value
     texts = {name: row[name].as_string() for name in names}
-    # A cast to String(n) would cut what is too long, where it has to fail.
+    # A cast to VARCHAR(n) would cut what is too long, where it has to fail.
     return {
-        name: text if isinstance(table.c[name].type, String) else cast(text, table.c[name].type)
+        name: text if isinstance(table.c[name].type, String | AutoString) else cast(text, table.c[name].type)
         for name, text in texts.items()
     }
 

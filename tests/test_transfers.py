@@ -6,7 +6,7 @@ import pytest
 from conftest import AS_OPERATOR, Rows
 from httpx2 import Response
 from sqlalchemy import event, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError
 from starlette.testclient import TestClient
 from test_accounts import (
     NO_ROW_HAS,
@@ -27,6 +27,8 @@ from test_accounts import (
 
 import main
 from database import Database
+from ledger import Order
+from operations import Operations
 
 MOST = 2**53 - 1
 """The largest amount: as far as JSON numbers are exact everywhere."""
@@ -346,6 +348,19 @@ async def test_the_database_itself_refuses_books_that_are_wrong(
             with pytest.raises(IntegrityError) as refused:
                 await connection.execute(text(sql))
         assert rule in str(refused.value.orig).lower(), (sql, refused.value.orig)
+    assert books(rows) == before
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])  # SQLite keeps texts of any length.
+async def test_what_is_too_long_for_its_column_fails_and_is_not_cut(
+    client: TestClient, operations: Operations, rows: Rows
+) -> None:
+    alice, bob = register_all(client, alice=1000, bob=0)
+    before = books(rows)
+
+    with pytest.raises(DataError):
+        await operations.transfer(Order(alice.user_id, alice.account_id, bob.account_id, 1, memo="x" * 201))
+
     assert books(rows) == before
 
 
