@@ -43,8 +43,6 @@ class Operations:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
         self.settings = settings
-        # One writer at a time is all that SQLite has; on PostgreSQL one batch fills while another commits.
-        self.tasks = 1 if database.is_sqlite else 2
         currency = settings.default_currency
         self.register_user = self.coalesce(crud.register_users, currency)
         self.update_user = self.coalesce(crud.update_users)
@@ -69,16 +67,20 @@ class Operations:
         name: str,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]],
         *,
-        tasks: int | None = None,
+        tasks: int = 1,
         batch_limit: int | None = None,
         queue_limit: int | None = None,
         too_late: type[Interruption] = OutcomeUnknown,
     ) -> Batcher[Item, Outcome]:
-        """A batcher as the settings say, unless told otherwise."""
+        """A batcher as the settings say, unless told otherwise.
+
+        One task writes, also on PostgreSQL: what comes while it commits makes the next batch larger, and each call in
+        it cheaper, where a second task would halve the batches.
+        """
         return Batcher(
             name,
             run,
-            tasks=tasks or self.tasks,
+            tasks=tasks,
             batch_limit=batch_limit or self.settings.batch_limit,
             queue_limit=queue_limit or self.settings.queue_limit,
             deadline=self.settings.request_timeout,
@@ -107,7 +109,7 @@ class Operations:
                 return [await self.database.write(write_all, call.items, *args, **kwargs)]
             return [await self.database.write(write, call.items, *args, **kwargs)]
 
-        return self.batcher(name, run, tasks=1, batch_limit=1, queue_limit=BULK_QUEUE_LIMIT)
+        return self.batcher(name, run, batch_limit=1, queue_limit=BULK_QUEUE_LIMIT)
 
     async def read(
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
