@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,47 +14,61 @@ from bench.engines import ROOT, environment
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """An ASGI application, and where it takes registrations."""
+    """An ASGI application under uvicorn; or, without one, pgbench, which sends the SQL itself."""
 
     name: str
-    app: str
-    path: str = "/register"
+    app: str | None
+    workers: int = 1
     stores: bool = True
+    postgresql_only: bool = False
 
 
 USUAL = Contender("the usual way", "bench.usual:app")
+PGBENCH = Contender("pgbench, no HTTP", None, postgresql_only=True)
 CONTENDERS = (
-    Contender("Savepoint", "main:app"),
+    Contender("Savepoint, 1 worker", "main:app"),
+    Contender("Savepoint, 2 workers", "main:app", workers=2, postgresql_only=True),
     USUAL,
-    Contender("no database (the ceiling)", "bench.usual:app", "/echo-register", stores=False),
+    PGBENCH,
+    Contender("no database (the ceiling)", "bench.ceiling:app", stores=False),
 )
 
 
 @contextmanager
-def serving(contender: Contender, database_url: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """The contender under uvicorn, one worker, the same settings for all; its process id, and its port on loopback."""
+def serving(contender: Contender, database_url: str, folder: Path) -> Iterator[tuple[int | None, str]]:
+    """The contender under uvicorn, the same settings for all: its process id, and its URL on loopback.
+
+    Where there is no application, nothing is started, and the URL is the database's own.
+    """
+    if contender.app is None:
+        yield None, database_url
+        return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    uvicorn = f"-m uvicorn {contender.app} --port {port} --loop uvloop --http httptools --no-access-log"
-    process = subprocess.Popen(
-        [sys.executable, *uvicorn.split(), "--log-level=warning", "--app-dir", str(ROOT)],
-        cwd=folder,
-        env=environment(database_url),
-    )
+        port = probe.getsockname()[1]
+    uvicorn = f"-m uvicorn {contender.app} --port {port} --workers {contender.workers} --loop uvloop --http httptools"
+    log = folder / "uvicorn.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, *uvicorn.split(), "--no-access-log", "--app-dir", str(ROOT)],
+            cwd=folder,
+            env=environment(database_url),
+            stderr=output,
+        )
     try:
-        wait_until_listening(process, port)
-        yield process.pid, port
+        wait_until_started(process, log, contender.workers)
+        yield process.pid, f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(60)
 
 
-def wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
-    """Wait for the application to start, after which uvicorn listens."""
+def wait_until_started(process: subprocess.Popen[bytes], log: Path, workers: int) -> None:
+    """Wait for every worker to start; a port that answers tells of one only."""
     deadline = time.monotonic() + 30
-    while process.poll() is None and time.monotonic() < deadline:
-        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-            return
+    while log.read_text().count("Application startup complete") < workers:
+        if process.poll() is not None or time.monotonic() > deadline:
+            sys.exit(f"The server did not start:\n{log.read_text()}")
         time.sleep(0.05)
-    sys.exit("The server did not start.")
+    # It says so just before it listens.
+    time.sleep(0.2)

@@ -1,19 +1,18 @@
-"""The databases: a fresh one, migrated to head, for each contender and round."""
+"""The databases: a template for each kind of data, and a copy of it for each contender and round."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import create_engine, func
-from sqlmodel import select
+from sqlalchemy import make_url
 
-from models import AccessToken, Profile, User
 from settings import Settings
 
 with warnings.catch_warnings(action="ignore"):  # It says where it keeps its lock file.
@@ -38,7 +37,7 @@ def both_engines(folder: Path) -> Iterator[tuple[Engine, Engine]]:
     server = get_server(folder / "postgresql", cleanup_mode="delete")
     try:
         version = server.psql("SHOW server_version").split()[2]
-        url = f"postgresql+psycopg://postgres@/{{}}?host={server.get_postmaster_info().socket_dir}"
+        url = f"postgresql://postgres@/{{}}?host={server.get_postmaster_info().socket_dir}"
         yield (
             Engine("SQLite", sqlite3.sqlite_version, f"sqlite:///{folder}/{{}}.db"),
             Engine("PostgreSQL", version, url, server),
@@ -47,9 +46,8 @@ def both_engines(folder: Path) -> Iterator[tuple[Engine, Engine]]:
         server.cleanup()
 
 
-@contextmanager
-def fresh_database(engine: Engine, name: str) -> Iterator[str]:
-    """A database of this name at head; its URL."""
+def create_database(engine: Engine, name: str) -> str:
+    """Make an empty database of this name, at head; its URL."""
     url = engine.url.format(name)
     if engine.server is not None:
         engine.server.psql(f"CREATE DATABASE {name}")
@@ -57,10 +55,39 @@ def fresh_database(engine: Engine, name: str) -> Iterator[str]:
     migration = subprocess.run(alembic, cwd=ROOT, env=environment(url), capture_output=True, text=True, check=False)
     if migration.returncode != 0:
         sys.exit(f"alembic upgrade head failed:\n{migration.stderr}")
+    return url
+
+
+def tidy(engine: Engine, name: str) -> None:
+    """Leave a database that was filled as it would be after a while, and ready to be copied."""
+    if engine.server is not None:
+        engine.server.psql(f"\\connect {name}\nVACUUM ANALYZE")
+        return
+    with closing(sqlite3.connect(file_of(engine.url.format(name)))) as connection:
+        # So that all of it is in the file that is copied.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@contextmanager
+def copy_of(engine: Engine, template: str) -> Iterator[str]:
+    """A copy of the template; its URL."""
+    url = engine.url.format("copy")
+    if engine.server is not None:
+        engine.server.psql(f"CREATE DATABASE copy TEMPLATE {template}")
+    else:
+        shutil.copyfile(file_of(engine.url.format(template)), file_of(url))
     yield url
     if engine.server is not None:
         # This makes a checkpoint too, so that nobody pays for what the one before wrote.
-        engine.server.psql(f"DROP DATABASE {name} WITH (FORCE)")
+        engine.server.psql("DROP DATABASE copy WITH (FORCE)")
+    else:
+        for end in ("", "-wal", "-shm"):
+            Path(file_of(url) + end).unlink(missing_ok=True)
+
+
+def file_of(url: str) -> str:
+    """The path of an SQLite database."""
+    return str(make_url(url).database)
 
 
 def environment(url: str) -> dict[str, str]:
@@ -68,10 +95,3 @@ def environment(url: str) -> dict[str, str]:
     settings = {name.upper() for name in Settings.model_fields}
     kept = {name: value for name, value in os.environ.items() if name.upper() not in settings}
     return {**kept, "DATABASE_URL": url, "ENVIRONMENT": "production"}
-
-
-def count_rows(url: str) -> list[int]:
-    """How many users, profiles and access tokens there are."""
-    with create_engine(url).connect() as connection:
-        tables = (User, Profile, AccessToken)
-        return [connection.scalar(select(func.count()).select_from(table)) or 0 for table in tables]

