@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from database import create_migration_engine
+from database import reading
 
 CHUNK = 5000
 """How many rows are in memory at a time."""
@@ -174,15 +174,7 @@ STRAYS = {
 @contextmanager
 def open_books(url: str) -> Iterator[Audit]:
     """An audit of the database as it is at this instant; nobody waits for it. Raises LookupError without accounts."""
-    engine = create_migration_engine(url)
-    if engine.dialect.name == "sqlite":
-        engine = engine.execution_options(no_begin=True)
-    else:
-        engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            # Not the writer's turn: from its first read on, a deferred transaction sees one state.
-            connection.exec_driver_sql("BEGIN")
+    with reading(url) as connection:
         if not all(sa.inspect(connection).has_table(table) for table in TABLES):
             raise LookupError("The database has no accounts yet. Run: alembic upgrade head")
         yield Audit(connection)

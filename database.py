@@ -4,8 +4,8 @@ import asyncio
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -132,6 +132,33 @@ def create_migration_engine(url: str) -> Engine:
     if is_sqlite:
         event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=OFF"))
     return engine
+
+
+@contextmanager
+def reading(url: str) -> Iterator[Connection]:
+    """A connection that sees a database as it is at one instant, and cannot change it; nobody waits for it."""
+    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    engine = create_engine(
+        driver_url(url, is_async=False),
+        poolclass=NullPool,
+        hide_parameters=True,
+        # Nobody who only asks waits long for a server that does not answer.
+        connect_args={} if is_sqlite else {"connect_timeout": 3},
+    )
+    if is_sqlite:
+        event.listen(engine, "connect", only_read)
+        # Not the writer's turn: from its first read on, a deferred transaction sees one state.
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    else:
+        engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    with engine.connect() as connection:
+        yield connection
+
+
+def only_read(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
+    """Without the driver's own transactions; SQLite itself refuses whatever would write."""
+    dbapi_connection.isolation_level = None
+    dbapi_connection.execute("PRAGMA query_only = ON")
 
 
 def driver_url(url: str, *, is_async: bool) -> URL:

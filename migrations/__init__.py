@@ -1,0 +1,1 @@
+"""The schema: its history, and what makes migrations safe to run."""

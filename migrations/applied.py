@@ -1,0 +1,70 @@
+"""What the database says was applied to it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlmodel import UTCDateTime
+
+from database import reading
+
+RECORD = sa.Table(
+    "applied_revisions",
+    sa.MetaData(),
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("action", sa.String(9), nullable=False),
+    sa.Column("revision", sa.String(32), nullable=False),
+    sa.Column("parents", sa.String(), nullable=False),
+    sa.Column("checksum", sa.String(64), nullable=False),
+    sa.Column("message", sa.String(), nullable=False),
+    sa.Column("applied_at", UTCDateTime(), nullable=False),
+    sa.Column("seconds", sa.Float(), nullable=False),
+)
+"""What was done to the schema, in order; rows are only added. It belongs to no revision, as alembic_version does."""
+VERSIONS = sa.table("alembic_version", sa.column("version_num", sa.String))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the record: what was done with a revision ("upgrade", "downgrade", "stamp" or "repair"), and when."""
+
+    id: int
+    action: str
+    revision: str
+    parents: tuple[str, ...]
+    checksum: str
+    message: str
+    applied_at: datetime
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The revisions that alembic_version holds, which are in no file perhaps, and the record, oldest first."""
+
+    current: list[str]
+    record: list[Event]
+
+
+def read_applied(url: str) -> Applied:
+    """What a database holds now; a table that is not there is empty. No migration file is needed or executed.
+
+    Raises LookupError where there is no SQLite file, and SQLAlchemyError where the database cannot be read.
+    """
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
+        raise LookupError(f"There is no file {parsed.database}.")
+    with reading(url) as connection:
+        tables = sa.inspect(connection)
+        versions = sa.select(VERSIONS).order_by(VERSIONS.c.version_num)
+        current = list(connection.scalars(versions)) if tables.has_table(VERSIONS.name) else []
+        events = sa.select(RECORD).order_by(RECORD.c.id)
+        rows = connection.execute(events).all() if tables.has_table(RECORD.name) else []
+    return Applied(current, [as_event(row) for row in rows])
+
+
+def as_event(row: sa.Row[tuple[object, ...]]) -> Event:
+    """A row of the record, its parents apart."""
+    values = dict(row._mapping)
+    return Event(**{**values, "parents": tuple(filter(None, values["parents"].split(", ")))})
