@@ -1,0 +1,135 @@
+"""Saves: checksummed copies of a database, taken while it is in use, and loaded whole or not at all."""
+
+from contextlib import closing, suppress
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from migrations.revisions import read_history, versions_folder
+from migrations.save_files import (
+    UNCHANGED,
+    Contents,
+    Progress,
+    Save,
+    SaveError,
+    SaveRefused,
+    check_name,
+    checksum,
+    dated,
+    explained,
+    publish,
+    read,
+    refuse_taken,
+    silent,
+    temporary,
+)
+from migrations.saves_postgresql import connect_postgresql, contents_of_postgresql, dump_postgresql, load_postgresql
+from migrations.saves_sqlite import (
+    contents_of_sqlite,
+    copy_sqlite,
+    is_sqlite,
+    load_sqlite,
+    open_sqlite,
+    sound,
+    sqlite_path,
+)
+from models import now
+
+__all__ = [
+    "Contents",
+    "Progress",
+    "Save",
+    "SaveError",
+    "SaveRefused",
+    "contents",
+    "list_saves",
+    "load",
+    "save",
+    "silent",
+    "verify",
+]
+
+
+@explained("The save could not be made")
+def save(url: str, folder: Path, name: str | None = None, progress: Progress = silent, lock_timeout: float = 5) -> Save:
+    """Save the database of this URL as it is at one instant; whoever uses it goes on.
+
+    Without a name it is called by its revision and the time. Raises SaveRefused for a name that is taken or cannot be,
+    and where there are no tables; SaveError where the copy cannot be made.
+    """
+    if name is not None:
+        check_name(name)
+        refuse_taken(folder, name)
+    take = copy_sqlite if is_sqlite(url) else dump_postgresql
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with temporary(folder) as copy:
+        contents = take(url, copy, progress, lock_timeout)
+        return publish(copy, folder, name or dated("-".join(contents.revision) or "base"), contents, progress)
+
+
+@explained(UNCHANGED.rstrip("."))
+def load(url: str, folder: Path, name: str, progress: Progress = silent, lock_timeout: float = 5) -> Save | None:
+    """Replace all that the database holds by what the save holds, or change nothing.
+
+    Answers the save of what was replaced, to which nothing was added before it was replaced; None where there was
+    nothing. Raises SaveRefused as `verify` does, and SaveError.
+    """
+    chosen = verify(url, folder, name, progress)
+    replace = load_sqlite if is_sqlite(url) else load_postgresql
+
+    def keep() -> Save:
+        return save(url, folder, dated("replaced"), progress, lock_timeout)
+
+    return replace(url, chosen, folder, keep, progress, lock_timeout=lock_timeout)
+
+
+@explained("The save cannot be read")
+def verify(url: str, folder: Path, name: str, progress: Progress = silent) -> Save:
+    """The save of this name, once it is sure that its files are whole and fit this database and this code.
+
+    Raises SaveRefused.
+    """
+    save = read(folder, name)
+    if make_url(url).get_backend_name() != save.engine:
+        raise SaveRefused(
+            f"Save {name} is of {save.engine}, and DATABASE_URL names another engine. Nothing was changed. "
+            "A save is loaded into the engine that it comes from."
+        )
+    unknown = set(save.revision) - read_history(versions_folder()).by_id.keys()
+    if unknown:
+        raise SaveRefused(
+            f"Save {name} is at revision {', '.join(sorted(unknown))}, which no file in migrations/versions has. "
+            f"Nothing was changed. Check out the code that has it, and load again: "
+            f"git log --all --oneline -- 'migrations/versions/*{min(unknown)}*'"
+        )
+    copy = save.copy_in(folder)
+    if copy.stat().st_size != save.size or checksum(copy, progress) != save.sha256:
+        raise SaveRefused(
+            f"{copy} is damaged: it is not what was saved. Nothing was changed. "
+            "Take another one: python manage.py saves"
+        )
+    return save
+
+
+def list_saves(folder: Path) -> list[Save]:
+    """The saves in a folder, newest first; what is not a save, or only half of one, is left out."""
+    saves = []
+    for description in folder.glob("*.json"):
+        with suppress(SaveRefused, OSError):
+            saves.append(read(folder, description.stem))
+    return sorted(saves, key=lambda save: save.created_at, reverse=True)
+
+
+@explained("The database cannot be read")
+def contents(url: str, lock_timeout: float = 5) -> Contents | None:
+    """What the database holds now; None where there is no file or no table. Raises SaveError."""
+    if not is_sqlite(url):
+        with connect_postgresql(url, lock_timeout) as postgresql:
+            found = contents_of_postgresql(postgresql)
+    elif (path := sqlite_path(url)).exists():
+        with sound(path), closing(open_sqlite(path, lock_timeout)) as sqlite:
+            sqlite.execute("BEGIN")
+            found = contents_of_sqlite(sqlite, now())
+    else:
+        return None
+    return found if found.rows else None

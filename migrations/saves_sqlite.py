@@ -1,0 +1,183 @@
+"""Saves of SQLite: its online backup, both ways."""
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import make_url
+
+from database import switch_to_wal
+from migrations.save_files import (
+    NO_TABLES,
+    PATIENCE,
+    UNCHANGED,
+    Contents,
+    Keep,
+    Progress,
+    Save,
+    SaveError,
+    SaveRefused,
+    check_contents,
+    temporary,
+)
+from models import now
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether the database is a file of SQLite's."""
+    return make_url(url).get_backend_name() == "sqlite"
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of the database."""
+    return Path(str(make_url(url).database))
+
+
+def open_sqlite(path: Path, timeout: float, mode: str = "rw") -> sqlite3.Connection:
+    """A connection without transactions of the driver's own; it makes no file unless `mode` is "rwc"."""
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=timeout)
+
+
+def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float) -> Contents:
+    """Copy the database into an empty file. What the copy holds, by its own account."""
+    path = sqlite_path(url)
+    if not path.exists():
+        raise SaveRefused(f"There is no file {path}, so nothing was saved. DATABASE_URL says which database is meant.")
+    with (
+        sound(path),
+        closing(open_sqlite(path, lock_timeout)) as source,
+        closing(open_sqlite(copy, lock_timeout)) as target,
+    ):
+        # From its first read on, a transaction sees one state. Without it, each write would begin the copy anew.
+        source.execute("BEGIN")
+        if not tables_of_sqlite(source):
+            raise SaveRefused(NO_TABLES)
+        moment = now()
+        source.backup(
+            target,
+            pages=step_of(source),
+            progress=lambda _, remaining, total: progress("Copying", total - remaining, total),
+        )
+        # A copy in WAL mode would have more files than one.
+        target.execute("PRAGMA journal_mode=DELETE")
+        check_integrity(target, path)
+        return contents_of_sqlite(target, moment)
+
+
+def load_sqlite(
+    url: str, chosen: Save, folder: Path, keep: Keep, progress: Progress, *, lock_timeout: float
+) -> Save | None:
+    """Write the save over the database in one transaction of SQLite's, after it was tried in a file of its own.
+
+    `keep` saves what is there once nobody else can write any more; what it answered is the answer.
+    """
+    path = sqlite_path(url)
+    with temporary(folder) as scratch:
+        shutil.copyfile(chosen.copy_in(folder), scratch)
+        with closing(open_sqlite(scratch, lock_timeout)) as source:
+            with sound(chosen.copy_in(folder)):
+                check_integrity(source, chosen.copy_in(folder))
+                check_contents(chosen, contents_of_sqlite(source, chosen.created_at))
+            with sound(path), closing(open_sqlite(path, 0, "rwc")) as live:
+                # The mode in which readers see what was there before until the transaction commits.
+                switch_to_wal(live.cursor())
+                fit_pages(source, live)
+                return replace_sqlite(source, live, keep, progress, seconds=PATIENCE * lock_timeout)
+
+
+def replace_sqlite(
+    source: sqlite3.Connection, live: sqlite3.Connection, keep: Keep, progress: Progress, *, seconds: float
+) -> Save | None:
+    """Copy all pages of `source` into `live`, and save what was there once nobody else can write any more."""
+    replaced: list[Save] = []
+    occupied = bool(tables_of_sqlite(live))
+    deadline = time.monotonic() + seconds
+
+    def advance(status: int, remaining: int, total: int) -> None:
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if time.monotonic() > deadline:
+                raise SaveError(
+                    f"{UNCHANGED} Another process has been writing to it for {seconds:g} seconds. Load again when that "
+                    "has ended, or stop the service first."
+                )
+            return
+        if occupied and not replaced:
+            # The first page has taken the writer's turn, and all still read what was there before.
+            replaced.append(keep())
+        progress("Loading", total - remaining, total)
+
+    source.backup(live, pages=step_of(source), progress=advance, sleep=0.01)
+    return replaced[0] if replaced else None
+
+
+def fit_pages(source: sqlite3.Connection, live: sqlite3.Connection) -> None:
+    """Give `source` the page size of `live`, which a file in WAL mode cannot change."""
+    (size,) = live.execute("PRAGMA page_size").fetchone()
+    if source.execute("PRAGMA page_size").fetchone() != (size,):
+        source.execute(f"PRAGMA page_size={size}")
+        source.execute("VACUUM")
+
+
+def step_of(source: sqlite3.Connection) -> int:
+    """How many pages to copy at a time: a hundredth, and never all, since the first step takes the writer's turn."""
+    (count,) = source.execute("PRAGMA page_count").fetchone()
+    return max(1, int(count) // 100)
+
+
+@contextmanager
+def sound(path: Path) -> Iterator[None]:
+    """Say what to do where SQLite finds a file to be damaged, or no database at all."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+        raise damaged(path, str(error)) from error
+
+
+def check_integrity(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise SaveError where a page, row or index of this copy of `path` is not as it should be."""
+    ((fault,),) = connection.execute("PRAGMA integrity_check(1)")
+    if fault != "ok":
+        raise damaged(path, fault.splitlines()[-1])
+
+
+def damaged(path: Path, fault: str) -> SaveError:
+    """What to say of a file that SQLite cannot read."""
+    return SaveError(
+        f"{path} is damaged ({fault}). Nothing was saved or loaded. If that is the database, a save takes its place "
+        f"once it was moved away, with its -wal and -shm: mv {path} {path}.damaged"
+    )
+
+
+def tables_of_sqlite(connection: sqlite3.Connection) -> list[str]:
+    """The tables, but for SQLite's own."""
+    return [
+        table
+        for (table,) in connection.execute(
+            r"SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\'"
+        )
+    ]
+
+
+def contents_of_sqlite(connection: sqlite3.Connection, moment: datetime) -> Contents:
+    """What a file holds."""
+
+    def select(columns: str, table: str) -> list[Any]:
+        quoted = table.replace('"', '""')
+        return [value for (value,) in connection.execute(f'SELECT {columns} FROM "{quoted}"')]  # noqa: S608
+
+    rows = {table: select("count(*)", table)[0] for table in sorted(tables_of_sqlite(connection))}
+    return Contents(
+        engine="sqlite",
+        server_version=sqlite3.sqlite_version,
+        schema_name=None,
+        revision=tuple(sorted(select("version_num", "alembic_version"))) if "alembic_version" in rows else (),
+        created_at=moment,
+        rows=rows,
+    )
