@@ -1,5 +1,6 @@
 """Every setting, from the environment (or a .env file beside it)."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
@@ -82,6 +83,16 @@ class Settings(BaseSettings):
     statement_timeout: float = Field(default=10, gt=0, description="Seconds that a PostgreSQL statement may run")
     lock_timeout: float = Field(
         default=5, gt=0, description="Seconds to wait for a lock (SQLite: for the writer's turn)"
+    )
+    saves_dir: Path = Field(default=Path("saves"), description="Where manage.py save keeps its copies")
+    save_before_migrations: bool = Field(
+        default=True, description="Save a copy before a migration that drops something or rebuilds a table on SQLite"
+    )
+    migration_lock_timeout: float = Field(
+        default=2, gt=0, description="Seconds a migration on PostgreSQL waits for a lock before it lets others pass"
+    )
+    migration_timeout: float = Field(
+        default=60, gt=0, description="Seconds a migration tries to get its locks, or waits for another migration"
     )
 
 

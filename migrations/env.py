@@ -1,11 +1,13 @@
-"""How Alembic connects and compares: one history for SQLite and PostgreSQL, each run whole or not at all."""
+"""How Alembic connects and compares: one history for SQLite and PostgreSQL, each revision whole or not at all."""
 
+import sys
 from logging.config import fileConfig
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
+from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
@@ -13,6 +15,9 @@ from sqlmodel import AutoString, SQLModel, UTCDateTime
 
 import models  # noqa: F401 (its tables are what the database is compared with)
 from database import create_migration_engine, driver_url
+from migrations.applied import RECORD
+from migrations.migrating import Run, only_migrator, refuse_broken_history, refuse_unknown
+from migrations.revisions import read_history, versions_folder
 from settings import Settings, first_error
 
 config = context.config
@@ -22,13 +27,18 @@ if config.cmd_opts is not None and config.config_file_name is not None:
     fileConfig(config.config_file_name, disable_existing_loggers=False)
 
 
-def database_url() -> str:
-    """The URL in the setting that the ini file names."""
-    setting = config.get_main_option("url_setting", "database_url")
+def read_settings() -> Settings:
+    """The settings. Raises CommandError."""
     try:
-        url: str | None = getattr(Settings(), setting)
+        return Settings()
     except ValidationError as error:
         raise CommandError(first_error(error)) from None
+
+
+def database_url(settings: Settings) -> str:
+    """The URL in the setting that the ini file names."""
+    setting = config.get_main_option("url_setting", "database_url")
+    url: str | None = getattr(settings, setting)
     if url is None:
         raise CommandError(
             f"{setting.upper()} is not set: {config.config_file_name} migrates only the database that it names."
@@ -49,54 +59,78 @@ def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | 
     return False
 
 
-def configure(**options: Any) -> None:
+def include_name(name: str | None, kind: str, parents: Any) -> bool:
+    """Leave the record of what was applied out of every comparison; like alembic_version, it is no model's."""
+    return (kind, name) != ("table", RECORD.name)
+
+
+def configure(**options: Any) -> MigrationContext:
     """Configure Alembic alike for every way of running."""
     context.configure(
         target_metadata=SQLModel.metadata,
+        include_name=include_name,
         render_item=render_item,
         render_as_batch=True,
         compare_type=True,
         compare_server_default=True,
         # Alembic takes SQLite's DDL for not transactional; with our engine it is.
         transactional_ddl=True,
+        transaction_per_migration=True,
         **options,
     )
+    return context.get_context()
 
 
-def run_offline() -> None:
-    """Print the SQL instead of running it (`--sql`)."""
-    url = driver_url(database_url(), is_async=False)
-    configure(url=url, dialect_opts={"paramstyle": "named"}, literal_binds=True)
+def run_revisions() -> None:
+    """Run the revisions in Alembic's transactions, or whatever else the command is."""
     with context.begin_transaction():
         context.run_migrations()
 
 
-def run_online() -> None:
-    """Run the revisions in one transaction: all of them, or none."""
-    engine = create_migration_engine(database_url())
+def run_offline(url: str, run: Run) -> None:
+    """Print the SQL instead of running it (`--sql`)."""
+    configure(
+        url=driver_url(url, is_async=False),
+        dialect_opts={"paramstyle": "named"},
+        literal_binds=True,
+        on_version_apply=run.record,
+    )
+    run_revisions()
+
+
+def run_online(url: str, run: Run) -> None:
+    """Run each revision in a transaction of its own, while nobody else migrates this database."""
+    engine = create_migration_engine(url)
     try:
         connection = engine.connect()
     except OperationalError as error:
         raise CommandError(f"The database cannot be reached: {str(error.orig).splitlines()[0]}") from None
     with connection:
-        configure(connection=connection)
-        migration = context.get_context()
-        with context.begin_transaction():
-            heads = migration.get_current_heads()
-            context.run_migrations()
-            if engine.dialect.name == "sqlite" and migration.get_current_heads() != heads:
-                check_foreign_keys(connection)
+        migration = configure(connection=connection, on_version_apply=run.record)
+        if "destination_rev" not in migration.opts:
+            # It only looks: current, check, revision.
+            refuse_unknown(run.history, migration.get_current_heads(), connection)
+            run_revisions()
+            return
+        with only_migrator(engine, run.settings.migration_timeout) as holder:
+            heads = () if migration.purge else migration.get_current_heads()
+            run.plan(migration, heads, migration.opts["fn"])
+            migration._migrations_fn = run.steps
+            run.until_done(run_revisions, connection, holder)
 
 
-def check_foreign_keys(connection: sa.Connection) -> None:
-    """Refuse to commit rows that refer to nothing; foreign keys were off while tables were rebuilt."""
-    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-    if broken:
-        tables = ", ".join(sorted({f"{table} → {parent}" for table, _, parent, _ in broken}))
-        raise CommandError(f"{len(broken)} rows would refer to rows that do not exist ({tables}). Nothing was changed.")
+def main() -> None:
+    """Do what the command asks."""
+    settings = read_settings()
+    history = read_history(versions_folder(config))
+    refuse_broken_history(history)
+    run = Run(database_url(settings), history, settings, context.get_x_argument(as_dictionary=True))
+    (run_offline if context.is_offline_mode() else run_online)(run.url, run)
 
 
-if context.is_offline_mode():
-    run_offline()
-else:
-    run_online()
+try:
+    main()
+except CommandError as error:
+    if config.cmd_opts is None:
+        raise
+    sys.exit(f"FAILED: {error}")

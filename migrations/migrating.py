@@ -1,0 +1,322 @@
+"""What surrounds a run of migrations: one migrator at a time, each revision whole, its losses counted, and recorded."""
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionStep
+from alembic.util import CommandError
+from filelock import FileLock, Timeout
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.schema import CreateTable
+
+from migrations import saves
+from migrations.applied import RECORD
+from migrations.effects import drops, rebuilds
+from migrations.losses import count_losses, refuse_losses
+from migrations.revisions import Direction, History, Revision
+from models import now
+from settings import Settings
+
+logger = logging.getLogger("alembic.runtime.migration")
+
+# Any number that nobody else is likely to lock: "savepnt" in ASCII.
+ADVISORY_LOCK = int.from_bytes(b"savepnt")
+
+RECENT = timedelta(hours=1)
+"""How old a save may be that was made for a migration."""
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def only_migrator(engine: sa.Engine, patience: float) -> Iterator[sa.Connection | None]:
+    """Hold the turn to migrate this database; whoever dies gives it back. On PostgreSQL, the connection that holds it.
+
+    Raises CommandError after `patience` seconds, naming who has it.
+    """
+    if engine.dialect.name == "sqlite":
+        with file_lock(Path(f"{engine.url.database}-migrating"), patience):
+            yield None
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        deadline = time.monotonic() + patience
+        while not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(ADVISORY_LOCK))):
+            if time.monotonic() > deadline:
+                raise CommandError(busy(connection.scalar(HOLDER), patience))
+            time.sleep(random.uniform(0.05, 0.2))
+        yield connection
+
+
+HOLDER = sa.text("""
+    SELECT application_name || ', process ' || pid || coalesce(' from ' || host(client_addr), '')
+           || ', since ' || to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC'
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND datname = current_database() AND pid <> pg_backend_pid()
+""")
+
+
+@contextmanager
+def file_lock(path: Path, patience: float) -> Iterator[None]:
+    """Lock the file, and write into it who did, for whoever waits."""
+    try:
+        with FileLock(path, timeout=patience, mode=0o600):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%F %T} UTC")
+            yield
+    except Timeout:
+        raise CommandError(busy(path.read_text(), patience)) from None
+
+
+def busy(holder: str | None, patience: float) -> str:
+    """What to tell who waited in vain."""
+    return (
+        f"Another process migrates this database ({holder or 'it has just ended'}). Waited {patience:g} seconds and "
+        "changed nothing. Let it end, then try again; MIGRATION_TIMEOUT says how long to wait."
+    )
+
+
+# --- what the database and the files say ------------------------------------------------------------------------------
+
+
+def refuse_broken_history(history: History) -> None:
+    """Stop where the files do not make a history. Raises CommandError with the first fault."""
+    faults = [
+        *(f"{path} cannot be read as a revision: {text}" for path, text in history.unreadable.items()),
+        *(f"{' and '.join(map(str, paths))} have the same id, {id}" for id, paths in history.duplicates.items()),
+        *(
+            f"{history.path_text(id)} needs {', '.join(missing)}, which no file has"
+            for id, missing in history.missing_parents.items()
+        ),
+        *(f"{', '.join(cycle)} come after one another in a circle" for cycle in history.cycles),
+    ]
+    if faults:
+        raise CommandError(f"{faults[0]}. Nothing was changed. {ASK_DOCTOR}")
+
+
+def refuse_unknown(history: History, heads: Sequence[str], connection: sa.Connection) -> None:
+    """Stop where the database is at a revision that no file has. Raises CommandError."""
+    unknown = [id for id in heads if id not in history.by_id]
+    if unknown:
+        record = read_record(connection)
+        named = ", ".join(f"{id}{record.get(id, '')}" for id in unknown)
+        raise CommandError(
+            f"The database is at {named}, and no file in migrations/versions has that revision: it was "
+            "migrated by newer code or from another branch, or the file was lost. Nothing was changed, and nothing "
+            f"should be by hand, least of all alembic_version. {ASK_DOCTOR}"
+        )
+
+
+ASK_DOCTOR = "Run: python manage.py doctor, which tells the cause and the next command."
+
+
+def read_record(connection: sa.Connection) -> dict[str, str]:
+    """What the database itself says of each revision that was applied to it."""
+    if not sa.inspect(connection).has_table(RECORD.name):
+        return {}
+    rows = connection.execute(sa.select(RECORD).order_by(RECORD.c.id))
+    return {row.revision: f" ({row.message!r}, {row.action} on {row.applied_at:%F %T} UTC)" for row in rows}
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """The revisions that one command goes through, up or down, each in a transaction of its own."""
+
+    def __init__(self, url: str, history: History, settings: Settings, options: dict[str, str]) -> None:
+        self.url = url
+        self.history = history
+        self.settings = settings
+        self.in_production = settings.environment == "production" or url == settings.prod_database_url
+        self.accepted = set(options.get("accept-loss", "").split(","))
+        self.saved_elsewhere = options.get("saved") == "elsewhere"
+        self.planned: list[Any] = []
+        self.began = 0.0
+        self.waiting_since: float | None = None
+
+    def plan(self, context: MigrationContext, heads: tuple[str, ...], find_steps: Callable[..., Any]) -> None:
+        """Find the steps; refuse what would lose data, and save what is dangerous, before anything is changed."""
+        connection = context.connection
+        assert connection is not None
+        if not context.purge:
+            refuse_unknown(self.history, heads, connection)
+        try:
+            self.planned = list(find_steps(heads, context))
+        except CommandError as error:
+            raise CommandError(f"{error} Nothing was changed. {ASK_DOCTOR}") from None
+        moves = [step for step in self.planned if isinstance(step, RevisionStep)]
+        lost: dict[str, int] = {}
+        for step in moves:
+            if not step.is_upgrade:
+                lost |= count_losses(connection, self.file_of(step))
+            step.migration_fn = self.whole(connection, step)
+        refuse_losses(lost, self.accepted)
+        # Before anybody else waits for this connection.
+        connection.rollback()
+        engine = connection.dialect.name
+        endangering = [step for step in moves if heads and self.endangers(step, engine)]
+        if endangering and self.settings.save_before_migrations and not self.saved_elsewhere:
+            self.save_before(endangering[0], engine, heads)
+
+    def file_of(self, step: RevisionStep) -> Revision:
+        """The revision of a step, as its file is written."""
+        return self.history.by_id[step.revision.revision]
+
+    def steps(self, heads: tuple[str, ...], context: MigrationContext) -> Iterator[Any]:
+        """What is still to be done; Alembic runs each step in a transaction."""
+        while self.planned:
+            self.began = time.monotonic()
+            yield self.planned[0]
+
+    def whole(self, connection: sa.Connection, step: RevisionStep) -> Callable[..., None]:
+        """What Alembic runs for this step, within what makes it safe."""
+        migrate = step.migration_fn
+
+        @wraps(migrate)
+        def run(**options: Any) -> None:
+            if connection.dialect.name == "postgresql":
+                limit = round(self.settings.migration_lock_timeout * 1000)
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {limit}")
+            if not step.is_upgrade:
+                refuse_losses(count_losses(connection, self.file_of(step), lock=True), self.accepted)
+            migrate(**options)
+            if connection.dialect.name == "sqlite":
+                check_foreign_keys(connection)
+
+        return run
+
+    def record(self, ctx: MigrationContext, step: MigrationInfo, **_: Any) -> None:
+        """Write down what was done, in the transaction in which it was done."""
+        if self.planned:
+            self.planned.pop(0)
+        self.waiting_since = None
+        write_record(ctx, step, self.history, time.monotonic() - self.began)
+
+    def save_before(self, step: RevisionStep, engine: str, heads: Sequence[str]) -> None:
+        """Keep a copy of what the step could lose; in production on PostgreSQL, ask for one. Raises CommandError."""
+        what = f"{step.name.capitalize()} {step.revision.revision} drops or rebuilds something"
+        folder = self.settings.saves_dir
+        if engine == "postgresql" and self.in_production:
+            recent = [save for save in saves.list_saves(folder) if save.created_at > now() - RECENT]
+            if any(set(save.revision) == set(heads) for save in recent):
+                return
+            raise CommandError(
+                f"{what}, and {folder} holds no save of the last hour. Nothing was changed. Take one: DATABASE_URL=… "
+                "python manage.py save. Where copies are kept elsewhere (a snapshot, pg_basebackup), say so: "
+                "alembic -x saved=elsewhere …"
+            )
+        try:
+            save = saves.save(self.url, folder, f"before-{step.revision.revision}-{now():%Y%m%dT%H%M%S%f}")
+        except saves.SaveError as error:
+            raise CommandError(
+                f"{what}, and no copy could be taken first. {error} Nothing was changed. To go on without one, set "
+                "SAVE_BEFORE_MIGRATIONS=false."
+            ) from None
+        logger.info("Saved as %s; python manage.py load %s brings it back", save.name, save.name)
+
+    def endangers(self, step: RevisionStep, engine: str) -> bool:
+        """Whether the step drops a table or column, or rebuilds a table."""
+        direction: Direction = "upgrade" if step.is_upgrade else "downgrade"
+        revision = self.file_of(step)
+        return bool(drops(revision, direction) or (engine == "sqlite" and rebuilds(revision, direction)))
+
+    def until_done(self, attempt: Callable[[], None], connection: sa.Connection, holder: sa.Connection | None) -> None:
+        """Run what is left; let others pass and try again where a lock could not be had. Raises CommandError."""
+        with blockers_of(connection, holder) as blockers:
+            while True:
+                try:
+                    return attempt()
+                except OperationalError as error:
+                    if getattr(error.orig, "sqlstate", None) not in LOCK_ERRORS:
+                        raise
+                    self.waiting_since = self.waiting_since or time.monotonic()
+                    if time.monotonic() - self.waiting_since > self.settings.migration_timeout:
+                        raise CommandError(blocked(self.planned[0], blockers, self.settings)) from None
+                    logger.info("%s; trying again", str(error.orig).splitlines()[0])
+                # Jitter, so that it does not meet the same work again.
+                time.sleep(random.uniform(0.1, self.settings.migration_lock_timeout))
+
+
+LOCK_ERRORS = ("55P03", "40P01")
+"""Lock not available, deadlock detected."""
+
+BLOCKERS = sa.text("""
+    SELECT 'process ' || pid || ' (' || coalesce(nullif(application_name, ''), 'no name') || ', ' || state || ' since '
+           || to_char(state_change AT TIME ZONE 'UTC', 'HH24:MI:SS') || ' UTC): ' || left(query, 200)
+    FROM pg_stat_activity WHERE pid = ANY(pg_blocking_pids(:waiting))
+""")
+
+
+@contextmanager
+def blockers_of(connection: sa.Connection, observer: sa.Connection | None) -> Iterator[list[str]]:
+    """Who was last seen in the way of a connection, while another one looks; afterwards there is nobody to see."""
+    blockers: list[str] = []
+    if observer is None:
+        yield blockers
+        return
+    waiting = connection.scalar(sa.select(sa.func.pg_backend_pid()))
+    connection.rollback()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.2):
+            if seen := list(observer.scalars(BLOCKERS, {"waiting": waiting})):
+                blockers[:] = seen
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield blockers
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def blocked(step: Any, blockers: Sequence[str], settings: Settings) -> str:
+    """What to tell where the locks could not be had."""
+    return (
+        f"{step}: its locks could not be had in {settings.migration_timeout:g} seconds, although it tried again and "
+        f"again. In the way: {'; '.join(blockers) or 'nobody any more'}. This revision changed nothing. Let that "
+        "end, or end it (SELECT pg_terminate_backend(…)), then run the same command again."
+    )
+
+
+def check_foreign_keys(connection: sa.Connection) -> None:
+    """Refuse to commit rows that refer to nothing; foreign keys were off while tables were rebuilt."""
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        tables = ", ".join(sorted({f"{table} → {parent}" for table, _, parent, _ in broken}))
+        raise CommandError(f"{len(broken)} rows would refer to rows that do not exist ({tables}). Nothing was changed.")
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def write_record(context: MigrationContext, step: MigrationInfo, history: History, seconds: float) -> None:
+    """Add what was done to the record, which is made where it is missing; with `--sql`, print that."""
+    context.execute(CreateTable(RECORD, if_not_exists=True))
+    for id in step.up_revision_ids or ("base",):
+        revision = history.by_id.get(id)
+        context.execute(
+            RECORD.insert().values(
+                action="stamp" if step.is_stamp else "upgrade" if step.is_upgrade else "downgrade",
+                revision=id,
+                parents=", ".join(revision.parents) if revision else "",
+                checksum=revision.checksum if revision else "",
+                message=revision.message if revision else "",
+                # Printed SQL is run at another time.
+                applied_at=sa.func.current_timestamp() if context.as_sql else now(),
+                seconds=0.0 if context.as_sql else seconds,
+            )
+        )

@@ -1,0 +1,378 @@
+"""What surrounds a run of migrations: one migrator at a time, whole revisions, losses, copies, locks and the record."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from conftest import AS_OPERATOR, Rows, alembic, query, serving, wait_until
+from filelock import FileLock
+from test_accounts import order, register_all
+from test_migrations import (
+    ACCOUNTS,
+    BEFORE_ACCOUNTS,
+    REVISIONS,
+    add_revision,
+    complaints,
+    copy_of_the_repository,
+    fill,
+    look,
+    migrate,
+    only_postgresql,
+    only_sqlite,
+    quick_alembic,
+)
+from test_registration import named
+
+from migrations import saves
+from migrations.migrating import ADVISORY_LOCK
+from schema import ALEMBIC_INI
+
+NEW = "ffffffffffff"
+"""A revision that a test adds to a copy of the repository."""
+ADD_COLUMN = '    op.add_column("users", sa.Column("nickname", sa.String(length=30), nullable=True))'
+SLEEP = "    import time; time.sleep(30)"
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Path:
+    """A copy of the repository, to add revisions to."""
+    folder = tmp_path / "fork"
+    folder.mkdir()
+    return copy_of_the_repository(folder)
+
+
+def versions(url: str) -> list[tuple[Any, ...]]:
+    return query(url, "SELECT version_num FROM alembic_version")
+
+
+def record(url: str) -> list[tuple[Any, ...]]:
+    """What the database says was done to it."""
+    return query(url, "SELECT action, revision FROM applied_revisions ORDER BY id")
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def somebody_who_migrates(url: str) -> Iterator[str]:
+    """Hold the turn; how a command that waits for it must call whoever does."""
+    if url.startswith("sqlite"):
+        path = Path(url.removeprefix("sqlite:///") + "-migrating")
+        with FileLock(path):
+            path.write_text("process 4711 on elsewhere, since noon")
+            yield "process 4711 on elsewhere, since noon"
+        return
+    with psycopg.connect(url, autocommit=True, application_name="another migration") as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [ADVISORY_LOCK])
+        yield f"another migration, process {connection.info.backend_pid}"
+
+
+def test_of_many_who_upgrade_at_once_one_does_the_work_and_all_end_well(empty_url: str) -> None:
+    with ThreadPoolExecutor() as threads:
+        results = list(threads.map(lambda _: alembic(empty_url, "upgrade", "head"), range(4)))
+
+    assert [result.returncode for result in results] == [0] * 4, [result.stderr for result in results]
+    assert sum("Running upgrade" in result.stderr for result in results) == 1
+    assert record(empty_url) == [("upgrade", revision) for revision in REVISIONS]
+    assert versions(empty_url) == [(REVISIONS[-1],)]
+
+
+def test_who_waits_in_vain_is_told_who_migrates(url: str) -> None:
+    before = look(url)
+
+    with somebody_who_migrates(url) as name:
+        result = quick_alembic(url, "downgrade", "base", MIGRATION_TIMEOUT="0.3")
+
+        # Whoever only looks does not wait.
+        for arguments in (("current",), ("check",)):
+            assert quick_alembic(url, *arguments).returncode == 0
+
+    assert result.returncode == 1
+    (line,) = complaints(result)
+    assert line.startswith(f"FAILED: Another process migrates this database ({name}")
+    assert "MIGRATION_TIMEOUT" in line
+    assert look(url) == before
+
+
+def test_a_migrator_that_was_killed_leaves_the_turn_and_nothing_else(url: str, fork: Path) -> None:
+    add_revision(fork, NEW, REVISIONS[-1], f"{ADD_COLUMN}\n    print('half way', flush=True)\n{SLEEP}")
+    before = look(url)
+    environment = {"PATH": "", "DATABASE_URL": url}
+    with subprocess.Popen(
+        [sys.executable, "-m", "alembic", "upgrade", "head"], cwd=fork, env=environment, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"half way\n"
+        process.kill()
+
+    assert quick_alembic(url, "upgrade", "head").returncode == 0
+    assert look(url) == before
+
+
+# --- whole revisions, and the record ----------------------------------------------------------------------------------
+
+
+def test_the_record_tells_each_step_with_its_file(url: str) -> None:
+    migrate(url, "downgrade", BEFORE_ACCOUNTS)
+    migrate(url, "stamp", ACCOUNTS)
+
+    assert record(url) == [
+        *(("upgrade", revision) for revision in REVISIONS),
+        ("downgrade", ACCOUNTS),
+        ("stamp", ACCOUNTS),
+    ]
+    [(parents, message, checksum, seconds)] = query(
+        url, f"SELECT parents, message, checksum, seconds FROM applied_revisions WHERE id = {len(REVISIONS)}"
+    )
+    assert (parents, message) == (BEFORE_ACCOUNTS, "accounts, transfers and entries")
+    assert len(checksum) == 64
+    assert seconds > 0
+
+
+@only_postgresql  # On SQLite a rebuild cannot be printed.
+def test_printed_sql_keeps_the_record_too(empty_url: str) -> None:
+    printed = alembic(empty_url, "upgrade", "head", "--sql").stdout
+
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(printed.encode())
+
+    assert record(empty_url) == [("upgrade", revision) for revision in REVISIONS]
+
+
+def test_a_failed_revision_is_in_no_record(url: str, fork: Path) -> None:
+    add_revision(fork, NEW, REVISIONS[-1], f'{ADD_COLUMN}\n    op.execute("SELECT nonsense")')
+
+    assert alembic(url, "upgrade", "head", cwd=fork).returncode != 0
+
+    assert record(url) == [("upgrade", revision) for revision in REVISIONS]
+
+
+# --- what cannot be: one paragraph ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", ["upgrade head", "downgrade -1", "current", "check", "stamp head", "revision"])
+def test_at_a_revision_that_no_file_has_each_command_says_what_is_known_of_it(url: str, arguments: str) -> None:
+    query(url, "UPDATE alembic_version SET version_num = 'abcdef123456'")
+    query(
+        url,
+        "INSERT INTO applied_revisions (action, revision, parents, checksum, message, applied_at, seconds)"
+        " VALUES ('upgrade', 'abcdef123456', '', '', 'add wishes', '2026-01-02 03:04:05+00', 1)"
+        if url.startswith("postgresql")
+        else "INSERT INTO applied_revisions (action, revision, parents, checksum, message, applied_at, seconds)"
+        " VALUES ('upgrade', 'abcdef123456', '', '', 'add wishes', '2026-01-02 03:04:05.000000', 1)",
+    )
+    before = look(url)
+    words = [*arguments.split(), *(["--autogenerate", "-m", "x"] if arguments == "revision" else [])]
+
+    result = quick_alembic(url, *words)
+
+    assert result.returncode == 1
+    (line,) = complaints(result)
+    assert "The database is at abcdef123456 ('add wishes', upgrade on 2026-01-02 03:04:05 UTC)" in line
+    assert line.endswith("Run: python manage.py doctor, which tells the cause and the next command.")
+    assert look(url) == before
+
+
+BROKEN = {
+    "needs 123456789abc, which no file has": '"""lost"""\nrevision = "abc"\ndown_revision = "123456789abc"\n',
+    f"have the same id, {ACCOUNTS}": f'"""twin"""\nrevision = "{ACCOUNTS}"\ndown_revision = "{BEFORE_ACCOUNTS}"\n',
+    "come after one another in a circle": '"""circle"""\nrevision = "abc"\ndown_revision = "abc"\n',
+    "cannot be read as a revision: line 1": '"""open\n',
+}
+
+
+@only_sqlite
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_history_is_named_before_anything_is_changed(url: str, fork: Path, fault: str) -> None:
+    (fork / "migrations" / "versions" / "added.py").write_text(BROKEN[fault])
+    before = look(url)
+
+    result = alembic(url, "downgrade", "base", cwd=fork)
+
+    assert result.returncode == 1
+    (line,) = complaints(result)
+    assert fault in line
+    assert "python manage.py doctor" in line
+    assert look(url) == before
+
+
+def test_a_target_that_there_is_not_changes_nothing(url: str) -> None:
+    before = look(url)
+
+    result = quick_alembic(url, "upgrade", "123456789abc")
+
+    assert result.returncode == 1
+    assert "123456789abc" in complaints(result)[-1]
+    assert "doctor" in complaints(result)[-1]
+    assert look(url) == before
+
+
+def test_called_from_python_it_raises_alembics_own_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    query(url, "UPDATE alembic_version SET version_num = 'abcdef123456'")
+
+    with pytest.raises(CommandError, match="no file in migrations/versions has that revision"):
+        command.upgrade(Config(ALEMBIC_INI), "head")
+
+
+# --- copies first -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saves_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "saves"
+    monkeypatch.setenv("SAVES_DIR", str(folder))
+    return folder
+
+
+def test_before_it_drops_something_a_migration_saves_a_copy_that_can_be_loaded(url: str, saves_dir: Path) -> None:
+    fill(url, *REVISIONS)
+    before = look(url)
+
+    result = alembic(url, "-x", "accept-loss=all", "downgrade", "base")
+
+    assert result.returncode == 0, result.stderr
+    [copy] = saves.list_saves(saves_dir)
+    assert copy.name.startswith(f"before-{ACCOUNTS}-")
+    assert f"python manage.py load {copy.name}" in result.stderr
+    saves.load(url, saves_dir, copy.name)
+    # PostgreSQL writes the text of a CHECK in other words once it is restored.
+    assert look(url).rows == before.rows
+
+
+def test_what_endangers_nothing_and_what_is_told_not_to_save_nothing(
+    url: str, empty_url: str, saves_dir: Path, fork: Path
+) -> None:
+    add_revision(fork, NEW, REVISIONS[-1], ADD_COLUMN)
+
+    assert alembic(empty_url, "upgrade", "head").returncode == 0
+    assert alembic(url, "upgrade", "head", cwd=fork).returncode == 0
+    assert alembic(url, "downgrade", ACCOUNTS, cwd=fork).returncode == 0
+    assert alembic(url, "downgrade", "-1", SAVE_BEFORE_MIGRATIONS="false").returncode == 0
+    assert not saves_dir.exists()
+
+
+@only_sqlite
+def test_a_rebuild_on_sqlite_saves_a_copy(url: str, saves_dir: Path, fork: Path) -> None:
+    rebuild = (
+        '    with op.batch_alter_table("users") as batch_op:\n        batch_op.alter_column("email", nullable=True)'
+    )
+    add_revision(fork, NEW, REVISIONS[-1], rebuild)
+
+    assert alembic(url, "upgrade", "head", cwd=fork).returncode == 0
+
+    assert [save.name.split("-")[1] for save in saves.list_saves(saves_dir)] == [NEW]
+
+
+def test_where_no_copy_can_be_taken_nothing_is_dropped(url: str, saves_dir: Path) -> None:
+    saves_dir.write_text("no folder")
+    before = look(url)
+
+    result = alembic(url, "downgrade", "-1")
+
+    assert result.returncode == 1
+    assert "SAVE_BEFORE_MIGRATIONS=false" in complaints(result)[-1]
+    assert look(url) == before
+
+
+@only_postgresql
+def test_in_production_on_postgresql_a_copy_is_asked_for(url: str, saves_dir: Path) -> None:
+    before = look(url)
+    in_production: Any = {"ALEMBIC_CONFIG": "prod_alembic.ini", "PROD_DATABASE_URL": url}
+
+    result = alembic("sqlite:///unused.db", "downgrade", "-1", **in_production)
+
+    assert result.returncode == 1
+    assert "python manage.py save" in complaints(result)[-1]
+    assert look(url) == before
+    elsewhere = ("-x", "saved=elsewhere")
+    assert alembic("sqlite:///unused.db", *elsewhere, "downgrade", "-1", **in_production).returncode == 0
+    migrate(url, "upgrade", "head")
+    saves.save(url, saves_dir)
+    assert alembic("sqlite:///unused.db", "downgrade", "-1", **in_production).returncode == 0
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+@only_postgresql
+def test_a_migration_lets_others_pass_and_gets_its_lock_in_the_end(url: str, fork: Path) -> None:
+    add_revision(fork, NEW, REVISIONS[-1], ADD_COLUMN)
+    add_revision(fork, "0123456789ab", NEW, "    pass")
+
+    with ThreadPoolExecutor() as threads, psycopg.connect(url) as reader:
+        reader.execute("SELECT * FROM users")
+        upgrade = threads.submit(alembic, url, "upgrade", "+1", cwd=fork, MIGRATION_LOCK_TIMEOUT="0.2")
+        # Whoever comes now waits behind the migration, until that gives up its place for a while.
+        for _ in range(5):
+            time.sleep(0.2)
+            query(url, "SELECT * FROM users")
+        reader.rollback()
+
+    assert upgrade.result().returncode == 0
+    assert "lock timeout; trying again" in upgrade.result().stderr
+    # One step, however often it was tried.
+    assert record(url)[-1] == ("upgrade", NEW)
+
+
+@only_postgresql
+def test_a_migration_that_gives_up_names_the_query_in_its_way(url: str, fork: Path) -> None:
+    add_revision(fork, NEW, REVISIONS[-1], ADD_COLUMN)
+    before = look(url)
+
+    with psycopg.connect(url, application_name="a report") as reader:
+        reader.execute("SELECT count(*) FROM users")
+        result = alembic(
+            url, "upgrade", "head", cwd=fork, MIGRATION_LOCK_TIMEOUT="0.3", MIGRATION_TIMEOUT="0.5"
+        )  # fmt: skip
+        pid = reader.info.backend_pid
+
+    assert result.returncode == 1
+    line = complaints(result)[-1]
+    assert f"process {pid} (a report, idle in transaction since " in line
+    assert "SELECT count(*) FROM users" in line
+    assert look(url) == before
+
+
+def test_while_a_migration_runs_no_caller_fails(url: str, fork: Path, tmp_path: Path, rows: Rows) -> None:
+    steps = {"sqlite": ADD_COLUMN, "postgresql": f'{ADD_COLUMN}\n    op.create_index("ix_x", "transfers", ["memo"])'}
+    add_revision(fork, NEW, REVISIONS[-1], steps[url.partition(":")[0]])
+    statuses: list[int] = []
+    ended = threading.Event()
+
+    def keep_calling(client: httpx2.Client, number: int, body: dict[str, Any]) -> None:
+        count = 0
+        while not ended.is_set():
+            count += 1
+            statuses.append(client.post("/register", json=named(f"user{number}x{count}")).status_code)
+            statuses.append(client.post("/transfers", json=body, headers=AS_OPERATOR).status_code)
+
+    with serving(url, tmp_path) as server, httpx2.Client(base_url=server.url, timeout=20) as client:
+        alice, bob = register_all(client, alice=100_000, bob=0)
+        body = order(alice.account_id, bob.account_id, 1)
+        with ThreadPoolExecutor() as threads:
+            callers = [threads.submit(keep_calling, client, number, body) for number in range(4)]
+            wait_until(lambda: len(statuses) > 50, "the first calls")
+            upgrade = alembic(url, "upgrade", "head", cwd=fork)
+            seen = len(statuses)
+            wait_until(lambda: len(statuses) > seen + 50, "calls after the migration")
+            downgrade = alembic(url, "downgrade", "-1", cwd=fork)
+            ended.set()
+        for caller in callers:
+            caller.result()
+
+    assert (upgrade.returncode, downgrade.returncode) == (0, 0), upgrade.stderr + downgrade.stderr
+    assert set(statuses) == {201}
+    assert rows("SELECT count(*) FROM transfers") == [(len(statuses) // 2 + 1,)]
