@@ -1,0 +1,298 @@
+"""The schema that a database has, against the one that it should have."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import sqlalchemy as sa
+from alembic.autogenerate import produce_migrations, render_python_code
+from alembic.config import Config
+from alembic.operations import ops
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlmodel import SQLModel
+
+import models  # noqa: F401 (its tables are in the metadata)
+from database import create_migration_engine, reading
+from migrations.applied import Applied, read_applied
+from migrations.catalog import LEFT_OUT, Schema, schema_of
+from migrations.revisions import History, path_text, read_history, versions_folder
+from schema import ALEMBIC_INI
+
+
+class NoScratch(LookupError):
+    """Why there is no place in which a schema could be made to compare with."""
+
+
+class RevisionFailed(RuntimeError):
+    """Why the revisions cannot be run from nothing."""
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is otherwise than expected; a text of None: it is not there. A constraint without a name has the name ""."""
+
+    table: str
+    kind: str
+    name: str
+    actual: str | None
+    expected: str | None
+
+    def __str__(self) -> str:
+        what = f"{self.table}: {self.kind} {self.name}".rstrip()
+        if self.kind != "table" and not self.name:
+            what += f' without a name, "{self.actual or self.expected}",'
+        if self.actual is None:
+            return f"{what} is missing"
+        if self.expected is None:
+            return f"{what} is there and should not be"
+        return f'{what} is "{self.actual}", not "{self.expected}"'
+
+
+def differences(actual: Schema, expected: Schema) -> list[Difference]:
+    """What is otherwise in the actual schema, table by table; of a table that only one of them has, only that."""
+    found = []
+    for table in sorted(actual.keys() | expected.keys()):
+        both = table in actual and table in expected
+        there, wanted = (
+            {part.identity: part.text for part in schema.get(table, ()) if both or part.kind == "table"}
+            for schema in (actual, expected)
+        )
+        found += [
+            Difference(table, *identity[:2], there.get(identity), wanted.get(identity))
+            for identity in sorted(there.keys() | wanted.keys())
+            if there.get(identity) != wanted.get(identity)
+        ]
+    return found
+
+
+# --- what a schema should be ------------------------------------------------------------------------------------------
+
+
+def schema_of_models(connection: sa.Connection) -> Schema:
+    """What models.py makes on this engine. Changes nothing, as `scratch` says. Raises NoScratch."""
+    with scratch(connection) as place:
+        SQLModel.metadata.create_all(place, checkfirst=False)
+        return schema_of(place)
+
+
+def schema_of_revision(
+    connection: sa.Connection, revision: str | Sequence[str], config: Config | None = None
+) -> Schema:
+    """What the revisions make on this engine, run from nothing to this one, these ones, or "heads".
+
+    Changes nothing, as `scratch` says. Raises RevisionFailed, and NoScratch.
+    """
+    config, running = config or Config(ALEMBIC_INI), "their order"
+
+    def steps(heads: Any, _: Any) -> Iterator[Any]:
+        nonlocal running
+        for step in script._upgrade_revs(cast("str", revision), heads) if revision else ():
+            running = step.revision.revision
+            yield step
+
+    with scratch(connection) as place, quiet():
+        try:
+            script = ScriptDirectory.from_config(config)
+            with EnvironmentContext(config, script, fn=steps) as context:
+                # As migrations/env.py does it.
+                context.configure(
+                    connection=place, target_metadata=SQLModel.metadata, render_as_batch=True, transactional_ddl=True
+                )
+                # All is one transaction that ends in a rollback, and tables without rows need no other.
+                context.get_context().autocommit_block = nullcontext  # type: ignore[method-assign, assignment]
+                context.run_migrations()
+        except Exception as error:  # whatever a file may raise
+            words = str(getattr(error, "orig", None) or error) or repr(error)
+            raise RevisionFailed(f"{running}: {words.splitlines()[0]}") from error
+        return schema_of(place)
+
+
+@contextmanager
+def scratch(connection: sa.Connection) -> Iterator[sa.Connection]:
+    """An empty place on the same engine that nobody else sees, and that is gone in the end, however that comes.
+
+    On SQLite in memory. On PostgreSQL the temporary schema of a session of its own, in a transaction that is rolled
+    back: a role may use that where it may not create schemas, and what a revision commits is gone with the session.
+    """
+    if connection.dialect.name == "sqlite":
+        with create_migration_engine("sqlite://").connect() as place:
+            place.begin()
+            yield place
+        return
+    # The engine may be one that only reads.
+    with connection.engine.connect().execution_options(postgresql_readonly=False) as place:
+        if not place.scalar(sa.text("SELECT has_database_privilege(current_database(), 'TEMPORARY')")):
+            raise NoScratch(
+                "To compare schemas, the role of DATABASE_URL needs a temporary schema. Let it have one: "
+                "GRANT TEMPORARY ON DATABASE … TO …"
+            )
+        sa.event.listen(place, "before_cursor_execute", without_concurrently, retval=True)
+        # No other schema: a table that is not there must not be found among those of the service.
+        place.exec_driver_sql("SET search_path = pg_temp")
+        place.commit()
+        place.begin()
+        yield place
+
+
+def without_concurrently(*call: Any) -> tuple[str, Any]:
+    """The statement as it may run in a transaction; nobody else uses the tables anyway."""
+    _, _, statement, parameters, *_ = call
+    return re.sub(r"\bINDEX\s+CONCURRENTLY\b", "INDEX", statement, flags=re.IGNORECASE), parameters
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep revisions and Alembic from telling of what they do for a comparison only."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong, of a kind with a stable name, and what to do about it."""
+
+    kind: str
+    text: str
+    advice: str
+
+
+ADVICE = {
+    "unreadable-file": "Mend the file; git log -p shows how it was.",
+    "duplicate-id": "Give one of the files an id of its own, and let it come after the other.",
+    "missing-parent": "Bring the file back. Where it is: python manage.py doctor",
+    "cycle": "Let down_revision say again what it said when the file was made; git log -p shows it.",
+    "several-heads": 'Join them: alembic merge heads -m "…"',
+    "edited-file": "Undo the edit, and put it into a revision of its own: alembic revision --autogenerate -m …",
+    "unknown-revision": "Its schema was not compared. The cause, and what to do: python manage.py doctor",
+    "behind": "Run: alembic upgrade head",
+    "revisions-fail": "Mend the revision, since no new database can be made.",
+    "not-in-revisions": "models.py says otherwise, and no revision does it. Run: alembic revision --autogenerate -m …, "
+    "and add what that does not see, such as CHECK constraints.",
+    "drift": "It was changed past the revisions. Undo that by hand, or see what is known: python manage.py doctor",
+    "alembic": "Alembic would generate this. Run: alembic revision --autogenerate -m …",
+    "unnamed-constraint": "No revision could drop it on both engines. Name it in models.py and in a revision.",
+}
+"""What to do about each kind of finding."""
+
+
+def check_schema(url: str, config: Config | None = None) -> list[Finding]:
+    """All that is wrong with a database, its revisions and models.py, as far as they show. Changes nothing.
+
+    Raises LookupError where there is no SQLite file, NoScratch, SQLAlchemyError where the database cannot be read, and
+    CommandError where there is no folder of revisions.
+    """
+    config = config or Config(ALEMBIC_INI)
+    history, applied = read_history(versions_folder(config)), read_applied(url)
+    with reading(url) as connection:
+        in_schema = list(faults_of_schema(connection, history, applied, config))
+    found = [*faults_of(history), *position_of(history, applied), *in_schema]
+    return [Finding(kind, text, ADVICE[kind]) for kind, text in found]
+
+
+def faults_of(history: History) -> Iterator[tuple[str, str]]:
+    """What is wrong with the files by themselves."""
+    for path, fault in history.unreadable.items():
+        yield "unreadable-file", f"{path_text(path)}: {fault}"
+    for id, paths in history.duplicates.items():
+        yield "duplicate-id", f"{id} is the id of {' and of '.join(map(path_text, paths))}"
+    for id, parents in history.missing_parents.items():
+        yield "missing-parent", f"{id} comes after {', '.join(parents)}, which no file has"
+    for cycle in history.cycles:
+        yield "cycle", f"{', '.join(cycle)} come after one another in a circle"
+    if len(history.heads) > 1:
+        yield "several-heads", f"{', '.join(sorted(history.heads))}: nothing comes after any of them"
+
+
+def position_of(history: History, applied: Applied) -> Iterator[tuple[str, str]]:
+    """Whether the database is where the files end, and the files are those that were applied."""
+    newest = {event.revision: event for event in applied.record}
+    for id in applied_revisions(history, applied):
+        event = newest.get(id)
+        if event and event.checksum not in ("", history.by_id[id].checksum):
+            yield "edited-file", f"{history.path_text(id)} is not what was applied on {event.applied_at:%F %T} UTC"
+    for id in applied.current:
+        if id not in history.by_id:
+            known = f" ({newest[id].message!r}, {newest[id].applied_at:%F %T} UTC)" if id in newest else ""
+            yield "unknown-revision", f"The database is at {id}{known}, which no file has"
+    if pending := pending_revisions(history, applied):
+        at = ", ".join(applied.current) or "no revision"
+        yield "behind", f"The database is at {at}; pending: {', '.join(pending)}"
+
+
+def is_known(history: History, applied: Applied) -> bool:
+    """Whether the files have each revision at which the database is."""
+    return all(id in history.by_id for id in applied.current)
+
+
+def applied_revisions(history: History, applied: Applied) -> list[str]:
+    """The revisions in files that are applied, from the oldest."""
+    current = [id for id in applied.current if id in history.by_id]
+    done = {*current, *history.ancestors(*current)}
+    return [revision.id for revision in history.in_order() if revision.id in done]
+
+
+def pending_revisions(history: History, applied: Applied) -> list[str]:
+    """The revisions in files that are not applied, from the oldest; none where the database may be ahead of them."""
+    if not is_known(history, applied):
+        return []
+    done = set(applied_revisions(history, applied))
+    return [revision.id for revision in history.in_order() if revision.id not in done]
+
+
+def faults_of_schema(
+    connection: sa.Connection, history: History, applied: Applied, config: Config
+) -> Iterator[tuple[str, str]]:
+    """What the database, the revisions and models.py make, each against the next."""
+    actual, wanted = schema_of(connection), schema_of_models(connection)
+    known = is_known(history, applied)
+    at_head = known and not pending_revisions(history, applied)
+    try:
+        made = schema_of_revision(connection, "heads", config)
+        expected = made if at_head else schema_of_revision(connection, applied.current, config) if known else actual
+    except RevisionFailed as error:
+        if {kind for kind, _ in faults_of(history)} <= {"several-heads"}:
+            yield "revisions-fail", f"On an empty database they fail: {error}"
+        made, expected = wanted, wanted if at_head else actual
+    undone, drift = differences(made, wanted), differences(actual, expected)
+    yield from (("not-in-revisions", str(difference)) for difference in undone)
+    yield from (("drift", str(difference)) for difference in drift)
+    if at_head:
+        told = {difference.table for difference in [*undone, *drift]}
+        yield from (("alembic", text) for table, text in generated_by_alembic(connection) if table not in told)
+    # Where only the database or the revisions have them, they are differences.
+    for table, parts in sorted(wanted.items()):
+        unnamed = sorted(f"{part.kind} {part.text}" for part in parts if not part.is_named)
+        yield from (("unnamed-constraint", f"{table}: {constraint} has no name of its own") for constraint in unnamed)
+
+
+def generated_by_alembic(connection: sa.Connection) -> Iterator[tuple[str, str]]:
+    """What `alembic revision --autogenerate` would write, by table."""
+    options = {
+        "compare_type": True,
+        "compare_server_default": True,
+        "include_name": lambda name, kind, _: kind != "table" or name not in LEFT_OUT,
+    }
+    with quiet():
+        script = produce_migrations(MigrationContext.configure(connection, opts=options), SQLModel.metadata)
+    for operation in script.upgrade_ops.ops if script.upgrade_ops else ():
+        table = str(getattr(operation, "table_name", ""))
+        for step in operation.ops if isinstance(operation, ops.OpContainer) else [operation]:
+            lines = render_python_code(ops.UpgradeOps([step])).splitlines()
+            yield table, f"{table}: " + " ".join(line.strip() for line in lines if not line.startswith("#"))
