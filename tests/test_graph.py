@@ -1,0 +1,512 @@
+"""The revision graph as text, SVG and JSON, and the command that prints it: applied, pending, unknown."""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from textwrap import dedent
+from xml.etree import ElementTree as ET
+
+import pytest
+import sqlalchemy as sa
+from conftest import query
+from hypothesis import given, settings
+from test_revisions import Draft, healthy_histories, write_all
+from typer.testing import CliRunner, Result
+
+import manage
+from database import create_migration_engine
+from migrations.applied import RECORD, Applied, Event, read_applied
+from migrations.graph import MARGIN, arrange, as_json, as_svg, as_text, nodes_of
+from migrations.revisions import History, read_history
+
+SVG = "{http://www.w3.org/2000/svg}"
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def history_of(folder: Path, text: str) -> History:
+    """A history from lines such as `c1: a1 b1`, an id and its parents."""
+    lines = [line.split(":") for line in dedent(text).strip().splitlines()]
+    return read_history(write_all(folder, *(Draft(id.strip(), tuple(parents.split())) for id, parents in lines)))
+
+
+def event(revision: str, *parents: str, action: str = "upgrade", message: str = "", checksum: str = "ab") -> Event:
+    return Event(1, action, revision, parents, checksum, message or f"about {revision}", NOON, 0.1)
+
+
+def drawn(history: History, current: list[str], *record: Event) -> str:
+    """The text graph, with a line feed before it, as an indented text has it."""
+    return "\n" + as_text(history, Applied(current, list(record))) + "\n"
+
+
+def picture(text: str) -> str:
+    return dedent(text)
+
+
+# --- as text ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_revisions_is_applied_up_to_the_database(tmp_path: Path) -> None:
+    history = history_of(tmp_path, "a1:\nb1: a1\nc1: b1")
+
+    assert drawn(history, ["b1"]) == picture("""
+        ○  c1  about c1  (head)
+        ●  b1  about b1  ← database
+        ●  a1  about a1
+
+        ● 2 applied  ○ 1 pending
+        """)
+
+
+def test_branches_and_merges_are_drawn(tmp_path: Path) -> None:
+    history = history_of(
+        tmp_path,
+        """
+        a1:
+        a2: a1
+        b1: a2
+        b2: b1
+        c1: a2
+        d1: a2
+        d2: d1
+        m1: b2 c1 d2
+        n1: m1
+        n2: m1
+        """,
+    )
+
+    assert drawn(history, ["b1", "c1"]) == picture("""
+        ○      n1  about n1  (head)
+        │ ○    n2  about n2  (head)
+        ├─╯
+        ○      m1  about m1
+        ├─┬─╮
+        ○ │ │  b2  about b2
+        ● │ │  b1  about b1  ← database
+        │ ● │  c1  about c1  ← database
+        │ │ ○  d2  about d2
+        │ │ ○  d1  about d1
+        ├─┴─╯
+        ●      a2  about a2
+        ●      a1  about a1
+
+        ● 4 applied  ○ 6 pending
+        """)
+
+
+def test_lines_that_cross_or_meet_again_are_drawn(tmp_path: Path) -> None:
+    history = history_of(tmp_path, "a1:\nb1: a1\nc1: a1\nd1: b1 c1\ne1: c1 b1\nf1: d1 e1\ng1: b1\nh1: f1 g1 a1")
+
+    assert drawn(history, []) == picture("""
+        ○          h1  about h1  (head)
+        ├─┬─╮
+        ○ │ │      f1  about f1
+        ├─│─│─╮
+        ○ │ │ │    d1  about d1
+        ├─│─│─│─╮
+        │ ○ │ │ │  g1  about g1
+        │ │ │ ○ │  e1  about e1
+        ├─│─│─┤ │
+        ├─╯ │ │ │
+        ○   │ │ │  b1  about b1
+        │   │ ├─╯
+        │   │ ○    c1  about c1
+        ├───┴─╯
+        ○          a1  about a1
+
+        ○ 8 pending
+        """)
+
+
+def test_histories_that_have_nothing_in_common_do_not_touch(tmp_path: Path) -> None:
+    assert drawn(history_of(tmp_path, "a1:\nb1: a1\nx1:\ny1: x1"), ["y1"]) == picture("""
+        ○  b1  about b1  (head)
+        ○  a1  about a1
+
+        ●  y1  about y1  (head)  ← database
+        ●  x1  about x1
+
+        ● 2 applied  ○ 2 pending
+        """)
+
+
+def test_what_a_revision_depends_on_is_applied_with_it_and_named(tmp_path: Path) -> None:
+    history = read_history(write_all(tmp_path, Draft("a1", label="base"), Draft("b1", (), ("base",))))
+
+    assert drawn(history, ["b1"]) == picture("""
+        ●  b1  about b1  (depends on base)  (head)  ← database
+
+        ●  a1  about a1  (base)  (head)
+
+        ● 2 applied
+        """)
+
+
+def test_a_revision_of_newer_code_is_named_by_the_record(tmp_path: Path) -> None:
+    history = history_of(tmp_path, "a1:\nb1: a1")
+
+    assert drawn(history, ["n2"], event("n1", "b1"), event("n2", "n1", message="add a column")) == picture("""
+        ?  n2  add a column  (in no file)  ← database
+        ?  n1  about n1  (in no file)
+        ●  b1  about b1  (head)
+        ●  a1  about a1
+
+        ● 2 applied  ? 2 unknown to these files
+        """)
+
+
+@pytest.mark.parametrize("record", [[], [event("zz", action="stamp", message="", checksum="")]])
+def test_behind_an_unknown_revision_without_a_record_nothing_is_said_to_be_pending(
+    tmp_path: Path, record: list[Event]
+) -> None:
+    history = history_of(tmp_path, "a1:\nb1: a1\nc1: a1\nd1: c1")
+
+    assert {node.id: node.state for node in nodes_of(history, Applied(["zz", "c1"], record))} == {
+        "zz": "unknown", "a1": "applied", "c1": "applied", "d1": "pending", "b1": "untold",
+    }  # fmt: skip
+
+
+def test_a_missing_parent_is_drawn_where_it_would_be(tmp_path: Path) -> None:
+    history = history_of(tmp_path, "a1:\nb1: gone\nc1: b1 a1")
+
+    assert drawn(history, []) == picture("""
+        ○    c1    about c1  (head)
+        ├─╮
+        ○ │  b1    about b1
+        ? │  gone  (in no file)
+          ○  a1    about a1
+
+        ○ 3 pending  ? 1 unknown to these files
+        """)
+
+
+def test_a_missing_parent_that_was_recorded_joins_the_parts(tmp_path: Path) -> None:
+    history = history_of(tmp_path, "a1:\nb1: gone")
+
+    assert drawn(history, ["b1"], event("gone", "a1", message="what it was")) == picture("""
+        ●  b1    about b1  (head)  ← database
+        ?  gone  what it was  (in no file)
+        ●  a1    about a1  (head)
+
+        ● 2 applied  ? 1 unknown to these files
+        """)
+
+
+def test_files_that_cannot_be_drawn_are_listed_and_cycles_and_duplicates_marked(tmp_path: Path) -> None:
+    Draft("z1").write(tmp_path, "twice.py")
+    (tmp_path / "broken.py").write_text("\n(")
+
+    text = drawn(history_of(tmp_path, "b1: b2\nb2: b1\nz1:"), [])
+
+    assert text == picture(f"""
+        ○  b1  about b1  (in a cycle)
+        ○  b2  about b2  (in a cycle)
+
+        ○  z1  about z1  (in 2 files)  (head)
+
+        ○ 3 pending
+        Unreadable: {tmp_path}/broken.py: line 2: '(' was never closed
+        """)
+
+
+def test_without_a_database_only_the_files_are_shown(tmp_path: Path) -> None:
+    assert as_text(history_of(tmp_path, "a1:\nb1: a1"), None) == picture("""\
+        ·  b1  about b1  (head)
+        ·  a1  about a1
+
+        · 2 applied or pending, not known which""")
+
+
+def test_without_files_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    assert as_text(read_history(tmp_path), Applied([], [])) == "No revisions"
+    assert "No revisions" in as_svg(read_history(tmp_path), None)
+
+
+def test_what_the_database_says_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    text = drawn(read_history(tmp_path), ["z\x1b[2J"], event("z\x1b[2J", message="\x07\u202e\nx"))
+
+    assert "\n?  z\N{REPLACEMENT CHARACTER}[2J  \N{REPLACEMENT CHARACTER}" in text
+    assert not {"\x1b", "\x07", "\u202e"} & set(text)
+
+
+# --- where it is drawn ------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(healthy_histories())
+def test_each_line_has_its_lane_for_itself(drafts: list[Draft]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        places = arrange(nodes_of(read_history(write_all(Path(folder), *drafts)), None))
+    rows = {place.node.id: row for row, place in enumerate(places)}
+    assert len(rows) == len(drafts)
+    for row, place in enumerate(places):
+        assert list(place.lanes) == list(place.node.parents)
+        for parent, lane in place.lanes.items():
+            assert rows[parent] > row
+            for between in places[row + 1 : rows[parent]]:
+                assert between.lane != lane
+                assert lane in between.below
+
+
+# --- as SVG -----------------------------------------------------------------------------------------------------------
+
+
+def elements(svg: str, kind: str) -> list[ET.Element]:
+    return list(ET.fromstring(svg).iter(SVG + kind))  # noqa: S314 (it is our own)
+
+
+def words(svg: str) -> list[str]:
+    return [element.text or "" for element in elements(svg, "text")]
+
+
+def test_the_image_says_what_the_text_says(tmp_path: Path) -> None:
+    history = history_of(tmp_path, "a1:\nb1: a1\nc1: a1\nd1: b1 c1\ne1: gone")
+    applied = Applied(["b1", "zz"], [event("zz", "d1")])
+
+    svg = as_svg(history, applied)
+
+    said = [text for text in words(svg) if text != "?"]
+    for line in as_text(history, applied).replace("← ", "").replace("(head)", "head").splitlines():
+        for part in re.split("  +", line.strip(" │├─╮╯●○?")):
+            assert part.strip(" ●○?") in ["", *said]
+    assert [circle.get("class") for circle in elements(svg, "circle")][: len(history.by_id) + 2] == [
+        node.state for node in nodes_of(history, applied)
+    ]
+
+
+def test_each_revisions_tooltip_names_its_file_and_dates(tmp_path: Path) -> None:
+    svg = as_svg(history_of(tmp_path, "a1:"), Applied(["a1"], [event("a1")]))
+
+    assert [title.text for title in elements(svg, "title")][1:] == [
+        f"a1  about a1\napplied\n{tmp_path}/a1_a_revision.py\ncreated 2026-11-23 01:00:00+00:00\n"
+        "applied 2026-11-23 12:00:00 UTC"
+    ]
+
+
+def test_the_image_stands_by_itself_and_executes_nothing(tmp_path: Path) -> None:
+    attack = "</title><script>alert(1)</script>\x00&'\""
+
+    svg = as_svg(history_of(tmp_path, "a1:"), Applied([attack], [event(attack, message=attack)]))
+
+    assert not elements(svg, "script")
+    assert "</title><script>alert(1)</script>\N{REPLACEMENT CHARACTER}&'\"" in words(svg)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg\")|url\(|@import|href", svg)
+    assert {attribute for element in ET.fromstring(svg).iter() for attribute in element.attrib} <= {  # noqa: S314
+        "class", "width", "height", "viewBox", "role", "version", "x", "y", "rx", "cx", "cy", "r", "d",
+    }  # fmt: skip
+
+
+@settings(deadline=None, max_examples=40)
+@given(healthy_histories())
+def test_lines_go_from_revision_to_revision(drafts: list[Draft]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        history = read_history(write_all(Path(folder), *drafts))
+    svg = as_svg(history, None)
+    at = {
+        node.id: (int(circle.get("cx", "")), int(circle.get("cy", "")))
+        for node, circle in zip(nodes_of(history, None), elements(svg, "circle"), strict=False)
+    }
+    lines = [re.findall(r"[MC][\d ]+|V[\d ]+", path.get("d", "")) for path in elements(svg, "path")]
+
+    # It begins with M x y, changes lanes with C … x y, and ends with V y.
+    ends = [
+        (
+            tuple(map(int, line[0][1:].split())),
+            (int([part.strip("M") for part in line if part[0] != "V"][-1].split()[-2]), int(line[-1][1:])),
+        )
+        for line in lines
+    ]
+    expected = [(at[id], at[parent]) for id, revision in history.by_id.items() for parent in revision.parents]
+    assert sorted(ends) == sorted(expected)
+    width, height = (int(elements(svg, "svg")[0].get(side, "")) for side in ("width", "height"))
+    assert all(MARGIN <= x <= width - MARGIN and MARGIN <= y <= height - MARGIN for x, y in at.values())
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_the_image_is_as_large_as_its_history(tmp_path: Path, count: int) -> None:
+    lines = [f"r{number}: {f'r{number - 1}' if number else ''}" for number in range(count)]
+
+    svg = as_svg(history_of(tmp_path, "\n".join(lines)), None)
+
+    size = {side: int(elements(svg, "svg")[0].get(side, "")) for side in ("width", "height")}
+    assert size["height"] == count * 28 + 82
+    assert size["width"] < 420
+    assert len(svg) < 2500 + 400 * count
+
+
+def test_a_long_message_is_cut_in_the_image_and_whole_in_its_tooltip(tmp_path: Path) -> None:
+    message = "word " * 40 + "end"
+
+    svg = as_svg(read_history(tmp_path), Applied(["a1"], [event("a1", message=message)]))
+
+    assert [text for text in words(svg) if text.startswith("word")] == [("word " * 14 + "w").rstrip() + "…"]
+    assert message in (elements(svg, "title")[1].text or "")
+
+
+# --- as JSON ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_document_has_all_that_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("(")
+    history = history_of(tmp_path, "a1:\nb1: a1")
+
+    document = as_json(history, Applied(["a1"], [event("a1"), event("b1", "a1", action="downgrade")]))
+
+    common = {"created": "2026-11-23 01:00:00+00:00", "notes": []}
+    assert json.loads(json.dumps(document)) == {
+        "current": ["a1"],
+        "heads": ["b1"],
+        "revisions": [
+            {
+                "id": "b1", "parents": ["a1"], "state": "pending", "message": "about b1", "applied_at": None,
+                "paths": [f"{tmp_path}/b1_a_revision.py"], "is_head": True, "is_current": False, **common,
+            },
+            {
+                "id": "a1", "parents": [], "state": "applied", "message": "about a1", "is_head": False,
+                "applied_at": "2026-11-23T12:00:00+00:00", "paths": [f"{tmp_path}/a1_a_revision.py"],
+                "is_current": True, **common,
+            },
+        ],
+        "unreadable": {f"{tmp_path}/broken.py": "line 1: '(' was never closed"},
+    }  # fmt: skip
+    assert as_json(history, None)["current"] is None
+
+
+# --- what the database says -------------------------------------------------------------------------------------------
+
+
+def store(url: str, current: list[str], *events: Event) -> None:
+    """Make the tables of an otherwise empty database, as Alembic and env.py do."""
+    query(url, "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+    for id in current:
+        query(url, f"INSERT INTO alembic_version VALUES ('{id}')")
+    engine = create_migration_engine(url)
+    with engine.begin() as connection:
+        RECORD.create(connection)
+        for number, each in enumerate(events, 1):
+            values = {name: getattr(each, name) for name in Event.__slots__}
+            values |= {"id": number, "parents": ", ".join(each.parents)}
+            connection.execute(RECORD.insert().values(values))
+    engine.dispose()
+
+
+def test_the_database_tells_where_it_is_and_what_was_done(empty_url: str) -> None:
+    store(empty_url, ["b1", "a1"], event("a1"), event("m1", "a1", "b1", action="stamp"))
+
+    applied = read_applied(empty_url)
+
+    assert applied.current == ["a1", "b1"]
+    assert [(each.id, each.action, each.revision, each.parents, each.applied_at) for each in applied.record] == [
+        (1, "upgrade", "a1", (), NOON),
+        (2, "stamp", "m1", ("a1", "b1"), NOON),
+    ]
+
+
+def test_a_database_without_those_tables_is_at_nothing(empty_url: str) -> None:
+    query(empty_url, "CREATE TABLE something (id INTEGER)")
+
+    assert read_applied(empty_url) == Applied([], [])
+
+
+def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(LookupError, match=r"There is no file .*gone\.db"):
+        read_applied(f"sqlite:///{tmp_path}/gone.db")
+    with pytest.raises(sa.exc.OperationalError):
+        read_applied("postgresql://127.0.0.1:1/x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_database_is_read_while_another_process_migrates_it(empty_url: str) -> None:
+    store(empty_url, ["a1"])
+    engine = create_migration_engine(empty_url)
+    with engine.connect() as migrating:
+        migrating.execute(sa.text("UPDATE alembic_version SET version_num = 'b1'"))
+
+        assert read_applied(empty_url).current == ["a1"]
+    engine.dispose()
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+Show = Callable[..., Result]
+
+
+@pytest.fixture
+def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Show:
+    """Run `manage.py graph` on a history of two revisions."""
+    folder = write_all(tmp_path / "versions", Draft("a1"), Draft("b1", ("a1",)))
+    monkeypatch.setattr(manage, "versions_folder", lambda: folder)
+
+    def run(url: str, *arguments: str) -> Result:
+        monkeypatch.setenv("DATABASE_URL", url)
+        return CliRunner().invoke(manage.app, ["graph", *arguments])
+
+    return run
+
+
+def test_the_command_prints_the_graph_of_the_database(empty_url: str, show: Show) -> None:
+    store(empty_url, ["a1"])
+
+    result = show(empty_url)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == "○  b1  about b1  (head)\n●  a1  about a1  ← database\n\n● 1 applied  ○ 1 pending\n"
+
+
+def test_the_command_shows_that_a_migrated_database_is_at_head(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    result = CliRunner().invoke(manage.app, ["graph"])
+
+    assert result.exit_code == 0
+    *revisions, _, legend = result.stdout.splitlines()
+    assert revisions[0].endswith("(head)  ← database")
+    assert legend == f"● {len(revisions)} applied"
+
+
+def test_the_command_draws_the_image_and_prints_the_document(empty_url: str, show: Show, tmp_path: Path) -> None:
+    store(empty_url, ["a1"])
+
+    result = show(empty_url, "--svg", str(tmp_path / "graph.svg"), "--json")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [revision["state"] for revision in json.loads(result.stdout)["revisions"]] == ["pending", "applied"]
+    assert "database" in words((tmp_path / "graph.svg").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("database_url", "reason"),
+    [
+        ("sqlite:///gone.db", "There is no file gone.db."),
+        ("postgresql://127.0.0.1:1/x", "Connection refused"),
+        ("mysql://localhost/x", "DATABASE_URL: mysql is not supported"),
+    ],
+)
+def test_without_a_database_the_command_says_so_and_shows_the_files(show: Show, database_url: str, reason: str) -> None:
+    result = show(database_url)
+
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[:2] == ["·  b1  about b1  (head)", "·  a1  about a1"]
+    assert "Only the files are shown" in result.stderr
+    assert reason in result.stderr
+
+
+def test_the_command_shows_a_broken_history(empty_url: str, show: Show, tmp_path: Path) -> None:
+    (tmp_path / "versions" / "broken.py").write_text("raise SystemExit(")
+    message = "a long message " * 20 + "[not markup]"
+    store(empty_url, ["zz"], event("zz", "b1", message=message))
+
+    result = show(empty_url)
+
+    assert result.exit_code == 0
+    assert f"?  zz  {message}  (in no file)  ← database\n" in result.stdout
+    assert "broken.py: line 1: '(' was never closed" in result.stdout
+
+
+def test_an_image_that_cannot_be_written_is_exit_code_2(empty_url: str, show: Show, tmp_path: Path) -> None:
+    result = show(empty_url, "--svg", str(tmp_path / "nowhere" / "graph.svg"))
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "No such file or directory" in result.stderr
