@@ -1,0 +1,83 @@
+"""A copy of a database to try things on: it is gone in the end, and nobody else has seen it."""
+
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from database import create_migration_engine
+from migrations import saves
+
+LABEL = "A copy that manage.py rehearse made; nobody needs it"
+"""The comment on a database that may be dropped."""
+
+
+@contextmanager
+def copy_of(url: str, lock_timeout: float, progress: saves.Progress) -> Iterator[str]:
+    """The URL of a copy. Whoever calls sees to it that there is one such call at a time. Raises CommandError."""
+    with tempfile.TemporaryDirectory(prefix="savepoint-copy-") as name:
+        folder = Path(name)
+        try:
+            is_empty = saves.contents(url, lock_timeout) is None
+            if not is_empty:
+                save = saves.save(url, folder, "copy", progress, lock_timeout)
+        except saves.SaveError as error:
+            raise CommandError(f"No copy could be made: {error}") from None
+        if sa.make_url(url).get_backend_name() == "sqlite":
+            yield f"sqlite:///{folder / 'empty.sqlite' if is_empty else save.copy_in(folder)}"
+            return
+        with scratch_database(url) as scratch:
+            try:
+                if not is_empty:
+                    saves.load(scratch, folder, save.name, progress, lock_timeout)
+            except saves.SaveError as error:
+                raise CommandError(f"The copy could not be loaded: {error}") from None
+            yield scratch
+
+
+@contextmanager
+def scratch_database(url: str) -> Iterator[str]:
+    """The URL of a new, empty database on the same server, which is dropped in the end. Raises CommandError."""
+    source = sa.make_url(url)
+    # Names have 63 bytes at most.
+    prefix = f"{(source.database or '')[:40]}_rehearsal_"
+    name = f"{prefix}{secrets.token_hex(4)}"
+    engine = create_migration_engine(url).execution_options(isolation_level="AUTOCOMMIT")
+    quote = engine.dialect.identifier_preparer.quote
+    with engine.connect() as connection:
+        for left_over in connection.scalars(LEFT_OVER, {"prefix": prefix, "label": LABEL}).all():
+            with suppress(OperationalError):  # It is in use.
+                connection.exec_driver_sql(f"DROP DATABASE {quote(left_over)}")
+        like_the_source = connection.scalar(LIKE_THE_SOURCE)
+        try:
+            connection.exec_driver_sql(f"CREATE DATABASE {quote(name)} {like_the_source}")
+            connection.exec_driver_sql(f"COMMENT ON DATABASE {quote(name)} IS '{LABEL}'")
+            yield source.set(database=name).render_as_string(hide_password=False)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != "42501":
+                raise
+            raise CommandError(
+                f"A copy needs a database of its own on this server, and {source.username} may not make one "
+                f"({str(error.orig).splitlines()[0]}). Nothing was changed. Allow it, as a superuser: "
+                f"ALTER ROLE {quote(source.username or '')} CREATEDB. Or load a save into a database elsewhere, and "
+                "rehearse there."
+            ) from None
+        finally:
+            connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)")
+
+
+# A process that was killed has left them.
+LEFT_OVER = sa.text("""
+    SELECT datname FROM pg_database
+    WHERE starts_with(datname, :prefix) AND shobj_description(oid, 'pg_database') = :label
+""")
+LIKE_THE_SOURCE = sa.text("""
+    SELECT format('TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L',
+                  pg_encoding_to_char(encoding), datcollate, datctype)
+    FROM pg_database WHERE datname = current_database()
+""")

@@ -1,0 +1,254 @@
+"""A migration run for real, watched, and rolled back; or run on a copy, where nothing could roll it back."""
+
+import re
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext, RevisionStep
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from database import create_migration_engine
+from migrations import saves
+from migrations.applied import RECORD
+from migrations.copies import copy_of
+from migrations.losses import count_losses
+from migrations.migrating import (
+    ASK_DOCTOR,
+    LOCK_ERRORS,
+    blockers_of,
+    only_migrator,
+    refuse_broken_history,
+    refuse_unknown,
+)
+from migrations.revisions import Direction, History, read_history, versions_folder
+from migrations.trial import Rehearsal, Trial, Trials, code_of, first_line, refuse_commit, sqlstate
+from migrations.unsafe import ask_squawk
+from migrations.watching import Watch
+from schema import ALEMBIC_INI
+from settings import Settings
+
+
+def rehearse(
+    url: str,
+    target: str = "head",
+    *,
+    settings: Settings,
+    copy: bool = False,
+    config: Config | None = None,
+    progress: saves.Progress = saves.silent,
+) -> Rehearsal:
+    """Run the migration to `target`, which is what alembic upgrade or downgrade takes, and leave no trace of it.
+
+    Without `copy` it is one transaction on the database itself; on a copy only where a revision cannot be in one. A
+    migration that fails is an answer. Raises CommandError, a paragraph for people, where it could not be tried.
+    """
+    config = config or Config(ALEMBIC_INI)
+    history = read_history(versions_folder(config))
+    refuse_broken_history(history)
+    engine = create_migration_engine(url)
+    with reached(), interruptible(), only_migrator(engine, settings.migration_timeout) as holder:
+        rehearsal, steps = plan(engine, target, ScriptDirectory.from_config(config), history)
+        if not steps:
+            return rehearsal
+        rehearsal.reason = "as asked for" if copy else why_not_in_a_transaction(rehearsal, history)
+        where: AbstractContextManager[sa.Connection]
+        if rehearsal.reason:
+            rehearsal.place = "copy"
+            where = on_a_copy(url, settings, progress)
+        else:
+            where = in_place(url, settings, target, holder)
+        with where as connection:
+            trials = Trials(rehearsal, steps, history, connection)
+            with sequences_noted(trials.watch, rehearsal):
+                trials.run(config, progress)
+            look_for_patterns(rehearsal, connection)
+    return rehearsal
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """Say so where the database does not answer."""
+    try:
+        yield
+    except OperationalError as error:
+        raise CommandError(f"The database cannot be used: {first_line(error)}. Nothing was changed.") from None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM end it as Ctrl-C does, so that a copy is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def look_for_patterns(rehearsal: Rehearsal, connection: sa.Connection) -> None:
+    """Have squawk read the statements; note where it could not."""
+    if rehearsal.engine == "postgresql":
+        major, minor, *_ = connection.dialect.server_version_info  # type: ignore[misc]
+        statements = [trial.statements for trial in rehearsal.revisions]
+        reason = ask_squawk(statements, rehearsal.direction, f"{major}.{minor}")
+        rehearsal.notes += [reason] if reason else []
+
+
+# --- what is to be run ------------------------------------------------------------------------------------------------
+
+
+def plan(
+    engine: sa.Engine, target: str, script: ScriptDirectory, history: History
+) -> tuple[Rehearsal, list[RevisionStep]]:
+    """The direction, the revisions in order, and their losses. Raises CommandError where there is no way there."""
+    with engine.execution_options(no_begin=True).connect() as connection:
+        heads = MigrationContext.configure(connection).get_current_heads()
+        refuse_unknown(history, heads, connection)
+        try:
+            direction = direction_to(target, heads, script, history)
+            find_steps: Callable[..., list[RevisionStep]] = (
+                script._upgrade_revs if direction == "upgrade" else script._downgrade_revs
+            )
+            steps = find_steps(target, heads)
+        except CommandError as error:
+            raise CommandError(f"{str(error).rstrip('.')}. Nothing was changed. {ASK_DOCTOR}") from None
+        rehearsal = Rehearsal(engine.dialect.name, target, heads, direction)
+        for step in steps:
+            revision = history.by_id[step.revision.revision]
+            losses = {} if step.is_upgrade else count_losses(connection, revision)
+            rehearsal.revisions.append(Trial(revision.id, revision.message, losses))
+    return rehearsal, steps
+
+
+def direction_to(target: str, heads: Sequence[str], script: ScriptDirectory, history: History) -> Direction:
+    """Down to what the current revisions come from, up to everything else."""
+    if relative := re.search(r"([+-])\d+$", target):
+        return "upgrade" if relative[1] == "+" else "downgrade"
+    if re.search(r"(^|@)base$", target):
+        return "downgrade"
+    if re.search(r"(^|@)heads?$", target):
+        return "upgrade"
+    revision = script.get_revision(target)
+    return "downgrade" if revision and revision.revision in history.ancestors(*heads) else "upgrade"
+
+
+def why_not_in_a_transaction(rehearsal: Rehearsal, history: History) -> str | None:
+    """Why a revision cannot be rolled back, as its text tells; None where all can."""
+    for trial in rehearsal.revisions:
+        if found := NOT_TAKEN_BACK[rehearsal.engine].search(code_of(history.by_id[trial.id], rehearsal.direction)):
+            return f"revision {trial.id} has {' '.join(found[0].split())}, which no transaction takes back"
+    return None
+
+
+COMMITS = r"\bautocommit_block\b|(?<!\bON )\bCOMMIT\b|\bVACUUM\b"
+NOT_TAKEN_BACK = {
+    "sqlite": re.compile(COMMITS, re.IGNORECASE),
+    "postgresql": re.compile(
+        rf"{COMMITS}|\bpostgresql_concurrently\s*=\s*True|\b(INDEX|DETACH|REINDEX)\b[^;'\"]*\bCONCURRENTLY\b"
+        r"|\bALTER\s+SYSTEM\b|\b(CREATE|DROP)\s+(DATABASE|TABLESPACE)\b",
+        re.IGNORECASE,
+    ),
+}
+
+# --- where it is run --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def on_a_copy(url: str, settings: Settings, progress: saves.Progress) -> Iterator[sa.Connection]:
+    """A connection to a copy, which is gone afterwards."""
+    with (
+        copy_of(url, settings.lock_timeout, progress) as copied,
+        create_migration_engine(copied).connect() as connection,
+    ):
+        yield connection
+
+
+@contextmanager
+def in_place(url: str, settings: Settings, target: str, holder: sa.Connection | None) -> Iterator[sa.Connection]:
+    """A connection to the database itself, in a transaction that is rolled back, whatever happens in it."""
+    engine = create_migration_engine(url)
+    if engine.dialect.name == "sqlite":
+        limit = f"PRAGMA busy_timeout={round(settings.lock_timeout * 1000)}"
+        sa.event.listen(engine, "connect", lambda connection, _: connection.execute(limit))
+    with engine.connect() as connection, blockers_of(connection, holder) as blockers:
+        sa.event.listen(connection, "commit", refuse_commit)
+        try:
+            connection.begin()
+            if engine.dialect.name == "postgresql":
+                limit = f"SET LOCAL lock_timeout = {round(settings.migration_lock_timeout * 1000)}"
+                connection.exec_driver_sql(limit)
+            yield connection
+        except DBAPIError as error:
+            raise CommandError(in_the_way(error, target, blockers, settings)) from None
+        finally:
+            # Also what a revision began itself.
+            connection.rollback()
+
+
+def in_the_way(error: DBAPIError, target: str, blockers: Sequence[str], settings: Settings) -> str:
+    """What to tell where a lock could not be had, or the connection broke."""
+    way_out = f"Let that end, or rehearse on a copy: python manage.py rehearse {target} --copy"
+    if sqlstate(error) in LOCK_ERRORS:
+        return (
+            f"“{' '.join((error.statement or '').split())[:100]}” needs a lock, and did not get it in "
+            f"{settings.migration_lock_timeout:g} seconds (MIGRATION_LOCK_TIMEOUT). In the way: "
+            f"{'; '.join(blockers) or 'nobody any more'}. Nothing was changed. {way_out}"
+        )
+    if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+        return (
+            f"Another process has been writing for {settings.lock_timeout:g} seconds (LOCK_TIMEOUT), so the rehearsal "
+            f"had no turn. Nothing was changed. {way_out}"
+        )
+    return f"The rehearsal broke off: {first_line(error)}. Nothing was changed."
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sequences_noted(watch: Watch, rehearsal: Rehearsal) -> Iterator[None]:
+    """Roll back what is done meanwhile, with the record's own sequence, and name the others that went on."""
+    if not watch.is_postgresql or rehearsal.place == "copy":
+        yield
+        return
+    before = dict(watch.execute(SEQUENCES))
+    for sequence, following in watch.execute(OWN_SEQUENCE):
+        # A sequence that is restarted is rolled back. Whoever needs it waits, and only migrations need this one.
+        watch.execute(f"ALTER SEQUENCE {sequence} RESTART WITH {following}")
+    yield
+    watch.connection.rollback()
+    for sequence, last in watch.execute(SEQUENCES):
+        if before.get(sequence, last) != last and has_used(watch, sequence):
+            rehearsal.notes.append(
+                f"The revisions took numbers from {sequence}, and PostgreSQL does not take those back: the next rows "
+                "skip them, which does no harm."
+            )
+
+
+def has_used(watch: Watch, sequence: str) -> bool:
+    """Whether this connection, and not only others, took a number."""
+    with watch.aside():
+        try:
+            watch.connection.execute(sa.select(sa.func.currval(sequence)))
+        except OperationalError:  # It has none of its own.
+            return False
+        finally:
+            watch.connection.rollback()
+    return True
+
+
+SEQUENCES = "SELECT quote_ident(schemaname) || '.' || quote_ident(sequencename), last_value FROM pg_sequences"
+OWN_SEQUENCE = f"""
+    SELECT seqrelid::regclass::text, coalesce(pg_sequence_last_value(seqrelid) + seqincrement, seqstart)
+    FROM pg_sequence JOIN pg_class ON pg_class.oid = seqrelid AND pg_has_role(relowner, 'USAGE')
+    JOIN pg_depend ON objid = seqrelid AND deptype = 'a' AND refobjid = to_regclass('{RECORD.name}')
+"""  # noqa: S608

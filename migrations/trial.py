@@ -1,0 +1,262 @@
+"""The trial of a migration: each revision is run, watched and judged; the transaction is its caller's to end."""
+
+import ast
+import re
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionStep
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlmodel import SQLModel
+
+from migrations import saves
+from migrations.losses import count_losses
+from migrations.migrating import LOCK_ERRORS, check_foreign_keys, write_record
+from migrations.rebuild_losses import Rebuilds
+from migrations.revisions import Direction, History, Revision, parse, path_text
+from migrations.unsafe import long_held, newly_required, nullable_columns, slow_or_large
+from migrations.watching import Finding, Lock, Statement, Watch, strongest
+
+# --- what was seen ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Trial:
+    """What one revision did; nothing yet, where one before it failed."""
+
+    id: str
+    message: str
+    losses: dict[str, int]
+    """The rows and values that its downgrade drops, by "table" or "table.column"."""
+    locked_before: list[str] = field(default_factory=list)
+    """The tables that a revision before it has locked in the same transaction: its own locks on them do not show."""
+    milliseconds: float | None = None
+    statements: list[Statement] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    """What is unsafe in all of it; what is unsafe in one statement is with that statement."""
+
+    @property
+    def locks(self) -> list[Lock]:
+        """For each table, the strongest that its statements took."""
+        return strongest(lock for statement in self.statements for lock in statement.locks)
+
+    @property
+    def warnings(self) -> int:
+        """How many things are to be looked at; all losses are one."""
+        return len(self.findings) + sum(len(each.findings) for each in self.statements) + bool(self.losses)
+
+
+@dataclass(slots=True)
+class Failure:
+    """What the migration ended with: the statement, if it was one, and the line of the revision's file."""
+
+    revision: str
+    error: str
+    sql: str | None
+    where: str | None
+
+
+@dataclass(slots=True)
+class Rehearsal:
+    """What a migration does, as it was seen."""
+
+    engine: str
+    target: str
+    heads: tuple[str, ...]
+    """Where the database is."""
+    direction: Direction
+    revisions: list[Trial] = field(default_factory=list)
+    place: Literal["database", "copy"] = "database"
+    reason: str | None = None
+    """Why on a copy."""
+    failure: Failure | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def milliseconds(self) -> float:
+        """All revisions together."""
+        return sum(revision.milliseconds or 0 for revision in self.revisions)
+
+    @property
+    def command(self) -> str:
+        """What does it for real."""
+        lost = dict.fromkeys(chain.from_iterable(revision.losses for revision in self.revisions))
+        option = f"-x accept-loss={','.join(lost)} " if lost else ""
+        return f"alembic {option}{self.direction} {self.target}"
+
+    @property
+    def warnings(self) -> int:
+        """How many things are to be looked at before it is done for real."""
+        return sum(revision.warnings for revision in self.revisions)
+
+    @property
+    def locks(self) -> list[Lock]:
+        """For each table the strongest lock that a revision takes, and the longest of those."""
+        return strongest(chain.from_iterable(revision.locks for revision in self.revisions))
+
+
+# --- the trial --------------------------------------------------------------------------------------------------------
+
+
+class TransactionEnded(CommandError):
+    """What a revision tried that would have made the rehearsal last."""
+
+
+class Trials:
+    """The revisions of a rehearsal, one after the other, on a connection that is watched."""
+
+    def __init__(
+        self, rehearsal: Rehearsal, steps: list[RevisionStep], history: History, connection: sa.Connection
+    ) -> None:
+        self.rehearsal = rehearsal
+        self.steps = steps
+        self.history = history
+        self.watch = Watch(connection, self.before)
+        self.nullable = nullable_columns(self.watch)
+        self.current = rehearsal.revisions[0]
+        self.rebuilds = Rebuilds("")
+        self.began = self.watch.clock()
+
+    def run(self, config: Config, progress: saves.Progress) -> None:
+        """Run them as the alembic command does, and note how they end.
+
+        Raises TransactionEnded, and DBAPIError where a lock could not be had or the connection broke.
+        """
+        one_by_one = partial(self.one_by_one, progress)
+        try:
+            with EnvironmentContext(config, ScriptDirectory.from_config(config), fn=one_by_one) as environment:
+                environment.configure(
+                    connection=self.watch.connection,
+                    target_metadata=SQLModel.metadata,
+                    render_as_batch=True,
+                    transactional_ddl=True,
+                    # Where somebody else has begun a transaction, this does nothing.
+                    transaction_per_migration=True,
+                    on_version_apply=self.record,
+                )
+                environment.run_migrations()
+        except TransactionEnded:
+            raise
+        except Exception as error:  # A revision may raise anything.
+            if sqlstate(error) in LOCK_ERRORS or getattr(error, "connection_invalidated", False):
+                raise
+            self.end(error)
+            self.rehearsal.failure = self.explain(error)
+
+    def one_by_one(self, progress: saves.Progress, *_: Any) -> Iterator[RevisionStep]:
+        """Each step, and what is to be seen before and after it."""
+        for number, (step, trial) in enumerate(zip(self.steps, self.rehearsal.revisions, strict=True)):
+            progress("Rehearsing", number, len(self.steps))
+            self.current, self.watch.statements = trial, trial.statements
+            trial.locked_before = self.watch.locked()
+            self.rebuilds = Rebuilds(code_of(self.history.by_id[trial.id], self.rehearsal.direction))
+            self.began = self.watch.clock()
+            step.migration_fn = self.whole(step)
+            yield step
+            self.end(None)
+
+    def whole(self, step: RevisionStep) -> Callable[..., None]:
+        """What Alembic runs for a step: what migrating.py makes of it, but that no loss is refused."""
+        migrate, connection, trial = step.migration_fn, self.watch.connection, self.current
+
+        @wraps(migrate)
+        def run(**options: Any) -> None:
+            if not step.is_upgrade:
+                trial.losses |= count_losses(connection, self.history.by_id[trial.id], lock=True)
+            self.watch.kind = "revision"
+            migrate(**options)
+            self.watch.kind = "around"
+            if connection.dialect.name == "sqlite":
+                check_foreign_keys(connection)
+
+        return run
+
+    def record(
+        self, ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
+    ) -> None:
+        """Write down what was done, as it will be."""
+        write_record(ctx, step, self.history, (self.watch.clock() - self.began) / 1000)
+
+    def before(self, sql: str) -> None:
+        """See a statement that is about to run. Raises TransactionEnded."""
+        if self.rehearsal.place == "database" and ENDS_TRANSACTION.search(sql):
+            refuse_commit()
+        if not self.watch.is_postgresql:
+            self.rebuilds.look(self.watch, sql)
+
+    def end(self, error: Exception | None) -> None:
+        """Judge what the revision did, now that it is over."""
+        trial, self.watch.kind = self.current, "around"
+        trial.milliseconds = self.watch.clock() - self.began
+        self.watch.end_locks()
+        for statement in trial.statements:
+            if statement.kind == "revision":
+                statement.findings += slow_or_large(statement)
+        for lock in trial.locks:
+            trial.findings += long_held(lock)
+        with self.watch.aside():
+            if error is not None:
+                trial.findings += self.rebuilds.obstacles()
+            else:
+                trial.findings += self.rebuilds.losses(self.watch)
+                before, self.nullable = self.nullable, nullable_columns(self.watch)
+                trial.findings += newly_required(self.watch, before, self.nullable)
+
+    def explain(self, error: Exception) -> Failure:
+        """What failed, for people."""
+        original = getattr(error, "orig", None)
+        failed = [each.sql for each in self.current.statements if original and each.error is original]
+        path = self.history.by_id[self.current.id].path
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if path == Path(frame.filename)]
+        return Failure(
+            self.current.id,
+            first_line(error),
+            failed[0] if failed else None,
+            f"{path_text(path)}, line {lines[-1]}" if path and lines else None,
+        )
+
+
+def refuse_commit(*_: Any) -> None:
+    """Stop before a transaction ends that is to be rolled back. Raises TransactionEnded."""
+    raise TransactionEnded(
+        "A revision ends the transaction itself, so it cannot be rehearsed in one. Nothing was changed. Rehearse on a "
+        "copy: python manage.py rehearse --copy"
+    )
+
+
+ENDS_TRANSACTION = re.compile(
+    r"(?:^|;)\s*(?:COMMIT|ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?\s*(?:;|$)|^\s*END\s*(?:;|$)", re.IGNORECASE
+)
+
+
+def code_of(revision: Revision, direction: Direction) -> str:
+    """What the file holds for one direction, without comments and docstrings."""
+    other = "downgrade" if direction == "upgrade" else "upgrade"
+    tree = parse(revision.source)
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == other)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says; the lines after the first may repeat what is in the rows."""
+    original = getattr(error, "orig", None)
+    if original is None and not isinstance(error, CommandError):
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return (str(original or error) or repr(original)).splitlines()[0]
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's code of an error."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None)

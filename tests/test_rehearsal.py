@@ -1,0 +1,1049 @@
+"""`python manage.py rehearse`: a migration run for real, watched, and rolled back."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from conftest import ROOT, alembic, execute_on_server, query, wait_until
+from rich.console import Console
+from sqlalchemy import create_engine, make_url
+from test_migrations import (
+    ACCOUNTS,
+    BEFORE_ACCOUNTS,
+    REVISIONS,
+    add_revision,
+    copy_of_the_repository,
+    fill,
+    only_postgresql,
+    only_sqlite,
+    run_script,
+)
+from typer.testing import CliRunner, Result
+
+import manage
+from database import create_migration_engine
+from migrations import rehearsal, unsafe
+from migrations.copies import LABEL, scratch_database
+from migrations.migrating import only_migrator
+from migrations.rebuild_losses import Rebuilds
+from migrations.rehearsal import rehearse
+from migrations.rehearsal_report import as_json, as_text
+from migrations.revisions import read_history, versions_folder
+from migrations.trial import Rehearsal, Trial
+from migrations.unsafe import ask_squawk
+from migrations.watching import Finding, Statement, Watch
+from schema import ALEMBIC_INI
+from settings import Settings
+
+NEW = "ffffffffffff"
+"""A revision that a test adds to a copy of the migrations."""
+ADD_COLUMN = '    op.add_column("users", sa.Column("nickname", sa.String(length=30), nullable=True))\n'
+ALL_EMAILS = "    op.execute(\"UPDATE users SET email = 'nobody@example.com'\")\n"
+CONCURRENTLY = """
+    with op.get_context().autocommit_block():
+        op.create_index("ix_users_email", "users", ["email"], postgresql_concurrently=True)
+"""
+REBUILD = """
+    with op.batch_alter_table("users", recreate="always") as batch_op:
+        batch_op.add_column(sa.Column("nickname", sa.String(length=30), nullable=True))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a copy of the migrations, to change."""
+    shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
+    return tmp_path
+
+
+@pytest.fixture
+def config(folder: Path) -> Config:
+    """Alembic's configuration for the copy."""
+    config = Config(ALEMBIC_INI)
+    config.set_main_option("script_location", str(folder / "migrations"))
+    return config
+
+
+@pytest.fixture
+def full_url(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database at head with rows in its tables."""
+    monkeypatch.setenv("DATABASE_URL", url)
+    fill(url, *REVISIONS)
+    return url
+
+
+@pytest.fixture
+def older_url(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database with two users, where there are no accounts yet."""
+    monkeypatch.setenv("DATABASE_URL", empty_url)
+    command.upgrade(Config(ALEMBIC_INI), BEFORE_ACCOUNTS)
+    fill(empty_url, *REVISIONS[: REVISIONS.index(ACCOUNTS)])
+    return empty_url
+
+
+def settings(url: str) -> Settings:
+    return Settings(database_url=url, migration_lock_timeout=0.3, lock_timeout=0.3)
+
+
+def tried(url: str, upgrade: str, config: Config, downgrade: str = "    pass") -> Rehearsal:
+    """The rehearsal of one revision that a test adds."""
+    add_revision(Path(str(config.get_main_option("script_location"))).parent, NEW, REVISIONS[-1], upgrade, downgrade)
+    return rehearse(url, settings=settings(url), config=config)
+
+
+def only(rehearsal: Rehearsal) -> Trial:
+    (trial,) = rehearsal.revisions
+    return trial
+
+
+def statement(rehearsal: Rehearsal, beginning: str) -> Statement:
+    """The statement of the last revision that begins so."""
+    (found,) = (each for each in rehearsal.revisions[-1].statements if each.sql.startswith(beginning))
+    return found
+
+
+def findings(rehearsal: Rehearsal) -> list[Finding]:
+    found = []
+    for trial in rehearsal.revisions:
+        for each in trial.statements:
+            found += each.findings
+        found += trial.findings
+    return found
+
+
+def rules(findings: list[Finding]) -> list[str]:
+    return [finding.rule for finding in findings]
+
+
+def run(*arguments: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(manage.app, ["rehearse", *arguments])
+
+
+# --- no trace ---------------------------------------------------------------------------------------------------------
+
+
+def everything(url: str) -> list[str]:
+    """All that a database holds, as a script that makes it anew; on PostgreSQL also which databases there are."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            return list(connection.iterdump())
+    dump = subprocess.run(["pg_dump", f"--dbname={url}"], capture_output=True, text=True, check=True, timeout=60)
+    # pg_dump 18 frames a script with a word that is new each time.
+    script = [line for line in dump.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+    return script + [name for (name,) in databases(url)]
+
+
+def databases(url: str) -> list[tuple[str]]:
+    """The databases on the server that are this one or a copy of it."""
+    return query(url, "SELECT datname FROM pg_database WHERE starts_with(datname, current_database()) ORDER BY 1")
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["in place", "on a copy"])
+def test_an_upgrade_with_rows_leaves_no_trace(older_url: str, copy: bool) -> None:
+    before = everything(older_url)
+
+    result = rehearse(older_url, settings=settings(older_url), copy=copy)
+
+    assert [trial.id for trial in result.revisions] == [ACCOUNTS]
+    assert (result.failure, result.warnings, result.notes) == (None, 0, [])
+    assert result.place == ("copy" if copy else "database")
+    assert everything(older_url) == before
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["in place", "on a copy"])
+def test_a_downgrade_with_rows_leaves_no_trace(full_url: str, copy: bool) -> None:
+    before = everything(full_url)
+
+    result = rehearse(full_url, "base", settings=settings(full_url), copy=copy)
+
+    assert [trial.id for trial in result.revisions] == REVISIONS[::-1]
+    assert (result.failure, result.notes) == (None, [])
+    assert everything(full_url) == before
+
+
+def test_all_revisions_on_an_empty_database_leave_no_trace(empty_url: str) -> None:
+    before = everything(empty_url)
+
+    result = rehearse(empty_url, settings=settings(empty_url))
+    again = rehearse(empty_url, settings=settings(empty_url), copy=True)
+
+    assert [trial.id for trial in result.revisions] == [trial.id for trial in again.revisions] == REVISIONS
+    assert (result.failure, again.failure, result.warnings, again.warnings) == (None, None, 0, 0)
+    assert everything(empty_url) == before
+
+
+def test_a_revision_that_fails_leaves_no_trace(full_url: str, config: Config) -> None:
+    before = everything(full_url)
+
+    result = tried(full_url, f'{ADD_COLUMN}{ALL_EMAILS}    op.execute("SELECT nonsense")', config)
+
+    assert result.failure is not None
+    assert (result.failure.revision, result.failure.sql) == (NEW, "SELECT nonsense")
+    assert "nonsense" in result.failure.error
+    assert (result.failure.where or "").endswith(f"{NEW}_added.py, line 12")
+    assert statement(result, "SELECT nonsense").milliseconds is None
+    assert everything(full_url) == before
+
+
+def test_what_a_failure_says_repeats_no_row(full_url: str, config: Config) -> None:
+    result = tried(full_url, "    op.execute(\"UPDATE users SET username = 'alice'\")", config)
+
+    assert result.failure is not None
+    assert "username" in result.failure.error
+    assert "alice" not in result.failure.error
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["op.get_bind().commit()", 'op.execute("COMMIT")', 'op.execute("UPDATE users SET email = 1; COMMIT; SELECT 1")'],
+)
+def test_a_revision_cannot_make_a_rehearsal_last(
+    full_url: str, config: Config, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its text is enough for a copy; here it is taken for harmless.
+    monkeypatch.setattr(rehearsal, "why_not_in_a_transaction", lambda *_: None)
+    before = everything(full_url)
+
+    with pytest.raises(CommandError, match=r"ends the transaction itself.*rehearse --copy"):
+        tried(full_url, f"{ALL_EMAILS}    {end}", config)
+
+    assert everything(full_url) == before
+
+
+@pytest.mark.parametrize(("name", "copy"), [("SIGINT", False), ("SIGKILL", False), ("SIGTERM", True)])
+def test_who_is_interrupted_or_killed_leaves_no_trace(full_url: str, tmp_path: Path, name: str, copy: bool) -> None:
+    before = everything(full_url)
+
+    with rehearsing(full_url, tmp_path, *(["--copy"] if copy else [])) as process:
+        process.send_signal(signal.Signals[name])
+        process.wait(30)
+
+    if name != "SIGKILL":
+        assert process.returncode == 2
+    wait_until(lambda: not others(full_url), "the server to notice")
+    assert everything(full_url) == before
+    assert not list(tmp_path.glob("savepoint-copy-*"))
+
+
+@contextmanager
+def rehearsing(url: str, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A real command that is half-way through a revision."""
+    fork = folder / "fork"
+    fork.mkdir()
+    copy_of_the_repository(fork)
+    add_revision(
+        fork, NEW, REVISIONS[-1], f"{ALL_EMAILS}    print('half way', flush=True); import time; time.sleep(60)"
+    )
+    environment = {**os.environ, "DATABASE_URL": url, "TMPDIR": str(folder)}
+    # Where these tests run in the background, Ctrl-C is ignored, which the command would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, "manage.py", "rehearse", *arguments],
+        cwd=fork,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert "half way" in process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def others(url: str) -> bool:
+    """Whether somebody else is connected."""
+    return url.startswith("postgresql") and (
+        query(url, "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        != []
+    )
+
+
+@only_postgresql
+def test_the_copy_of_one_who_was_killed_is_dropped_by_the_next(older_url: str) -> None:
+    name = f"{make_url(older_url).database}_rehearsal_deadbeef"
+    query_alone(older_url, f"CREATE DATABASE {name}")
+    query_alone(older_url, f"CREATE DATABASE {name}_of_somebody")
+    query_alone(older_url, f"COMMENT ON DATABASE {name} IS '{LABEL}'")
+    try:
+        with scratch_database(older_url):
+            there = {each for (each,) in databases(older_url)}
+    finally:
+        query_alone(older_url, f"DROP DATABASE {name}_of_somebody")
+
+    assert name not in there
+    assert f"{name}_of_somebody" in there
+    assert len(databases(older_url)) == 1
+
+
+def query_alone(url: str, sql: str) -> None:
+    """Run a statement that no transaction may be around."""
+    execute_on_server(url.replace("{", "{{").replace("}", "}}"), sql)
+
+
+# --- where to ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("at", "target", "real", "revisions"),
+    [
+        (BEFORE_ACCOUNTS, "head", "alembic upgrade head", [ACCOUNTS]),
+        (BEFORE_ACCOUNTS, "+1", "alembic upgrade +1", [ACCOUNTS]),
+        (BEFORE_ACCOUNTS, ACCOUNTS[:5], f"alembic upgrade {ACCOUNTS[:5]}", [ACCOUNTS]),
+        (BEFORE_ACCOUNTS, "-1", "alembic -x accept-loss=access_tokens downgrade -1", [BEFORE_ACCOUNTS]),
+        (ACCOUNTS, BEFORE_ACCOUNTS, f"alembic downgrade {BEFORE_ACCOUNTS}", [ACCOUNTS]),
+        (ACCOUNTS, f"{ACCOUNTS}-1", f"alembic downgrade {ACCOUNTS}-1", [ACCOUNTS]),
+        (ACCOUNTS, "head", "alembic upgrade head", []),
+    ],
+)
+def test_the_direction_follows_from_the_target(
+    older_url: str, at: str, target: str, real: str, revisions: list[str]
+) -> None:
+    command.upgrade(Config(ALEMBIC_INI), at)
+
+    result = rehearse(older_url, target, settings=settings(older_url))
+
+    assert [trial.id for trial in result.revisions] == revisions
+    assert result.command == real
+
+
+@only_sqlite  # Neither engine changes the command.
+def test_what_is_named_as_the_real_command_does_it(full_url: str) -> None:
+    result = rehearse(full_url, "base", settings=settings(full_url))
+
+    assert alembic(full_url, *result.command.split()[1:]).returncode == 0
+    assert query(full_url, "SELECT * FROM alembic_version") == []
+
+
+def test_without_anything_to_do_nothing_is_done(full_url: str) -> None:
+    result = run()
+
+    assert (result.exit_code, result.stdout) == (0, f"There is nothing to do: the database is at {ACCOUNTS}.\n")
+
+
+@pytest.mark.parametrize("target", ["nonsense", "+1", "head@nowhere"])
+def test_a_target_that_there_is_not_is_exit_code_2(full_url: str, target: str) -> None:
+    result = run(target)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Nothing was changed. Run: python manage.py doctor" in result.stderr
+
+
+def test_a_database_ahead_of_the_files_is_exit_code_2(full_url: str) -> None:
+    query(full_url, f"UPDATE alembic_version SET version_num = '{NEW}'")
+
+    result = run()
+
+    assert result.exit_code == 2
+    assert f"The database is at {NEW}, and no file" in result.stderr
+
+
+def test_a_broken_history_is_refused(full_url: str, config: Config, folder: Path) -> None:
+    add_revision(folder, NEW, "eeeeeeeeeeee", "    pass")
+
+    with pytest.raises(CommandError, match=r"needs eeeeeeeeeeee, which no file has.*doctor"):
+        rehearse(full_url, settings=settings(full_url), config=config)
+
+
+def test_a_misspelt_option_is_no_target(full_url: str) -> None:
+    result = run("--jsn")
+
+    assert result.exit_code == 2
+    assert "There is no option --jsn" in result.stderr
+
+
+# --- a copy where it has to be ----------------------------------------------------------------------------------------
+
+
+def test_what_no_transaction_takes_back_is_tried_on_a_copy(full_url: str, config: Config) -> None:
+    before = everything(full_url)
+
+    result = tried(full_url, CONCURRENTLY, config)
+
+    assert result.failure is None
+    assert result.place == "copy"
+    assert result.reason == f"revision {NEW} has autocommit_block, which no transaction takes back"
+    assert everything(full_url) == before
+
+
+@only_postgresql
+def test_the_locks_of_what_runs_outside_of_transactions_are_not_made_up(full_url: str, config: Config) -> None:
+    result = tried(full_url, CONCURRENTLY, config)
+
+    index = statement(result, "CREATE INDEX CONCURRENTLY")
+    assert (index.in_transaction, index.locks) == (False, [])
+    assert "require-concurrent-index-creation" not in rules(findings(result))
+
+
+def reason_for_a_copy(engine: str, upgrade: str, downgrade: str, config: Config) -> str | None:
+    add_revision(Path(str(config.get_main_option("script_location"))).parent, NEW, REVISIONS[-1], upgrade, downgrade)
+    planned = Rehearsal(engine, "head", (), "upgrade", [Trial(NEW, "", {})])
+    return rehearsal.why_not_in_a_transaction(planned, read_history(versions_folder(config)))
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("op.execute('VACUUM')", "VACUUM"),
+        ("op.get_bind().commit()", "commit"),
+        ("op.execute('UPDATE users SET email = 1; commit')", "commit"),
+        ("op.execute('CREATE INDEX CONCURRENTLY i ON users (email)')", "INDEX CONCURRENTLY"),
+        ("op.execute('REINDEX TABLE CONCURRENTLY users')", "REINDEX TABLE CONCURRENTLY"),
+        ("op.execute('ALTER TABLE t DETACH PARTITION p CONCURRENTLY')", "DETACH PARTITION p CONCURRENTLY"),
+        ("op.create_index('i', 'users', ['email'], postgresql_concurrently=True)", "postgresql_concurrently=True"),
+        ("op.execute('ALTER SYSTEM SET work_mem = 1')", "ALTER SYSTEM"),
+    ],
+)
+def test_the_reason_for_a_copy_is_found_in_the_text(code: str, found: str, config: Config) -> None:
+    reason = reason_for_a_copy("postgresql", f"    {code}", "    pass", config)
+
+    assert reason == f"revision {NEW} has {found}, which no transaction takes back"
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "downgrade"),
+    [
+        ('    """VACUUM and COMMIT."""  # CREATE INDEX CONCURRENTLY', "    pass"),
+        ("    pass", CONCURRENTLY),
+        ('    op.execute("CREATE TEMPORARY TABLE t (id INTEGER) ON COMMIT DROP")', "    pass"),
+        ('    op.execute("REFRESH MATERIALIZED VIEW CONCURRENTLY v")', "    pass"),
+    ],
+    ids=["only mentioned", "the other direction", "temporary", "a view"],
+)
+def test_what_a_transaction_takes_back_needs_no_copy(upgrade: str, downgrade: str, config: Config) -> None:
+    assert reason_for_a_copy("postgresql", upgrade, downgrade, config) is None
+
+
+@only_postgresql
+def test_who_may_not_make_a_database_is_told_how(full_url: str) -> None:
+    execute_on_server(full_url, "DROP ROLE IF EXISTS limited")
+    execute_on_server(full_url, "CREATE ROLE limited LOGIN")
+
+    with (
+        pytest.raises(CommandError, match=r"limited may not make one.*ALTER ROLE limited CREATEDB"),
+        scratch_database(full_url.replace("postgres@", "limited@")),
+    ):
+        pass
+
+
+# --- locks and rows ---------------------------------------------------------------------------------------------------
+
+
+@only_postgresql
+@pytest.mark.parametrize(
+    ("code", "beginning", "lock"),
+    [
+        (ADD_COLUMN, "ALTER TABLE users", ("AccessExclusiveLock", "reads and writes")),
+        ('    op.create_index("i", "users", ["email"])', "CREATE INDEX", ("ShareLock", "writes")),
+        (ALL_EMAILS, "UPDATE users", ("RowExclusiveLock", "nobody but migrations")),
+    ],
+)
+def test_the_lock_of_a_statement_is_named(
+    full_url: str, config: Config, code: str, beginning: str, lock: tuple[str, str]
+) -> None:
+    result = tried(full_url, code, config)
+
+    (taken,) = statement(result, beginning).locks
+    assert (taken.table, taken.mode, taken.blocks) == ("users", *lock)
+    assert 0 < taken.milliseconds <= result.milliseconds
+    assert result.locks == [taken]
+
+
+@only_postgresql
+def test_a_lock_is_told_where_it_is_taken_and_only_on_tables_that_were_there(older_url: str) -> None:
+    result = rehearse(older_url, settings=settings(older_url))
+
+    told = [(each.sql.split("(")[0].strip(), each.locks) for each in only(result).statements if each.locks]
+    assert [(sql, lock.table, lock.mode) for sql, locks in told for lock in locks if lock.is_felt] == [
+        ("CREATE TABLE accounts", "users", "ShareRowExclusiveLock")
+    ]
+
+
+@only_postgresql
+def test_locks_that_an_earlier_revision_hides_are_seen_on_a_copy(full_url: str) -> None:
+    in_place = rehearse(full_url, "base", settings=settings(full_url))
+    on_a_copy = rehearse(full_url, "base", settings=settings(full_url), copy=True)
+
+    assert [trial.locked_before for trial in in_place.revisions] == [[], ["users"], ["users"], ["users"]]
+    assert [trial.locked_before for trial in on_a_copy.revisions] == [[], [], [], []]
+    assert ["users" in {lock.table for lock in trial.locks} for trial in on_a_copy.revisions] == [True] * 4
+
+
+def test_the_rows_that_a_statement_touches_are_counted(full_url: str, config: Config) -> None:
+    code = f"""
+{ADD_COLUMN}{ALL_EMAILS}
+    op.get_bind().execute(sa.text("SELECT * FROM users"))
+    op.bulk_insert(sa.table("profiles", sa.column("user_id"), sa.column("status")), [])
+    op.execute("DELETE FROM profiles WHERE user_id = 1")
+"""
+    result = tried(full_url, code, config)
+
+    beginnings = ("ALTER TABLE", "UPDATE users", "SELECT *", "DELETE")
+    assert [statement(result, beginning).rows for beginning in beginnings] == [None, 2, None, 1]
+
+
+def test_values_are_not_shown(full_url: str, config: Config) -> None:
+    result = tried(full_url, "    op.get_bind().execute(sa.text('SELECT :word'), {'word': 'swordfish'})", config)
+
+    assert "swordfish" not in json.dumps(as_json(result))
+    assert "swordfish" not in printed(result)
+
+
+def printed(rehearsal: Rehearsal, width: int = 100) -> str:
+    """What people read."""
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(as_text(rehearsal), highlight=False)
+    return capture.get()
+
+
+@only_postgresql
+def test_numbers_that_a_revision_took_from_a_sequence_are_told(full_url: str, config: Config) -> None:
+    insert = "INSERT INTO users (username, email, created_at) VALUES ('eve', 'e@example.com', now())"
+
+    result = tried(full_url, f'    op.execute("{insert}")', config)
+
+    (note,) = result.notes
+    assert "numbers from public.users_id_seq" in note
+
+
+@only_postgresql
+def test_numbers_that_others_took_meanwhile_are_not_told(full_url: str, config: Config) -> None:
+    others = f"""
+    import psycopg
+    with psycopg.connect({full_url!r}) as other:
+        other.execute("SELECT nextval('users_id_seq')")
+"""
+    assert tried(full_url, others, config).notes == []
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_downgrade_loses_is_counted_and_is_a_warning(full_url: str) -> None:
+    result = rehearse(full_url, REVISIONS[0], settings=settings(full_url))
+
+    assert [trial.losses for trial in result.revisions] == [
+        {"transfers": 1, "accounts": 1},
+        {"access_tokens": 1},
+        {"users.phone_number": 1},
+    ]
+    assert result.warnings == 3
+    assert "! It loses data (users.phone_number: 1 value)." in printed(result)
+    assert "-x accept-loss=users.phone_number" in " ".join(printed(result).split())
+
+
+# --- what is unsafe on PostgreSQL -------------------------------------------------------------------------------------
+
+VOLATILE = '    op.execute("ALTER TABLE users ADD COLUMN word UUID NOT NULL DEFAULT gen_random_uuid()")'
+
+
+@only_postgresql
+def test_squawk_is_asked_and_its_findings_are_at_their_statements(full_url: str, config: Config) -> None:
+    code = f"""
+    op.create_table("gifts", sa.Column("id", sa.BigInteger(), primary_key=True))
+    op.create_index("ix_gifts_id", "gifts", ["id"])
+    op.create_index("ix_users_email", "users", ["email"])
+{VOLATILE}
+"""
+    result = tried(full_url, code, config)
+
+    found = {each.sql[:30]: rules(each.findings) for each in only(result).statements if each.findings}
+    assert found == {
+        "CREATE INDEX ix_users_email ON": ["require-concurrent-index-creation"],
+        "ALTER TABLE users ADD COLUMN w": ["table-rewrite", "adding-field-with-default"],
+    }
+    lines = printed(result, 200).splitlines()
+    (at,) = (number for number, line in enumerate(lines) if "CREATE INDEX ix_users_email" in line)
+    assert "users: ShareLock, blocks writes" in lines[at + 1]
+    assert "! During normal index creation" in lines[at + 2]
+
+
+@only_postgresql
+def test_a_table_that_is_written_anew_is_named(full_url: str, config: Config) -> None:
+    result = tried(
+        full_url, '    op.execute("ALTER TABLE users ALTER COLUMN email TYPE INTEGER USING length(email)")', config
+    )
+
+    (finding,) = (finding for finding in statement(result, "ALTER").findings if finding.rule == "table-rewrite")
+    assert "all of users anew" in finding.message
+
+
+@only_postgresql
+def test_an_emptied_table_is_not_written_anew(full_url: str, config: Config) -> None:
+    assert statement(tried(full_url, '    op.execute("TRUNCATE access_tokens")', config), "TRUNCATE").findings == []
+
+
+def said(sql: str, **more: Any) -> Statement:
+    return Statement(sql, "revision", has_parameters=False, began=0.0, milliseconds=1.0, **more)
+
+
+def test_a_statement_that_squawk_cannot_read_does_not_hide_the_others() -> None:
+    statements = [
+        said("SELECT FROM FROM"),
+        said("-- a comment\nCREATE INDEX i\nON users (email) -- why"),
+        said("UPDATE t SET x = %(x)s"),
+    ]
+
+    assert ask_squawk([[], statements], "upgrade", "18.0") is None
+
+    assert [rules(each.findings) for each in statements] == [[], ["require-concurrent-index-creation"], []]
+
+
+def test_a_downgrade_may_drop_what_its_upgrade_made() -> None:
+    up, down = (said("ALTER TABLE users DROP COLUMN phone_number") for _ in range(2))
+    ask_squawk([[up]], "upgrade", "18.0")
+    ask_squawk([[down]], "downgrade", "18.0")
+
+    assert (rules(up.findings), rules(down.findings)) == (["ban-drop-column"], [])
+
+
+@only_postgresql
+def test_without_squawk_it_is_said_that_its_rules_were_not_applied(
+    full_url: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+
+    assert tried(full_url, ADD_COLUMN, config).notes == [
+        "squawk is not installed (pip install -r requirements.txt), so its rules were not applied."
+    ]
+
+
+# --- what is unsafe on both -------------------------------------------------------------------------------------------
+
+
+def test_a_column_with_rows_that_becomes_not_null_is_named(full_url: str, config: Config) -> None:
+    required = """
+    op.execute("UPDATE users SET phone_number = '+4915112345678'")
+    with op.batch_alter_table("users") as batch_op:
+        batch_op.alter_column("phone_number", nullable=False)
+"""
+    (finding,) = (each for each in findings(tried(full_url, required, config)) if each.rule == "newly-required")
+
+    assert finding.message.startswith("users.phone_number becomes NOT NULL in a table that has rows")
+
+
+def test_a_column_without_rows_may_become_not_null(url: str, config: Config) -> None:
+    required = """
+    with op.batch_alter_table("users") as batch_op:
+        batch_op.alter_column("phone_number", nullable=False)
+"""
+    assert "newly-required" not in rules(findings(tried(url, required, config)))
+
+
+def test_a_statement_that_touches_many_rows_is_named(
+    full_url: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unsafe, "MANY_ROWS", 1)
+
+    result = tried(full_url, f"{ALL_EMAILS}    op.execute('DELETE FROM access_tokens')", config)
+
+    (finding,) = findings(result)
+    assert statement(result, "UPDATE users").findings == [finding]
+    assert finding.message.startswith("It touches 2 rows at once")
+
+
+def test_what_is_slow_is_named(full_url: str, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unsafe, "SLOW", 0)
+
+    result = tried(full_url, ADD_COLUMN, config)
+
+    assert "slow-statement" in rules(statement(result, "ALTER TABLE").findings)
+    assert ("long-lock" in rules(only(result).findings)) == (result.engine == "postgresql")
+
+
+# --- rebuilds on SQLite -----------------------------------------------------------------------------------------------
+
+THINGS = """
+CREATE TABLE things (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT COLLATE NOCASE,
+    code TEXT,
+    user_id INTEGER REFERENCES users (id) ON DELETE CASCADE,
+    CHECK (length(name) > 0),
+    CONSTRAINT ck_code CHECK (code <> '')
+);
+INSERT INTO things (name, code, user_id) VALUES ('one', '007', 1), ('two', 'x', 1);
+CREATE INDEX ix_things_name ON things (name);
+CREATE INDEX ix_things_lower ON things (lower(code));
+CREATE TRIGGER no_two AFTER INSERT ON things BEGIN DELETE FROM things WHERE name = 'no'; END;
+CREATE TABLE plain (id INTEGER PRIMARY KEY, code TEXT) STRICT;
+INSERT INTO plain VALUES (1, '007'), (2, 'x');
+"""
+
+
+@pytest.fixture
+def things_url(full_url: str) -> str:
+    """A database with tables that a rebuild does not bring back whole."""
+    run_script(full_url, THINGS)
+    return full_url
+
+
+def rebuilt(code: str) -> str:
+    """A rebuild of that table by Alembic, which warns of some of what it leaves out."""
+    return f"""
+    import warnings
+    with warnings.catch_warnings(action="ignore"), op.batch_alter_table("things", recreate="always") as batch_op:
+        {code}
+"""
+
+
+def by_hand(columns: str, rows: str = "SELECT * FROM plain", *more: str) -> str:
+    """A rebuild of the other table in SQL."""
+    statements = (
+        f"CREATE TABLE new ({columns})",
+        f"INSERT INTO new {rows}",
+        "DROP TABLE plain",
+        "ALTER TABLE new RENAME TO plain",
+        *more,
+    )
+    return "".join(f"    op.execute({sql!r})\n" for sql in statements)
+
+
+def lost(rehearsal: Rehearsal) -> list[str]:
+    assert rehearsal.failure is None
+    return sorted(
+        finding.message.removeprefix("The rebuild loses ").rstrip(".")
+        for finding in findings(rehearsal)
+        if finding.rule.startswith("rebuild")
+    )
+
+
+@only_sqlite
+def test_what_a_rebuild_by_alembic_loses_is_named(things_url: str, config: Config) -> None:
+    result = tried(things_url, rebuilt("batch_op.add_column(sa.Column('more', sa.Text()))"), config)
+
+    assert lost(result) == [
+        "CHECK without a name on things: length(name) > 0",
+        "foreign key without a name on things: FOREIGN KEY (user_id) REFERENCES users(id) ON DELETE CASCADE",
+        "index ix_things_lower on things: (lower(code))",
+        "primary key without a name on things: PRIMARY KEY (id) AUTOINCREMENT",
+        "the trigger no_two on things",
+        "what things.name is: TEXT COLLATE NOCASE; it becomes TEXT",
+    ]
+
+
+@only_sqlite
+def test_what_a_revision_drops_itself_is_not_lost(things_url: str, config: Config) -> None:
+    code = rebuilt("batch_op.drop_constraint(op.f('ck_code'), type_='check'); batch_op.drop_index('ix_things_name')")
+
+    assert not [each for each in lost(tried(things_url, code, config)) if "ck_code" in each or "ix_things_name" in each]
+
+
+@only_sqlite
+@pytest.mark.parametrize("name", ["'status'", "op.f('ck_profiles_status')"])
+def test_a_check_that_a_revision_drops_by_its_short_name_is_not_lost(full_url: str, config: Config, name: str) -> None:
+    code = f"""
+    with op.batch_alter_table("profiles") as batch_op:
+        batch_op.drop_constraint({name}, type_="check")
+"""
+    assert lost(tried(full_url, code, config)) == []
+
+
+@only_sqlite
+def test_what_hangs_on_a_dropped_column_is_not_lost(things_url: str, config: Config) -> None:
+    result = tried(
+        things_url, rebuilt("batch_op.drop_constraint(op.f('ck_code')); batch_op.drop_column('code')"), config
+    )
+
+    assert not [each for each in lost(result) if "code" in each]
+
+
+@only_sqlite
+def test_what_a_revision_makes_again_is_not_lost(things_url: str, config: Config) -> None:
+    trigger = "CREATE TRIGGER no_two AFTER INSERT ON things BEGIN DELETE FROM things WHERE name = 'no'; END"
+    code = rebuilt("batch_op.add_column(sa.Column('more', sa.Text()))") + f"    op.execute({trigger!r})\n"
+
+    assert not [each for each in lost(tried(things_url, code, config)) if "no_two" in each]
+
+
+PLAIN = "id INTEGER PRIMARY KEY, code TEXT) STRICT --"
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    ("columns", "rows", "losses"),
+    [
+        (PLAIN, "SELECT * FROM plain", []),
+        (PLAIN, "SELECT * FROM plain WHERE id = 1", ["1 of the 2 rows of plain"]),
+        ("id INTEGER PRIMARY KEY, code TEXT", "SELECT * FROM plain", ["STRICT of plain"]),
+        (
+            "id INTEGER PRIMARY KEY, code NUMERIC",
+            "SELECT * FROM plain",
+            [
+                "STRICT of plain",
+                "The rebuild changes the type of values in plain.code: 0 integer are now 1, 2 text are now 1",
+            ],
+        ),
+    ],
+    ids=["nothing", "rows", "strictness", "types of values"],
+)
+def test_what_a_rebuild_by_hand_loses_is_named(
+    things_url: str, config: Config, columns: str, rows: str, losses: list[str]
+) -> None:
+    assert lost(tried(things_url, by_hand(columns, rows), config)) == losses
+
+
+@only_sqlite
+def test_what_is_deleted_after_a_rebuild_is_not_lost_by_it(things_url: str, config: Config) -> None:
+    code = by_hand(PLAIN, "SELECT * FROM plain", "DELETE FROM plain", "DROP TABLE plain")
+
+    assert lost(tried(things_url, code, config)) == []
+
+
+@only_sqlite
+def test_each_of_several_rebuilds_counts(things_url: str, config: Config) -> None:
+    again = rebuilt("batch_op.add_column(sa.Column('more', sa.Text()))")
+    code = rebuilt("batch_op.alter_column('code', type_=sa.Integer())") + again
+
+    losses = lost(tried(things_url, code, config))
+    assert "The rebuild changes the type of values in things.code: 0 integer are now 2, 2 text are now 0" in losses
+    assert "the trigger no_two on things" in losses
+
+
+@only_sqlite
+def test_a_table_that_is_only_dropped_is_not_looked_at(things_url: str, config: Config) -> None:
+    assert lost(tried(things_url, '    op.drop_table("things")', config)) == []
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "CREATE VIEW names AS SELECT username FROM users",
+        "CREATE TRIGGER names AFTER INSERT ON profiles BEGIN DELETE FROM users WHERE id = 0; END",
+    ],
+)
+def test_what_stands_in_the_way_of_a_rebuild_is_named(full_url: str, config: Config, reader: str) -> None:
+    query(full_url, reader)
+
+    result = tried(full_url, REBUILD, config)
+
+    assert result.failure is not None
+    assert "names" in result.failure.error
+    (finding,) = findings(result)
+    assert (
+        finding.message == f"The {reader.split()[1].lower()} names reads users, and SQLite rebuilds no table under it."
+    )
+
+
+@only_sqlite
+def test_rows_that_a_rebuild_would_orphan_are_a_failure(full_url: str, config: Config) -> None:
+    result = tried(full_url, '    op.execute("DELETE FROM users")', config)
+
+    assert result.failure is not None
+    assert result.failure.error.startswith("4 rows would refer to rows that do not exist")
+
+
+def test_rows_that_go_with_a_rebuilt_parent_are_lost() -> None:
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        for sql in (
+            "PRAGMA foreign_keys = ON",
+            "CREATE TABLE parents (id INTEGER PRIMARY KEY)",
+            "CREATE TABLE children (parent_id INTEGER REFERENCES parents (id) ON DELETE CASCADE)",
+            "INSERT INTO parents VALUES (1), (2)",
+            "INSERT INTO children VALUES (1), (1), (2)",
+        ):
+            connection.exec_driver_sql(sql)
+        rebuilds = Rebuilds("")
+        watch = Watch(connection, lambda sql: rebuilds.look(watch, sql))
+        for sql in (
+            "CREATE TABLE new (id INTEGER PRIMARY KEY)",
+            "INSERT INTO new SELECT * FROM parents",
+            "DROP TABLE parents",
+            "ALTER TABLE new RENAME TO parents",
+        ):
+            connection.exec_driver_sql(sql)
+        with watch.aside():
+            (finding,) = rebuilds.losses(watch)
+
+    assert "3 of the 3 rows of children, which refer to parents" in finding.message
+
+
+# --- others at work ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def somebody_at_work(url: str) -> Iterator[None]:
+    """A transaction of somebody else that has locked what the migration needs; in the end who waits for it gets it."""
+    connection: sqlite3.Connection | psycopg.Connection
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(
+            url.removeprefix("sqlite:///"), isolation_level="IMMEDIATE", check_same_thread=False
+        )
+    else:
+        connection = psycopg.connect(url, application_name="a report")
+    end = threading.Timer(20, connection.rollback)
+    with closing(connection):
+        connection.execute("UPDATE users SET email = 'mine@example.com'")
+        end.start()
+        yield
+        end.cancel()
+        connection.rollback()
+
+
+def test_a_lock_that_somebody_holds_ends_the_rehearsal_in_time(full_url: str, config: Config) -> None:
+    before = everything(full_url)
+
+    with somebody_at_work(full_url), pytest.raises(CommandError) as raised:
+        tried(full_url, ADD_COLUMN, config)
+
+    words = "Another process has been writing for 0.3 seconds"
+    if full_url.startswith("postgresql"):
+        words = "“ALTER TABLE users ADD COLUMN nickname VARCHAR(30)” needs a lock, and did not get it in 0.3 seconds"
+        assert "(a report, idle in transaction since" in str(raised.value)
+    assert str(raised.value).startswith(words)
+    assert str(raised.value).endswith("Let that end, or rehearse on a copy: python manage.py rehearse head --copy")
+    assert everything(full_url) == before
+
+
+def test_on_a_copy_nobody_is_in_the_way(full_url: str, config: Config, folder: Path) -> None:
+    add_revision(folder, NEW, REVISIONS[-1], ADD_COLUMN)
+
+    with somebody_at_work(full_url):
+        result = rehearse(full_url, settings=settings(full_url), config=config, copy=True)
+
+    assert (result.failure, [trial.id for trial in result.revisions]) == (None, [NEW])
+
+
+def test_while_somebody_migrates_nothing_is_rehearsed(full_url: str) -> None:
+    patient = Settings(database_url=full_url, migration_timeout=0.1)
+
+    with (
+        only_migrator(create_migration_engine(full_url), 0),
+        pytest.raises(CommandError, match="Another process migrates this database"),
+    ):
+        rehearse(full_url, "-1", settings=patient)
+
+
+@only_postgresql
+def test_a_server_that_does_not_answer_is_exit_code_2(full_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+
+    result = run()
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "The database cannot be used: " in result.stderr
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def test_a_rehearsal_without_warnings_is_exit_code_0_and_says_what_to_do(older_url: str) -> None:
+    result = run()
+
+    assert result.exit_code == 0
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert f"↑ {ACCOUNTS}  accounts, transfers and entries" in result.stdout
+    assert any("2 rows  INSERT INTO accounts (user_id, currency, balance, version)" in line for line in lines)
+    assert ("users: ShareRowExclusiveLock, blocks writes for" in result.stdout) == older_url.startswith("postgresql")
+    assert lines[-3:] == [
+        "No warnings.",
+        "Rolled back: the database is as it was.",
+        "To do it for real: alembic upgrade head",
+    ]
+
+
+def test_a_rehearsal_with_warnings_is_exit_code_1_and_says_what_to_do(full_url: str) -> None:
+    result = run("-1")
+
+    assert result.exit_code == 1
+    assert [line.strip() for line in result.stdout.splitlines()][-3:] == [
+        "1 warning, marked ! above.",
+        "Rolled back: the database is as it was.",
+        "To do it for real: alembic -x accept-loss=transfers,accounts downgrade -1",
+    ]
+
+
+def test_a_migration_that_fails_is_exit_code_1_and_is_not_recommended(
+    full_url: str, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_revision(folder, NEW, REVISIONS[-1], '    op.execute("SELECT nonsense")')
+    add_revision(folder, "f" * 13, NEW, "    pass")
+    monkeypatch.setattr(rehearsal, "Config", lambda _: config)
+
+    result = run()
+
+    assert result.exit_code == 1
+    assert "failed" in result.stdout
+    assert f"FAILED in {NEW} (" in result.stdout
+    assert f"↑ {'f' * 13}  added  upgrade, not reached" in result.stdout
+    assert result.stdout.endswith("Rolled back: the database is as it was.\n")
+
+
+def test_the_document_has_the_same_facts(older_url: str) -> None:
+    result = run("--json", "--copy")
+
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["warnings"], document["failure"]) == (0, 0, None)
+    assert (document["place"], document["heads"], document["target"]) == ("copy", [BEFORE_ACCOUNTS], "head")
+    assert document["command"] == "alembic upgrade head"
+    (revision,) = document["revisions"]
+    (insert,) = (each for each in revision["statements"] if each["sql"].startswith("INSERT INTO accounts"))
+    assert (insert["rows"], insert["kind"], insert["findings"]) == (2, "revision", [])
+    assert {each["kind"] for each in revision["statements"]} == {"revision", "around"}
+    locks = [(lock["table"], lock["mode"], lock["blocks"]) for lock in document["locks"]]
+    assert locks == ([("users", "ShareRowExclusiveLock", "writes")] if document["engine"] == "postgresql" else [])
+
+
+def test_the_document_of_a_failure_names_the_statement(
+    full_url: str, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_revision(folder, NEW, REVISIONS[-1], '    op.execute("SELECT nonsense")')
+    monkeypatch.setattr(rehearsal, "Config", lambda _: config)
+
+    result = run("--json")
+
+    document = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert (document["failure"]["revision"], document["failure"]["sql"]) == (NEW, "SELECT nonsense")
+
+
+def test_what_a_revision_prints_is_not_in_the_document(
+    full_url: str, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_revision(folder, NEW, REVISIONS[-1], "    print('half way')")
+    monkeypatch.setattr(rehearsal, "Config", lambda _: config)
+
+    result = run("--json")
+
+    assert json.loads(result.stdout)["failure"] is None
+    assert "half way" in result.stderr
+
+
+def test_a_statement_that_is_sent_often_is_one_line(full_url: str, config: Config) -> None:
+    loop = """
+    for _ in range(100):
+        op.execute("UPDATE users SET email = email")
+"""
+    result = tried(full_url, loop, config)
+
+    (line,) = (line for line in printed(result).splitlines() if "UPDATE users" in line)
+    assert line.split()[2:] == ["200", "rows", "100", "×", "UPDATE", "users", "SET", "email", "=", "email"]
+    assert len([each for each in only(result).statements if each.kind == "revision"]) == 100
+
+
+def test_the_command_explains_itself() -> None:
+    result = run("--help")
+
+    assert result.exit_code == 0
+    assert "Exit code 0" in result.stdout
