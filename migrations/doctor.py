@@ -1,0 +1,132 @@
+"""What is wrong with a revision chain or a database's schema: told apart, with evidence and what to run next."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic.config import Config
+
+from database import reading
+from migrations.applied import Applied, read_applied
+from migrations.chain_faults import chain_faults
+from migrations.comparison import applied_revisions, pending_revisions
+from migrations.diagnosis import KINDS, Case, Diagnosis, Next, shell, told
+from migrations.lost_files import Git
+from migrations.revisions import path_text, read_history
+from migrations.schema_faults import LEFT_OVER, SchemaAtHand, schema_faults
+from migrations.unknown_revisions import unknown_revision
+from schema import ALEMBIC_INI
+
+
+def diagnose(url: str, versions_folder: Path, root: Path) -> list[Diagnosis]:
+    """All that is wrong, the most serious first; git is asked in `root`. Changes nothing.
+
+    The files are read without being executed; only where they make a history, and to compare schemas, are they run on
+    a scratch database.
+    """
+    history = read_history(versions_folder)
+    try:
+        applied = read_applied(url)
+        with reading(url) as connection:
+            case = Case(history, applied, root)
+            found = [*chain_faults(case), *database_faults(case, connection, config_for(versions_folder))]
+    except (LookupError, sa.exc.SQLAlchemyError) as error:
+        found = [*chain_faults(Case(history, Applied([], []), root)), unreadable_database(error)]
+    return sorted(found, key=lambda diagnosis: list(KINDS).index(diagnosis.kind))
+
+
+def config_for(versions_folder: Path) -> Config:
+    """Alembic's configuration for the revisions in this folder."""
+    config = Config(ALEMBIC_INI)
+    config.set_main_option("script_location", str(versions_folder.parent).replace("%", "%%"))
+    return config
+
+
+def unreadable_database(error: Exception) -> Diagnosis:
+    """Why the database could not be asked."""
+    words = str(getattr(error, "orig", None) or error).splitlines()[0]
+    step = Next("alembic upgrade head", "DATABASE_URL says which database is meant. If it is not there yet, make it:")
+    return Diagnosis("database-unreadable", "The database cannot be read.", [words], [step])
+
+
+def database_faults(case: Case, connection: sa.Connection, config: Config) -> Iterator[Diagnosis]:
+    """What is wrong with where the database is, and with its schema."""
+    unknown = [id for id in case.applied.current if id not in case.history.by_id and id not in case.claimed]
+    schema = SchemaAtHand(case, connection, config)
+    of_schema = [unknown_revision(case, id, schema) for id in unknown] or list(schema_faults(case, schema))
+    yield from of_schema
+    yield from schema.obstacles()
+    yield from leftover_tables(connection)
+    yield from edited_files(case)
+    # What is pending is only known where alembic_version is right.
+    if not case.is_broken and not any(each.kind in ("unversioned", "wrong-revision") for each in of_schema):
+        yield from pending(case)
+
+
+def pending(case: Case) -> Iterator[Diagnosis]:
+    """Revisions that are still to be applied."""
+    ids = pending_revisions(case.history, case.applied)
+    if ids:
+        evidence = [f"alembic_version: {', '.join(case.applied.current) or 'no revision'}"]
+        evidence += [f"Pending: {case.named(id)}" for id in ids]
+        step = Next("alembic upgrade heads" if len(case.history.heads) > 1 else "alembic upgrade head", "Apply them:")
+        count = f"{len(ids)} revisions are" if len(ids) > 1 else "1 revision is"
+        yield Diagnosis("behind", f"{count} not applied yet.", evidence, [step])
+
+
+def leftover_tables(connection: sa.Connection) -> Iterator[Diagnosis]:
+    """Tables that a rebuild left when it was interrupted, by an Alembic that was not within a transaction perhaps."""
+    inspector = sa.inspect(connection)
+    tables = inspector.get_table_names()
+    for table in tables:
+        if not table.startswith(LEFT_OVER):
+            continue
+        counts = [
+            (name, rows_in(connection, name)) for name in (table, table.removeprefix(LEFT_OVER)) if name in tables
+        ]
+        evidence = [f"{name}: {count:,} {'row' if count == 1 else 'rows'}" for name, count in counts]
+        if len(counts) == 1:
+            evidence.append(f"{table.removeprefix(LEFT_OVER)} is not there: the rows may be in {table} only")
+            steps = [Next("python manage.py save", "Take a copy before anything else, then look into both:")]
+        else:
+            drop = f"DROP TABLE {connection.dialect.identifier_preparer.quote(table)};"
+            words = f"When {counts[1][0]} has all that is in it (see the counts), in sqlite3 or psql:"
+            steps = [Next(drop, words)]
+        yield Diagnosis("leftover-table", f"A rebuild that was interrupted left {table}.", evidence, steps)
+
+
+def rows_in(connection: sa.Connection, table: str) -> int:
+    """How many rows a table has."""
+    return connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table))) or 0
+
+
+def edited_files(case: Case) -> Iterator[Diagnosis]:
+    """Applied revisions whose files are not what the record saw."""
+    for id in applied_revisions(case.history, case.applied):
+        event, revision = case.recorded.get(id), case.history.by_id[id]
+        if event is None or event.checksum == revision.checksum or id in case.history.duplicates or not revision.path:
+            continue
+        path = case.in_root(revision.path)
+        evidence = [
+            f"The record of the database: {told(event)}, checksum {event.checksum[:12]}…",
+            f"{path_text(revision.path)}: checksum {revision.checksum[:12]}…",
+        ]
+        commit = commit_with(case, path, event.checksum)
+        if commit:
+            evidence.append(f"Git: commit {commit} has the file as it was applied")
+            steps = [Next(f"git checkout {commit} -- {shell(path)}", "Bring back what was applied:")]
+        else:
+            steps = [Next(f"git log -p -- {shell(path)}", "See how it was, and undo the edit:")]
+        meant = "If the edit was meant, let it be a revision of its own, since nothing applies it here:"
+        steps.append(Next(f'alembic revision -m "what was edited in {id}"', meant))
+        yield Diagnosis("edited-file", f"{path_text(revision.path)} was edited after it was applied.", evidence, steps)
+
+
+def commit_with(case: Case, path: str, checksum: str) -> str | None:
+    """The newest commit, of the last 50 of this file, that has it with this checksum."""
+    commits = Git(case.root).lines("log", "--all", "--max-count=50", "--format=%h", "--", f":(literal){path}")
+    for commit in commits:
+        revision = case.committed(commit, path)
+        if revision and revision.checksum == checksum:
+            return commit
+    return None

@@ -1,0 +1,167 @@
+"""The schema that a database has, against those that its revisions make: drift, and which revision it is like."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from alembic.config import Config
+from sqlmodel import SQLModel
+
+from migrations.catalog import Schema, schema_of
+from migrations.comparison import Difference, NoScratch, RevisionFailed, differences, schema_of_revision
+from migrations.diagnosis import Case, Diagnosis, Next, told
+
+LEFT_OVER = "_alembic_tmp_"
+"""How Alembic names the table that it fills on SQLite before it drops the old one."""
+
+MOST = 20
+"""How many differences are told of a schema that is like no revision's."""
+
+
+class SchemaAtHand:
+    """The schema of the database, to be compared with what the revisions make."""
+
+    def __init__(self, case: Case, connection: sa.Connection, config: Config) -> None:
+        self.case = case
+        self.connection = connection
+        self.config = config
+        self.actual: Schema = {
+            table: parts for table, parts in schema_of(connection).items() if not table.startswith(LEFT_OVER)
+        }
+        self.obstacle: str | None = None
+        """Why it could not be compared."""
+
+    @property
+    def is_unversioned(self) -> bool:
+        """Whether there are tables of ours, and no revision."""
+        return not self.case.applied.current and bool(self.actual.keys() & SQLModel.metadata.tables.keys())
+
+    def against(self, revisions: Sequence[str]) -> list[Difference] | None:
+        """What is otherwise than these revisions make it; None, and an obstacle, where that cannot be told."""
+        if self.case.is_broken:
+            self.obstacle = "nothing is executed before the revision files make a history"
+        if self.obstacle:
+            return None
+        try:
+            with no_bytecode():
+                return differences(self.actual, schema_of_revision(self.connection, revisions, self.config))
+        except RevisionFailed as error:
+            self.obstacle = f"on an empty database the revisions fail: {error}"
+        except NoScratch as error:
+            self.obstacle = str(error)
+        return None
+
+    def against_all(self) -> dict[tuple[str, ...], list[Difference]]:
+        """What is otherwise than at each revision, and at all heads together; nothing where one cannot be told."""
+        history = self.case.history
+        positions: list[tuple[str, ...]] = [(revision.id,) for revision in history.in_order()]
+        if len(history.heads) > 1:
+            positions.append(tuple(sorted(history.heads)))
+        found: dict[tuple[str, ...], list[Difference]] = {}
+        for position in positions:
+            differs = self.against(position)
+            if differs is None:
+                return {}
+            found[position] = differs
+        return found
+
+    def likeness(self) -> tuple[list[str], list[Next], tuple[str, ...]]:
+        """Which revision has this schema: in lines, what to run, and what a repair would write."""
+        found = self.against_all()
+        exact = [position for position, differs in found.items() if not differs]
+        lines = [f"Its schema is exactly that of {self.named(position)}" for position in exact]
+        if len(exact) == 1:
+            step = Next("python manage.py doctor --repair", f"Write {' and '.join(exact[0])} into alembic_version:")
+            return lines, [step], exact[0]
+        if exact:
+            stamps = [f"alembic stamp --purge {' '.join(each)}" for each in exact]
+            choose = "Doctor does not choose between them. Where you know which one was applied last, say so:"
+            return lines, [Next(stamps[0], choose), *(Next(stamp, "Or:") for stamp in stamps[1:])], ()
+        load = Next(
+            "python manage.py saves", "See which copies there are; `python manage.py load NAME` brings one back:"
+        )
+        if not found:
+            return [f"The schema was not compared: {self.obstacle or 'there are no revisions'}"], [load], ()
+        nearest = min(found, key=lambda position: len(found[position]))
+        lines = [f"No revision has its schema. The nearest is {self.named(nearest)}:"]
+        lines += [str(difference) for difference in found[nearest][:MOST]]
+        if (more := len(found[nearest]) - MOST) > 0:
+            lines.append(f"and {more} more")
+        return lines, [Next(None, "Undo by hand what should not be so, and run doctor again."), load], ()
+
+    def named(self, position: Sequence[str]) -> str:
+        """Revisions for people."""
+        return " and ".join(map(self.case.named, position))
+
+    def obstacles(self) -> Iterator[Diagnosis]:
+        """That it could not be compared, unless other diagnoses say why."""
+        if self.obstacle and not self.case.is_broken:
+            step = Next("python manage.py doctor", "When that is mended, look again:")
+            yield Diagnosis("not-compared", "The schema could not be compared.", [f"Why: {self.obstacle}"], [step])
+
+
+@contextmanager
+def no_bytecode() -> Iterator[None]:
+    """Leave no __pycache__ behind in the folder of revisions."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
+    """The schema against what its revision makes, where all revisions of the database have files."""
+    current = case.applied.current
+    if schema.is_unversioned:
+        evidence = [f"Tables: {', '.join(sorted(schema.actual))}", "alembic_version: no revision"]
+        evidence += [f"The record of the database: {told(event)}" for event in case.applied.record[-1:]]
+        likeness, steps, restamp = schema.likeness()
+        why = "There are tables, but alembic_version, which says what made them, is empty or missing."
+        yield Diagnosis("unversioned", why, [*evidence, *likeness], steps, restamp)
+    differs = schema.against(current) if current else []
+    if not differs:
+        return
+    is_at = f"alembic_version: {schema.named(current)}"
+    lines = [str(difference) for difference in differs]
+    likeness, steps, restamp = schema.likeness()
+    if any(line.startswith("Its schema is exactly") for line in likeness):
+        why = "The schema is exactly that of another revision than alembic_version says."
+        yield Diagnosis("wrong-revision", why, [is_at, *lines, *likeness], steps, restamp)
+    else:
+        why = f"The schema is not what {', '.join(current)} makes: {len(lines)} differences."
+        yield Diagnosis(
+            "drift", why.replace(" 1 differences", " 1 difference"), [is_at, *lines], mending(schema, differs)
+        )
+
+
+def mending(schema: SchemaAtHand, differs: list[Difference]) -> list[Next]:
+    """The SQL where it is clear and loses nothing, and a save for the rest."""
+    sketches = [(difference, statement(difference, schema.connection.dialect)) for difference in differs]
+    shell_name = "sqlite3" if schema.connection.dialect.name == "sqlite" else "psql"
+    steps = [Next(sql, f"In {shell_name}, for {each.kind} {each.name}:") for each, sql in sketches if sql]
+    if any(sql is None for _, sql in sketches):
+        rest = "the rest" if steps else "it"
+        words = f"Undo {rest} by hand, or bring back a copy with `python manage.py load NAME`. Which there are:"
+        steps.append(Next("python manage.py saves", words))
+    return [*steps, Next("python manage.py doctor", "Then look again:")]
+
+
+def statement(difference: Difference, dialect: sa.Dialect) -> str | None:
+    """The statement that mends a difference; None where that is not clear, or could lose data."""
+    quote = dialect.identifier_preparer.quote
+    table, name, wanted = quote(difference.table), quote(difference.name), difference.expected
+    if difference.kind == "index":
+        drop = f"DROP INDEX {name};" if difference.actual else ""
+        unique, rest = ("UNIQUE ", wanted[7:]) if wanted and wanted.startswith("UNIQUE ") else ("", wanted)
+        return f"{drop} CREATE {unique}INDEX {name} ON {table} {rest};".strip() if wanted else drop
+    if difference.kind == "column":
+        addable = difference.actual is None and wanted and "NOT NULL" not in wanted and "GENERATED" not in wanted
+        return f"ALTER TABLE {table} ADD COLUMN {name} {wanted};" if addable else None
+    if difference.kind == "table" or not difference.name or dialect.name == "sqlite":
+        return None
+    actions = [f"DROP CONSTRAINT {name}"] if difference.actual else []
+    if wanted:
+        actions.append(f"ADD CONSTRAINT {name} {f'CHECK ({wanted})' if difference.kind == 'CHECK' else wanted}")
+    return f"ALTER TABLE {table} {', '.join(actions)};"

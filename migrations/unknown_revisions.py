@@ -1,0 +1,103 @@
+"""A database at a revision that no file has: why, and what brings code and database together again."""
+
+from dataclasses import dataclass
+
+from migrations.diagnosis import Case, Diagnosis, Next, shell
+from migrations.lost_files import Git, Lost
+from migrations.schema_faults import SchemaAtHand
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The revisions from one that no file has down to those that files have, as far as the record and git tell."""
+
+    unknown: list[str]
+    known: list[str]
+    """Where it meets the files: of those, none comes before another."""
+    is_whole: bool
+
+
+def line_down(case: Case, id: str) -> Line:
+    """Follow the parents of a revision."""
+    unknown: list[str] = []
+    known: set[str] = set()
+    is_whole = True
+    todo = [id]
+    while todo:
+        id = todo.pop(0)
+        if id in case.history.by_id:
+            known.add(id)
+        elif id not in unknown:
+            unknown.append(id)
+            parents = case.parents_of(id)
+            is_whole = is_whole and bool(parents)
+            todo += parents
+    return Line(unknown, sorted(known - case.history.ancestors(*known)), is_whole)
+
+
+def unknown_revision(case: Case, id: str, schema: SchemaAtHand) -> Diagnosis:
+    """Tell apart why no file has the revision at which the database is."""
+    line = line_down(case, id)
+    evidence = [f"alembic_version: {id}, which no file in migrations/versions has"]
+    for each in line.unknown:
+        evidence += [*case.record_of(each), *case.lost_of(each)]
+    deleted = [(lost, *deletion) for each in line.unknown for lost in case.lost(each) if (deletion := gone(case, lost))]
+    if deleted:
+        evidence += [text for _, text in deleted]
+        steps = [Next(lost.command, "Bring the file back:") for lost, _ in deleted]
+        return Diagnosis("lost-file", f"The database is at {id}, whose file was lost.", evidence, steps)
+    if line.is_whole and set(case.history.heads) <= set(line.known):
+        evidence.append(f"The files end at {' and at '.join(map(case.named, line.known))}, after which it came")
+        why = f"The database is at {id}, ahead of this code, which is an old image or checkout."
+        return Diagnosis("ahead", why, evidence, steps_back(case, line))
+    if case.lost(id) or line.known:
+        evidence += [f"It left the line of these files after {case.named(each)}" for each in line.known]
+        branches = branches_of(case, line)
+        where = f"the branch {branches[0]}" if branches else "a branch that is not here"
+        return Diagnosis("foreign-branch", f"The database is at {id}, of {where}.", evidence, steps_back(case, line))
+    evidence.append("Nothing links it to these files, neither the record of the database nor git")
+    likeness, steps, restamp = schema.likeness()
+    why = f"The database is at {id}, of which nothing is known."
+    return Diagnosis("unknown-revision", why, [*evidence, *likeness], steps, restamp)
+
+
+def gone(case: Case, lost: Lost) -> tuple[str] | None:
+    """How a file was lost that the branch at hand once had; None where it never had it."""
+    path = f":(literal){lost.path}"
+    history = ("log", "-1", "--full-history", "--format=%h of %cI, %s")
+    if not Git(case.root).lines(*history, "HEAD", "--", path):
+        return None
+    deletions = Git(case.root).lines(*history, "--diff-filter=D", "HEAD", "--", path)
+    if case.committed("HEAD", lost.path) or not deletions:
+        return (f"Git: {lost.path} is in the last commit, and not in the folder",)
+    return (f"Git: {lost.path} was deleted by commit {deletions[0]}",)
+
+
+def branches_of(case: Case, line: Line) -> list[str]:
+    """The branches that have the newest of the unknown files, local ones first."""
+    return [branch for lost in case.lost(line.unknown[0])[:1] for branch in lost.branches]
+
+
+def steps_back(case: Case, line: Line) -> list[Next]:
+    """What brings code and database together again; never a stamp, since the schema is another."""
+    [meeting] = line.known if len(line.known) == 1 else [None]
+    branches = branches_of(case, line)
+    steps = []
+    if branches:
+        branch = shell(branches[0])
+        steps += [
+            Next(f"git checkout {branch}", "To go on with the code that has it:"),
+            Next(f"git merge {branch}", "Or to have it here as well; what it may clash with, doctor then tells:"),
+        ]
+        if meeting:
+            back = f"git checkout {branch} && alembic downgrade {meeting} && git checkout -"
+            steps.append(Next(back, "Or to take the database back to what this code knows:"))
+    else:
+        steps.append(Next(None, "To go on with it: deploy the code again that migrated the database."))
+        if meeting:
+            back = f"alembic downgrade {meeting}"
+            steps.append(Next(back, "Or to take the database back to what this code knows, run with that code:"))
+    files = [found[0].command for id in line.unknown if (found := case.lost(id))]
+    if files:
+        steps.append(Next(" && ".join(files), "Or to bring back only what git has of its files:"))
+    return steps
