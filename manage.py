@@ -1,19 +1,39 @@
 """The operator's commands: `python manage.py --help`."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import sqlalchemy.exc
 import typer
+from alembic.util import CommandError
 from pydantic import ValidationError
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import make_url
 
 from audit import Totals, open_books
+from database import create_migration_engine
+from migrations import rehearsal_report, saves
+from migrations.applied import Applied, read_applied
+from migrations.comparison import Finding, check_schema
+from migrations.diagnosis import EXIT_CODES, Diagnosis, Next
+from migrations.doctor import diagnose
+from migrations.graph import as_json, as_svg, as_text
+from migrations.migrating import only_migrator
+from migrations.rehearsal import rehearse
+from migrations.repair import RepairRefused, plan_repair, restamp
+from migrations.revisions import read_history, versions_folder
+from schema import ALEMBIC_INI
 from settings import Settings, first_error
 
 app = typer.Typer(
@@ -62,22 +82,327 @@ def audit() -> None:
     messages.print("[bold green]The books are right.[/]")
 
 
-def existing_database() -> str:
-    """The URL of the database, which must be there: SQLite would make an empty one."""
+@app.command()
+def graph(
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into this file as well.")] = None,
+    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+) -> None:
+    """Show which revisions are applied, pending, or unknown to these files.
+
+    Newest first, with branches and merges, as `alembic history` lists them. It reads the files without executing them,
+    so that broken ones are shown too, and the database without changing it; without a database it shows the files.
+
+    Example: `python manage.py graph --svg revisions.svg`
+
+    Exit code 0: shown. 2: there is no folder of revisions, or FILE cannot be written.
+    """
     try:
-        url = Settings().database_url
+        history, applied = read_history(versions_folder()), applied_if_reachable()
+        if svg is not None:
+            svg.write_text(as_svg(history, applied), encoding="utf-8")
+    except (CommandError, OSError) as error:
+        fail(str(error))
+    if as_document:
+        output.print_json(data=as_json(history, applied))
+    else:
+        text = Text(as_text(history, applied))
+        text.highlight_regex(r"(?m)^[│ ]*(?:(?P<green>●)|(?P<blue>○)|(?P<red>[?]))")
+        output.print(text, soft_wrap=True)
+
+
+def applied_if_reachable() -> Applied | None:
+    """What the database says was applied to it; None, and why, where it says nothing."""
+    try:
+        return read_applied(Settings().database_url)
+    except ValidationError as error:
+        reason = first_error(error)
+    except (LookupError, sqlalchemy.exc.SQLAlchemyError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+    messages.print(
+        f"Only the files are shown, since the database cannot be read: {reason}",
+        style="yellow",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return None
+
+
+@app.command()
+def check(
+    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+) -> None:
+    """Find what is not as it should be in the schema, its revisions, and models.py.
+
+    Compares the database with what its revisions make on an empty one, and that with models.py. It sees what `alembic
+    check` sees, and what that does not: CHECK constraints and the values in them, conditions of indexes, constraints
+    without a name, files edited after they were applied, several heads. Changes nothing, and nobody waits for it.
+
+    Example: `python manage.py check --json`
+
+    Exit code 0: nothing found. 1: something was; each is named, with what to do. 2: the database cannot be read.
+    """
+    try:
+        findings = check_schema(existing_database())
+    except (LookupError, CommandError, sqlalchemy.exc.SQLAlchemyError) as error:
+        fail(str(getattr(error, "orig", None) or error).splitlines()[0])
+    if as_document:
+        output.print_json(data=[asdict(finding) for finding in findings])
+    else:
+        print_findings(findings)
+    if findings:
+        messages.print(f"[bold red]Not as it should be: {len(findings):,} found.[/]")
+        raise typer.Exit(1)
+    messages.print("[bold green]The schema is as it should be.[/]")
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """Each finding in a line, and what to do once for all of a kind."""
+    for advice, same in groupby(findings, key=attrgetter("advice")):
+        for finding in same:
+            output.print(f"{finding.kind}: {finding.text}", style="red", markup=False, highlight=False, soft_wrap=True)
+        output.print(f"  {advice}", markup=False, highlight=False, soft_wrap=True)
+
+
+# -1 is a target, and no option.
+@app.command("rehearse", context_settings={"ignore_unknown_options": True})
+def rehearse_migration(
+    target: Annotated[str, typer.Argument(help="As for alembic: head, base, a revision, +1 or -1.")] = "head",
+    copy: Annotated[bool, typer.Option("--copy", help="Try it on a copy of the database instead.")] = False,
+    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+) -> None:
+    """Run a migration for real, watch it, and roll it back.
+
+    Shows each statement with its time, the rows it touches and the locks it takes on PostgreSQL, what a downgrade
+    loses, and what is unsafe: by [squawk's rules](https://squawkhq.com/docs/rules) on PostgreSQL, and on SQLite by what
+    the rebuild of a table loses. It is one transaction on the database itself, and others wait for it as they will for
+    the migration; on a copy nobody does. What no transaction takes back is tried on a copy anyway. What a revision does
+    outside of the database is done.
+
+    Example: `python manage.py rehearse -1 --copy`
+
+    Exit code 0: it works, without warnings. 1: with warnings, or it fails. 2: it could not be tried. The database is as
+    it was, always.
+    """
+    url, settings = existing_database(), read_settings()
+    if target.startswith("--"):
+        raise typer.BadParameter(f"There is no option {target}.")
+    try:
+        # What a revision prints is for people.
+        with steps() as progress, redirect_stdout(sys.stderr):
+            rehearsal = rehearse(url, target, settings=settings, copy=copy, progress=progress)
+    except KeyboardInterrupt:
+        fail("Interrupted and rolled back: the database is as it was.")
+    if as_document:
+        output.print_json(data=rehearsal_report.as_json(rehearsal))
+    else:
+        output.print(rehearsal_report.as_text(rehearsal), highlight=False)
+        if rehearsal.revisions and not rehearsal.failure:
+            # In one line, however narrow the terminal is.
+            output.print(f"To do it for real: {rehearsal.command}", markup=False, highlight=False, soft_wrap=True)
+    if rehearsal.warnings or rehearsal.failure:
+        raise typer.Exit(1)
+
+
+@app.command("doctor", epilog=EXIT_CODES)
+def doctor_command(
+    repair: Annotated[bool, typer.Option("--repair", help="Write the right revision into alembic_version.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before that.")] = False,
+    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+) -> None:
+    """Find out what is wrong with the revisions or the schema, and what to run next.
+
+    Reads the revision files without executing them, the database and its record, and git, all branches of it; broken
+    files and a database that is not there are no hindrance. It never writes. Only to compare schemas, and where the
+    files make a history, does it run them, on a scratch database that is gone afterwards.
+
+    `--repair` may write: where alembic_version is empty, or names a revision of which nothing is known, or another one
+    than the schema shows, and exactly one revision makes the schema that is there. It writes that one, after asking,
+    and records what it replaced. Nothing else in the database is touched.
+
+    Example: `python manage.py doctor --json`
+    """
+    settings = read_settings()
+    url, root = settings.database_url, ALEMBIC_INI.parent
+    try:
+        folder = versions_folder()
+        found = diagnose(url, folder, root)
+        if not as_document:
+            messages.print(f"Database: {make_url(url)}", style="dim", markup=False, highlight=False, soft_wrap=True)
+            print_diagnoses(found)
+        if repair and mend(url, found, folder, settings.migration_timeout, yes):
+            found = diagnose(url, folder, root)
+            if not as_document:
+                print_diagnoses(found)
+    except (CommandError, sqlalchemy.exc.SQLAlchemyError) as error:
+        fail(str(getattr(error, "orig", None) or error).splitlines()[0])
+    code = found[0].exit_code if found else 0
+    if as_document:
+        diagnoses = [{"kind": each.kind, "exit_code": each.exit_code, **asdict(each)} for each in found]
+        output.print_json(data={"exit_code": code, "diagnoses": diagnoses})
+    raise typer.Exit(code)
+
+
+def mend(url: str, found: list[Diagnosis], folder: Path, patience: float, yes: bool) -> bool:
+    """Restamp the database, if that is what helps and somebody wants it; whether it was done."""
+    if all(each.kind == "behind" for each in found):
+        messages.print("There is nothing to repair.", highlight=False)
+        return False
+    try:
+        plan = plan_repair(found, url)
+        messages.print(f"To be written: {plan}.", markup=False, highlight=False, soft_wrap=True)
+        if not yes and not is_asked():
+            raise RepairRefused("There is nobody to ask. To write it without a question: --yes")
+        if not yes and not typer.confirm("Write it?", err=True):
+            raise RepairRefused("It was not wanted.")
+        restamp(url, plan, folder, patience)
+    except RepairRefused as refusal:
+        messages.print(f"Nothing was changed. {refusal}", style="bold red", markup=False, soft_wrap=True)
+        return False
+    messages.print("Written, and recorded.", style="bold green", highlight=False)
+    return True
+
+
+def is_asked() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()
+
+
+def print_diagnoses(found: list[Diagnosis]) -> None:
+    """Each one: what it is, why we say so, and what to run, in lines of their own that can be copied."""
+    for each in found:
+        style = "bold red" if each.exit_code else "bold yellow"
+        output.print(Text(f"{each.kind}: {each.summary} (exit code {each.exit_code})", style))
+        for mark, lines in (("•", each.evidence), ("→", each.next_commands)):
+            for line in lines:
+                row = Table.grid(padding=(0, 1))
+                row.add_row(f"  {mark}", Text(line.what if isinstance(line, Next) else line))
+                output.print(row)
+                if isinstance(line, Next) and line.command:
+                    output.print(Text(f"      {line.command}", "bold cyan"), soft_wrap=True)
+        output.print()
+    if not found:
+        output.print(Text("Healthy: files, record, alembic_version and schema say the same.", "bold green"))
+    elif not any(each.exit_code for each in found):
+        output.print(Text("Otherwise healthy.", "bold green"))
+
+
+@app.command("save")
+def save_database(
+    name: Annotated[str | None, typer.Argument(help="What to call it: the revision and the time, if left out.")] = None,
+) -> None:
+    """Save a copy of the database as it is at one instant, while the service goes on.
+
+    In SAVES_DIR it is two files that only you can read: the copy, and its description (revision, time, rows of each
+    table, SHA-256). PostgreSQL's `pg_dump` has to be installed, of the server's version or newer.
+
+    Example: `python manage.py save before-the-sale`
+
+    Exit code 0: saved. 1: refused, since there is a save of that name, or nothing to save. 2: it could not be done.
+    """
+    url, settings = existing_database(), read_settings()
+    with steps() as progress:
+        save = saves.save(url, settings.saves_dir, name, progress, settings.lock_timeout)
+    path = save.copy_in(settings.saves_dir)
+    output.print(f"Saved {sum(save.rows.values()):,} rows in {path}", markup=False, highlight=False, soft_wrap=True)
+    messages.print(f"To go back to it: python manage.py load {save.name}", highlight=False, soft_wrap=True)
+
+
+@app.command("load")
+def load_save(
+    name: Annotated[str, typer.Argument(help="A save, as `saves` lists it.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before data is replaced.")] = False,
+) -> None:
+    """Replace all that the database holds by a save: whole, or not at all.
+
+    Refuses a save that is damaged, of the other engine, or of a revision that this code does not have. Shows what is
+    there beside what the save holds, and asks. What is replaced is saved, up to its last change, as replaced-… and the
+    time. The service may go on: its requests wait, or are told to come again (503).
+
+    Example: `python manage.py load before-the-sale`
+
+    Exit code 0: loaded. 1: refused, or not wanted. 2: it could not be done. But for 0, the database is as it was.
+    """
+    settings = read_settings()
+    url, folder, lock_timeout = settings.database_url, settings.saves_dir, settings.lock_timeout
+    with steps() as progress:
+        save = saves.verify(url, folder, name, progress)
+        there = saves.contents(url, lock_timeout)
+    output.print(comparison_table(there, save))
+    if there and not yes:
+        if not sys.stdin.isatty():
+            fail("Nothing was changed: there is nobody to ask. To replace what is there without a question: --yes", 1)
+        if not typer.confirm("Replace what is there?"):
+            fail("Nothing was changed.", 1)
+    with steps() as progress, only_migrator(create_migration_engine(url), settings.migration_timeout):
+        replaced = saves.load(url, folder, name, progress, lock_timeout)
+    output.print(f"Loaded {name}.", markup=False, highlight=False)
+    if replaced:
+        messages.print(f"To go back: python manage.py load {replaced.name}", highlight=False, soft_wrap=True)
+    if set(save.revision) != set(read_history(versions_folder()).heads):
+        messages.print("The save is older than this code. What comes next: alembic upgrade head", highlight=False)
+
+
+@app.command("saves")
+def list_saves(
+    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+) -> None:
+    """List the saves in SAVES_DIR, newest first.
+
+    Example: `python manage.py saves --json`
+
+    Exit code 0: listed, also where there are none.
+    """
+    folder = read_settings().saves_dir
+    found = saves.list_saves(folder)
+    if as_document:
+        output.print_json(data=[save.model_dump(mode="json") for save in found])
+    elif found:
+        output.print(saves_table(found))
+    else:
+        messages.print(f"There are no saves in {folder}. To make one: python manage.py save", highlight=False)
+
+
+@contextmanager
+def steps() -> Iterator[saves.Progress]:
+    """Show a bar for each thing that is done; end the command where it cannot be."""
+    try:
+        with progress_bar() as bar:
+            tasks: dict[str, TaskID] = {}
+
+            def show(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=total)
+                bar.update(tasks[what], completed=done, total=total)
+
+            yield show
+    except saves.SaveRefused as refusal:
+        fail(str(refusal), 1)
+    except (saves.SaveError, CommandError) as error:
+        fail(str(error))
+
+
+def read_settings() -> Settings:
+    """The settings; ends the command where they cannot work."""
+    try:
+        return Settings()
     except ValidationError as error:
         fail(first_error(error))
+
+
+def existing_database() -> str:
+    """The URL of the database, which must be there: SQLite would make an empty one."""
+    url = read_settings().database_url
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
         fail(f"There is no file {parsed.database}. DATABASE_URL says which database is meant.")
     return url
 
 
-def fail(message: str) -> NoReturn:
-    """End with exit code 2, in one line."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End with this exit code, in one line."""
     messages.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(2)
+    raise typer.Exit(code)
 
 
 def progress_bar() -> Progress:
@@ -89,6 +414,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=messages,
         transient=True,
+        disable=not messages.is_terminal,
     )
 
 
@@ -101,6 +427,30 @@ def totals_table(totals: dict[str, Totals]) -> Table:
     for currency, each in sorted(totals.items()):
         numbers = (each.accounts, each.held_by_users, each.held_by_system, each.transfers, each.transferred)
         table.add_row(currency, *(f"{number:,}" for number in numbers))
+    return table
+
+
+def comparison_table(there: saves.Contents | None, save: saves.Save) -> Table:
+    """What the database holds, beside what is to replace it."""
+    table = Table(title="What is there, and what the save holds", title_justify="left", box=SIMPLE)
+    for name in ("", "there", "save"):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    both = (there, save)
+    table.add_row("revision", *(", ".join(each.revision) or "none" if each else "" for each in both))
+    table.add_row("time (UTC)", *(f"{each.created_at:%F %T}" if each else "" for each in both))
+    for name in sorted({name for each in both if each for name in each.rows}):
+        table.add_row(name, *(f"{each.rows[name]:,}" if each and name in each.rows else "" for each in both))
+    return table
+
+
+def saves_table(found: list[saves.Save]) -> Table:
+    """The saves, one a line."""
+    table = Table(box=SIMPLE)
+    for name in ("name", "engine", "revision", "time (UTC)", "size", "rows"):
+        table.add_column(name, justify="right" if name in ("size", "rows") else "left", overflow="fold")
+    for save in found:
+        size, rows = decimal(save.size), f"{sum(save.rows.values()):,}"
+        table.add_row(save.name, save.engine, ", ".join(save.revision), f"{save.created_at:%F %T}", size, rows)
     return table
 
 

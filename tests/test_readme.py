@@ -16,9 +16,13 @@ README = (ROOT / "README.md").read_text()
 
 def tour() -> list[tuple[str, str]]:
     """The commands that the README shows, each with the output it shows."""
-    section = README.partition("## A tour")[2].partition("\n## ")[0]
+    return steps_in(README.partition("## A tour")[2].partition("\n## ")[0])
+
+
+def steps_in(text: str) -> list[tuple[str, str]]:
+    """The commands in the console blocks of a text, each with the output that follows it."""
     steps: list[tuple[str, str]] = []
-    for block in re.findall(r"```console\n(.*?)```", section, re.DOTALL):
+    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
         for step in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, output = step.partition("\n")
             steps.append((command, output.strip()))
@@ -60,6 +64,6 @@ def test_the_settings_table_lists_every_setting_with_its_default() -> None:
     ]
 
 
-def test_every_file_of_the_top_level_is_explained() -> None:
-    for file in ROOT.glob("*.py"):
-        assert f"`{file.name}`" in README
+def test_every_file_is_explained() -> None:
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("migrations/[a-z]*.py")):
+        assert f"`{file.name}`" in README, file
