@@ -48,7 +48,7 @@ def option_parser() -> argparse.ArgumentParser:
         description="Compare with the usual way, side by side. A run without options is kept in bench/results.md.",
     )
     parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--seconds", type=int, default=8, help="of load for each contender and round")
+    parser.add_argument("--seconds", type=int, default=4, help="of load for each contender and round")
     parser.add_argument("--rounds", type=int, default=3)
     names = [workload.name for workload in WORKLOADS]
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)

@@ -32,6 +32,7 @@ from test_migrations import (
     only_postgresql,
     only_sqlite,
     quick_alembic,
+    wait_for_a_lock,
 )
 from test_registration import named
 
@@ -315,10 +316,11 @@ def test_a_migration_lets_others_pass_and_gets_its_lock_in_the_end(url: str, for
     with ThreadPoolExecutor() as threads, psycopg.connect(url) as reader:
         reader.execute("SELECT * FROM users")
         upgrade = threads.submit(alembic, url, "upgrade", "+1", cwd=fork, MIGRATION_LOCK_TIMEOUT="0.2")
+        wait_for_a_lock(url, upgrade)
         # Whoever comes now waits behind the migration, until that gives up its place for a while.
-        for _ in range(5):
-            time.sleep(0.2)
+        for _ in range(3):
             query(url, "SELECT * FROM users")
+            time.sleep(0.2)
         reader.rollback()
 
     assert upgrade.result().returncode == 0

@@ -551,6 +551,28 @@ def test_what_a_downgrade_loses_is_counted_and_is_a_warning(full_url: str) -> No
     assert "-x accept-loss=users.phone_number" in " ".join(printed(result).split())
 
 
+def test_what_an_earlier_revision_would_take_away_has_to_be_accepted_too(
+    full_url: str, config: Config, folder: Path
+) -> None:
+    # The real command counts everything before it begins.
+    add_revision(folder, NEW, REVISIONS[-1], "    pass", '    op.execute("DELETE FROM access_tokens")')
+    command.upgrade(config, NEW)
+
+    result = rehearse(full_url, REVISIONS[1], settings=settings(full_url), config=config)
+
+    assert result.revisions[-1].losses == {"access_tokens": 1}
+    assert result.command == f"alembic -x accept-loss=transfers,accounts,access_tokens downgrade {REVISIONS[1]}"
+
+
+@only_postgresql
+def test_a_downgrade_locks_what_it_counts_as_the_real_one_does(full_url: str) -> None:
+    locked = statement(rehearse(full_url, "-1", settings=settings(full_url)), "LOCK TABLE")
+
+    assert {(lock.table, lock.mode) for lock in locked.locks} == {
+        (table, "AccessExclusiveLock") for table in ("accounts", "transfers", "entries")
+    }
+
+
 # --- what is unsafe on PostgreSQL -------------------------------------------------------------------------------------
 
 VOLATILE = '    op.execute("ALTER TABLE users ADD COLUMN word UUID NOT NULL DEFAULT gen_random_uuid()")'

@@ -304,6 +304,6 @@ def test_the_service_and_the_model_agree(client: TestClient, rows: Rows, url: st
     run_state_machine_as_test(
         CallersOfThisDatabase,
         settings=settings(
-            max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=15, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
