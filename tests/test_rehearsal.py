@@ -500,6 +500,16 @@ def test_the_rows_that_a_statement_touches_are_counted(full_url: str, config: Co
     assert [statement(result, beginning).rows for beginning in beginnings] == [None, 2, None, 1]
 
 
+def test_the_record_is_kept_as_the_real_one_keeps_it(full_url: str, config: Config) -> None:
+    result = tried(full_url, "    pass", config)
+
+    around = [each.sql for each in only(result).statements if each.kind == "around"]
+    assert [sql.split(" (")[0] for sql in around if sql.startswith(("INSERT", "UPDATE"))] == [
+        f"UPDATE alembic_version SET version_num='{NEW}' WHERE alembic_version.version_num = '{REVISIONS[-1]}'",
+        "INSERT INTO applied_revisions",
+    ]
+
+
 def test_values_are_not_shown(full_url: str, config: Config) -> None:
     result = tried(full_url, "    op.get_bind().execute(sa.text('SELECT :word'), {'word': 'swordfish'})", config)
 
