@@ -10,7 +10,7 @@ run: .venv/run ## Serve on this machine, on SQLite
 	@exec $(BIN)/uvicorn main:app --host 127.0.0.1 --port $(PORT)
 
 test: .venv/dev ## Run the tests, on SQLite and on a PostgreSQL of their own
-	$(BIN)/pytest --numprocesses=4
+	$(BIN)/pytest --numprocesses=logical --maxprocesses=4
 
 check: lint types coverage ## Everything that must be true of a commit
 
@@ -26,7 +26,7 @@ types: .venv/dev
 	$(BIN)/mypy .
 
 coverage: .venv/dev ## Run the tests again, slower, and measure what they reach
-	$(BIN)/pytest --numprocesses=4 --cov --quiet
+	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 --cov --quiet
 	$(BIN)/coverage report --fail-under=95
 
 browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chromium)

@@ -154,7 +154,7 @@ class Run:
         try:
             self.planned = list(find_steps(heads, context))
         except CommandError as error:
-            raise CommandError(f"{error} Nothing was changed. {ASK_DOCTOR}") from None
+            raise CommandError(f"{str(error).rstrip('.')}. Nothing was changed. {ASK_DOCTOR}") from None
         moves = [step for step in self.planned if isinstance(step, RevisionStep)]
         lost: dict[str, int] = {}
         for step in moves:
