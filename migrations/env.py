@@ -16,8 +16,8 @@ from sqlmodel import AutoString, SQLModel, UTCDateTime
 import models  # noqa: F401 (its tables are what the database is compared with)
 from database import create_migration_engine, driver_url
 from migrations.applied import RECORD
-from migrations.migrating import Run, only_migrator, refuse_broken_history, refuse_unknown
-from migrations.revisions import read_history, versions_folder
+from migrations.migrating import Run, only_migrator, refuse_unknown
+from migrations.revisions import read_history, refuse_broken_history, versions_folder
 from settings import Settings, first_error
 
 config = context.config

@@ -24,7 +24,7 @@ from migrations import saves
 from migrations.applied import RECORD
 from migrations.effects import drops, rebuilds
 from migrations.losses import count_losses, refuse_losses
-from migrations.revisions import Direction, History, Revision
+from migrations.revisions import ASK_DOCTOR, Direction, History, Revision
 from models import now
 from settings import Settings
 
@@ -89,21 +89,6 @@ def busy(holder: str | None, patience: float) -> str:
 # --- what the database and the files say ------------------------------------------------------------------------------
 
 
-def refuse_broken_history(history: History) -> None:
-    """Stop where the files do not make a history. Raises CommandError with the first fault."""
-    faults = [
-        *(f"{path} cannot be read as a revision: {text}" for path, text in history.unreadable.items()),
-        *(f"{' and '.join(map(str, paths))} have the same id, {id}" for id, paths in history.duplicates.items()),
-        *(
-            f"{history.path_text(id)} needs {', '.join(missing)}, which no file has"
-            for id, missing in history.missing_parents.items()
-        ),
-        *(f"{', '.join(cycle)} come after one another in a circle" for cycle in history.cycles),
-    ]
-    if faults:
-        raise CommandError(f"{faults[0]}. Nothing was changed. {ASK_DOCTOR}")
-
-
 def refuse_unknown(history: History, heads: Sequence[str], connection: sa.Connection) -> None:
     """Stop where the database is at a revision that no file has. Raises CommandError."""
     unknown = [id for id in heads if id not in history.by_id]
@@ -115,9 +100,6 @@ def refuse_unknown(history: History, heads: Sequence[str], connection: sa.Connec
             "migrated by newer code or from another branch, or the file was lost. Nothing was changed, and nothing "
             f"should be by hand, least of all alembic_version. {ASK_DOCTOR}"
         )
-
-
-ASK_DOCTOR = "Run: python manage.py doctor, which tells the cause and the next command."
 
 
 def read_record(connection: sa.Connection) -> dict[str, str]:

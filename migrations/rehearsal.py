@@ -19,15 +19,15 @@ from migrations import saves
 from migrations.applied import RECORD
 from migrations.copies import copy_of
 from migrations.losses import count_losses
-from migrations.migrating import (
+from migrations.migrating import LOCK_ERRORS, blockers_of, only_migrator, refuse_unknown
+from migrations.revisions import (
     ASK_DOCTOR,
-    LOCK_ERRORS,
-    blockers_of,
-    only_migrator,
+    Direction,
+    History,
+    read_history,
     refuse_broken_history,
-    refuse_unknown,
+    versions_folder,
 )
-from migrations.revisions import Direction, History, read_history, versions_folder
 from migrations.trial import Rehearsal, Trial, Trials, code_of, first_line, refuse_commit, sqlstate
 from migrations.unsafe import ask_squawk
 from migrations.watching import Watch

@@ -15,8 +15,7 @@ from typing import Literal
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-
-from schema import ALEMBIC_INI
+from alembic.util import CommandError
 
 Direction = Literal["upgrade", "downgrade"]
 
@@ -24,6 +23,11 @@ Direction = Literal["upgrade", "downgrade"]
 REVISION_FILE = re.compile(r"(?!\.#|__init__)(.*\.py)$")
 FILE_NAMED_BY_ITS_ID = re.compile(r"([a-f0-9]+)\.py$")
 ILLEGAL_IN_AN_ID = "@-+:"
+
+VERSIONS = Path(__file__).with_name("versions")
+"""Where the revisions are, unless another configuration of Alembic says otherwise."""
+
+ASK_DOCTOR = "Run: python manage.py doctor, which tells the cause and the next command."
 
 
 class RevisionUnreadable(ValueError):
@@ -234,7 +238,22 @@ def revision_files(folder: Path) -> Iterator[Path]:
 
 def versions_folder(config: Config | None = None) -> Path:
     """Where Alembic looks for revisions. Raises Alembic's CommandError where that is nowhere, or several folders."""
-    return Path(ScriptDirectory.from_config(config or Config(ALEMBIC_INI)).versions)
+    return Path(ScriptDirectory.from_config(config).versions) if config else VERSIONS
+
+
+def refuse_broken_history(history: History) -> None:
+    """Stop where the files do not make a history. Raises CommandError with the first fault."""
+    faults = [
+        *(f"{path} cannot be read as a revision: {text}" for path, text in history.unreadable.items()),
+        *(f"{' and '.join(map(str, paths))} have the same id, {id}" for id, paths in history.duplicates.items()),
+        *(
+            f"{history.path_text(id)} needs {', '.join(missing)}, which no file has"
+            for id, missing in history.missing_parents.items()
+        ),
+        *(f"{', '.join(cycle)} come after one another in a circle" for cycle in history.cycles),
+    ]
+    if faults:
+        raise CommandError(f"{faults[0]}. Nothing was changed. {ASK_DOCTOR}")
 
 
 def path_text(path: Path) -> str:

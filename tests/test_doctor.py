@@ -59,6 +59,12 @@ class Place:
     url: str
 
     @property
+    def config(self) -> Config:
+        config = Config(self.folder / "alembic.ini")
+        config.set_main_option("script_location", str(self.folder / "migrations"))
+        return config
+
+    @property
     def versions(self) -> Path:
         return self.folder / "migrations" / "versions"
 
@@ -83,10 +89,10 @@ class Place:
         add_revision(self.folder, revision, parent, upgrade, downgrade)
 
     def upgrade(self, target: str = "head") -> None:
-        command.upgrade(Config(self.folder / "alembic.ini"), target)
+        command.upgrade(self.config, target)
 
     def downgrade(self, target: str) -> None:
-        command.downgrade(Config(self.folder / "alembic.ini"), target)
+        command.downgrade(self.config, target)
 
     def run(self, line: str) -> None:
         """Run a command as it was printed."""
@@ -171,9 +177,10 @@ def place(url: str, repository: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     for name, value in {**GIT, "DATABASE_URL": url}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(folder)
-    for module in ("migrations.revisions", "manage"):
-        monkeypatch.setattr(f"{module}.ALEMBIC_INI", folder / "alembic.ini")
-    return Place(folder, url)
+    place = Place(folder, url)
+    monkeypatch.setattr("migrations.revisions.VERSIONS", place.versions)
+    monkeypatch.setattr("manage.ALEMBIC_INI", folder / "alembic.ini")
+    return place
 
 
 # --- nothing is wrong -------------------------------------------------------------------------------------------------
