@@ -94,9 +94,13 @@ class Rebuilds:
         columns = {part.name: part.text for part in after.parts if part.kind == "column"}
         gone = [part.name for part in before.parts if part.kind == "column" and part.name not in columns]
         for part in sorted(before.parts, key=lambda part: part.identity):
-            if self.is_meant(name, part.name) or part.name in gone or any(mentions(part.text, each) for each in gone):
+            if self.is_meant(name, part.name):
                 continue
-            if part.kind == "column" and part.text != columns[part.name]:
+            if part.kind == "column" and part.name in gone:
+                yield lost(f"the column {name}.{part.name} with its values")
+            elif any(mentions(part.text, each) for each in gone):
+                continue
+            elif part.kind == "column" and part.text != columns[part.name]:
                 yield lost(f"what {name}.{part.name} is: {part.text}; it becomes {columns[part.name]}")
             elif part.kind == "table" and part not in after.parts:
                 yield lost(f"{part.text} of {name}")

@@ -53,11 +53,12 @@ def rehearse(
     history = read_history(versions_folder(config))
     refuse_broken_history(history)
     engine = create_migration_engine(url)
+    script = ScriptDirectory.from_config(config)
     with reached(), interruptible(), only_migrator(engine, settings.migration_timeout) as holder:
-        rehearsal, steps = plan(engine, target, ScriptDirectory.from_config(config), history)
+        rehearsal, steps = plan(engine, target, script, history)
         if not steps:
             return rehearsal
-        rehearsal.reason = "as asked for" if copy else why_not_in_a_transaction(rehearsal, history)
+        rehearsal.reason = "as asked for" if copy else why_not_in_one_transaction(rehearsal, history)
         where: AbstractContextManager[sa.Connection]
         if rehearsal.reason:
             rehearsal.place = "copy"
@@ -67,17 +68,17 @@ def rehearse(
         with where as connection:
             trials = Trials(rehearsal, steps, history, connection)
             with sequences_noted(trials.watch, rehearsal):
-                trials.run(config, progress)
+                trials.run(config, script, progress)
             look_for_patterns(rehearsal, connection)
     return rehearsal
 
 
 @contextmanager
 def reached() -> Iterator[None]:
-    """Say so where the database does not answer."""
+    """Say so where the database does not answer, or is none."""
     try:
         yield
-    except OperationalError as error:
+    except DBAPIError as error:
         raise CommandError(f"The database cannot be used: {first_line(error)}. Nothing was changed.") from None
 
 
@@ -141,23 +142,20 @@ def direction_to(target: str, heads: Sequence[str], script: ScriptDirectory, his
     return "downgrade" if revision and revision.revision in history.ancestors(*heads) else "upgrade"
 
 
-def why_not_in_a_transaction(rehearsal: Rehearsal, history: History) -> str | None:
-    """Why a revision cannot be rolled back, as its text tells; None where all can."""
+def why_not_in_one_transaction(rehearsal: Rehearsal, history: History) -> str | None:
+    """Why the revisions are not to be tried in a transaction that is rolled back, as their text tells."""
     for trial in rehearsal.revisions:
-        if found := NOT_TAKEN_BACK[rehearsal.engine].search(code_of(history.by_id[trial.id], rehearsal.direction)):
-            return f"revision {trial.id} has {' '.join(found[0].split())}, which no transaction takes back"
+        if found := NEEDS_COPY.search(code_of(history.by_id[trial.id], rehearsal.direction)):
+            return f"revision {trial.id} has {' '.join(found[0].split())}, which cannot be tried in one transaction"
     return None
 
 
-COMMITS = r"\bautocommit_block\b|(?<!\bON )\bCOMMIT\b|\bVACUUM\b"
-NOT_TAKEN_BACK = {
-    "sqlite": re.compile(COMMITS, re.IGNORECASE),
-    "postgresql": re.compile(
-        rf"{COMMITS}|\bpostgresql_concurrently\s*=\s*True|\b(INDEX|DETACH|REINDEX)\b[^;'\"]*\bCONCURRENTLY\b"
-        r"|\bALTER\s+SYSTEM\b|\b(CREATE|DROP)\s+(DATABASE|TABLESPACE)\b",
-        re.IGNORECASE,
-    ),
-}
+# An enum's new value is of no use before a COMMIT; no rollback undoes setval. What else PostgreSQL does not do in a
+# transaction (CREATE INDEX CONCURRENTLY, ALTER SYSTEM) it refuses in one, as it will for real.
+NEEDS_COPY = re.compile(
+    r"\bautocommit_block\b|(?<!\bON )\bCOMMIT\b|\bVACUUM\b|\bsetval\b|\bADD\s+VALUE\b", re.IGNORECASE
+)
+
 
 # --- where it is run --------------------------------------------------------------------------------------------------
 
@@ -179,8 +177,9 @@ def in_place(url: str, settings: Settings, target: str, holder: sa.Connection | 
     if engine.dialect.name == "sqlite":
         limit = f"PRAGMA busy_timeout={round(settings.lock_timeout * 1000)}"
         sa.event.listen(engine, "connect", lambda connection, _: connection.execute(limit))
+    # Also of a connection that a revision opens beside this one.
+    sa.event.listen(engine, "commit", refuse_commit)
     with engine.connect() as connection, blockers_of(connection, holder) as blockers:
-        sa.event.listen(connection, "commit", refuse_commit)
         try:
             connection.begin()
             if engine.dialect.name == "postgresql":

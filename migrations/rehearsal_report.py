@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from migrations.losses import UNTOLD
 from migrations.trial import Rehearsal, Trial
 from migrations.watching import Finding, Lock, Statement
 
@@ -102,8 +103,10 @@ def body(trial: Trial) -> Table:
     table.add_column(justify="right", min_width=9, no_wrap=True)
     table.add_column()
     if trial.locked_before:
-        tables = ", ".join(trial.locked_before)
-        table.add_row("", "", Text(f"{tables}: locked by what was before; its own locks show with --copy", "dim"))
+        held = (
+            f"{', '.join(trial.locked_before)}: locked already by a revision above; --copy shows this one's own locks"
+        )
+        table.add_row("", "", Text(held, "dim"))
     around = [statement for statement in trial.statements if not is_shown(statement)]
     for statements in in_loops(filter(is_shown, trial.statements)):
         add_statements(table, statements)
@@ -180,11 +183,10 @@ def lock_line(locks: list[Lock]) -> Text:
 def losses_of(trial: Trial) -> Iterator[Finding]:
     """What a downgrade loses, as one finding."""
     if trial.losses:
-        counts = ", ".join(
-            f"{name}: {plural(count, 'value' if '.' in name else 'row')}" for name, count in trial.losses.items()
-        )
+        counts = (f"{name}: {plural(count, 'value' if '.' in name else 'row')}" for name, count in trial.losses.items())
+        found = "what it drops cannot be told from its file" if UNTOLD in trial.losses else ", ".join(counts)
         option = f"-x accept-loss={','.join(trial.losses)}"
-        yield Finding("data-loss", f"It loses data ({counts}).", f"The real one has to be told: {option}")
+        yield Finding("data-loss", f"It loses data ({found}).", f"The real one has to be told: {option}")
 
 
 def words_of(finding: Finding) -> Text:

@@ -126,14 +126,14 @@ class Trials:
         self.rebuilds = Rebuilds("")
         self.began = self.watch.clock()
 
-    def run(self, config: Config, progress: saves.Progress) -> None:
+    def run(self, config: Config, script: ScriptDirectory, progress: saves.Progress) -> None:
         """Run them as the alembic command does, and note how they end.
 
         Raises TransactionEnded, and DBAPIError where a lock could not be had or the connection broke.
         """
         one_by_one = partial(self.one_by_one, progress)
         try:
-            with EnvironmentContext(config, ScriptDirectory.from_config(config), fn=one_by_one) as environment:
+            with EnvironmentContext(config, script, fn=one_by_one) as environment:
                 environment.configure(
                     connection=self.watch.connection,
                     target_metadata=SQLModel.metadata,
@@ -177,6 +177,8 @@ class Trials:
             self.watch.kind = "around"
             if connection.dialect.name == "sqlite":
                 check_foreign_keys(connection)
+            elif self.rehearsal.place == "database":
+                check_deferred(connection)
 
         return run
 
@@ -188,7 +190,7 @@ class Trials:
 
     def before(self, sql: str) -> None:
         """See a statement that is about to run. Raises TransactionEnded."""
-        if self.rehearsal.place == "database" and ENDS_TRANSACTION.search(sql):
+        if self.rehearsal.place == "database" and LASTS.search(sql):
             refuse_commit()
         if not self.watch.is_postgresql:
             self.rebuilds.look(self.watch, sql)
@@ -225,16 +227,30 @@ class Trials:
         )
 
 
+def check_deferred(connection: sa.Connection) -> None:
+    """Check what PostgreSQL would at the COMMIT that never comes: the deferred constraints."""
+    connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+    if deferred := connection.scalar(DEFERRED):
+        connection.exec_driver_sql(f"SET CONSTRAINTS {deferred} DEFERRED")
+
+
+DEFERRED = sa.text("""
+    SELECT string_agg(DISTINCT connamespace::regnamespace || '.' || quote_ident(conname), ', ')
+    FROM pg_catalog.pg_constraint WHERE condeferred
+""")
+
+
 def refuse_commit(*_: Any) -> None:
-    """Stop before a transaction ends that is to be rolled back. Raises TransactionEnded."""
+    """Stop before something lasts that is to be rolled back. Raises TransactionEnded."""
     raise TransactionEnded(
-        "A revision ends the transaction itself, so it cannot be rehearsed in one. Nothing was changed. Rehearse on a "
-        "copy: python manage.py rehearse --copy"
+        "A revision ends the transaction itself, or does what no rollback undoes, so it cannot be rehearsed in one. "
+        "Nothing was changed. Rehearse on a copy: python manage.py rehearse --copy"
     )
 
 
-ENDS_TRANSACTION = re.compile(
-    r"(?:^|;)\s*(?:COMMIT|ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?\s*(?:;|$)|^\s*END\s*(?:;|$)", re.IGNORECASE
+LASTS = re.compile(
+    r"(?:^|;)\s*(?:COMMIT|ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?\s*(?:;|$)|^\s*END\s*(?:;|$)|\bsetval\s*\(",
+    re.IGNORECASE,
 )
 
 

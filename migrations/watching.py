@@ -105,9 +105,12 @@ class Watch:
         self.kind: Kind = "around"
         self.paused = False
         self.overhead = 0.0
-        self.held: dict[str, set[str]] = {}
+        self.held: dict[int, set[str]] = {}
         self.sent: set[str] = set()
-        self.files = {oid: file for oid, _, file, _ in self.look()}
+        tables = self.look()
+        # Others know a table that is renamed meanwhile by its old name.
+        self.names = {oid: table for oid, table, _, _ in tables}
+        self.files = {oid: file for oid, _, file, _ in tables}
         sa.event.listen(connection, "before_cursor_execute", self.begin)
         sa.event.listen(connection, "after_cursor_execute", self.end)
         sa.event.listen(connection, "commit", self.commit)
@@ -188,18 +191,19 @@ class Watch:
     def locked(self) -> list[str]:
         """The tables that are locked now, so that further locks on them would not show."""
         return sorted(
-            table
+            self.names[oid]
             for oid, table, _, modes in self.look()
-            if oid in self.files and any(Lock(table, mode).is_felt for mode in modes)
+            if oid in self.names and any(Lock(table, mode).is_felt for mode in modes)
         )
 
     def see(self, statement: Statement) -> None:
         """Note the locks that are new, and the tables that have a new file."""
         for oid, table, file, modes in self.look():
-            if oid not in self.files or table in OWN:
+            if oid not in self.names or table in OWN:
                 continue
-            statement.locks += strongest(Lock(table, mode) for mode in set(modes) - self.held.get(table, set()))
-            self.held[table] = set(modes)
+            new = set(modes) - self.held.get(oid, set())
+            statement.locks += strongest(Lock(self.names[oid], mode) for mode in new)
+            self.held[oid] = set(modes)
             if file != self.files[oid] and not TRUNCATES.match(statement.sql):
                 statement.findings.append(rewritten(table))
             self.files[oid] = file

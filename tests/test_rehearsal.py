@@ -7,18 +7,24 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from conftest import ROOT, alembic, execute_on_server, query, wait_until
+from conftest import ROOT, execute_on_server, new_database, query, wait_until
 from rich.console import Console
 from sqlalchemy import create_engine, make_url
 from test_migrations import (
@@ -26,10 +32,10 @@ from test_migrations import (
     BEFORE_ACCOUNTS,
     REVISIONS,
     add_revision,
-    copy_of_the_repository,
     fill,
     only_postgresql,
     only_sqlite,
+    run_alembic,
     run_script,
 )
 from typer.testing import CliRunner, Result
@@ -42,7 +48,7 @@ from migrations.migrating import only_migrator
 from migrations.rebuild_losses import Rebuilds
 from migrations.rehearsal import rehearse
 from migrations.rehearsal_report import as_json, as_text
-from migrations.revisions import read_history, versions_folder
+from migrations.revisions import read_history
 from migrations.trial import Rehearsal, Trial
 from migrations.unsafe import ask_squawk
 from migrations.watching import Finding, Statement, Watch
@@ -57,52 +63,87 @@ CONCURRENTLY = """
     with op.get_context().autocommit_block():
         op.create_index("ix_users_email", "users", ["email"], postgresql_concurrently=True)
 """
+LOSING = "-x accept-loss=transfers,accounts"
 REBUILD = """
     with op.batch_alter_table("users", recreate="always") as batch_op:
         batch_op.add_column(sa.Column("nickname", sa.String(length=30), nullable=True))
 """
 
 
+@pytest.fixture(scope="module")
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Databases with rows, by engine and revision. Rehearsals are run on them, and they are the same in the end."""
+    folder = tmp_path_factory.mktemp("filled")
+    before = {}
+    with ExitStack() as stack:
+
+        @cache
+        def make(engine: str, revision: str) -> str:
+            url = stack.enter_context(new_database(engine, folder, request))
+            with patch.dict(os.environ, {"DATABASE_URL": url}):
+                command.upgrade(Config(ALEMBIC_INI), revision)
+            fill(url, *REVISIONS[: REVISIONS.index(revision) + 1])
+            before[url] = everything(url)
+            return url
+
+        yield make
+        assert {url: everything(url) for url in before} == before
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a copy of the migrations, to change."""
-    shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
+def full_url(engine: str, filled: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database at head with rows in its tables, which only rehearsals use."""
+    url = filled(engine, REVISIONS[-1])
+    monkeypatch.setenv("DATABASE_URL", url)
+    return url
+
+
+@pytest.fixture
+def older_url(engine: str, filled: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database with two users, where there are no accounts yet, which only rehearsals use."""
+    url = filled(engine, BEFORE_ACCOUNTS)
+    monkeypatch.setenv("DATABASE_URL", url)
+    return url
+
+
+@pytest.fixture
+def own_url(
+    engine: str, full_url: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A copy of the database at head, to change."""
+    with new_database(engine, tmp_path, request, make_url(full_url).database) as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        yield url
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a copy of the migrations, to change; they are what is rehearsed."""
+    shutil.copytree(ROOT / "migrations/versions", tmp_path / "migrations/versions")
+    shutil.copy(ROOT / "migrations/env.py", tmp_path / "migrations")
+    monkeypatch.setattr(rehearsal, "Config", lambda _: config_of(tmp_path))
     return tmp_path
 
 
-@pytest.fixture
-def config(folder: Path) -> Config:
+def config_of(folder: Path) -> Config:
     """Alembic's configuration for the copy."""
     config = Config(ALEMBIC_INI)
     config.set_main_option("script_location", str(folder / "migrations"))
     return config
 
 
-@pytest.fixture
-def full_url(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A database at head with rows in its tables."""
-    monkeypatch.setenv("DATABASE_URL", url)
-    fill(url, *REVISIONS)
-    return url
-
-
-@pytest.fixture
-def older_url(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A database with two users, where there are no accounts yet."""
-    monkeypatch.setenv("DATABASE_URL", empty_url)
-    command.upgrade(Config(ALEMBIC_INI), BEFORE_ACCOUNTS)
-    fill(empty_url, *REVISIONS[: REVISIONS.index(ACCOUNTS)])
-    return empty_url
-
-
 def settings(url: str) -> Settings:
     return Settings(database_url=url, migration_lock_timeout=0.3, lock_timeout=0.3)
 
 
-def tried(url: str, upgrade: str, config: Config, downgrade: str = "    pass") -> Rehearsal:
+def rehearsed(url: str, target: str = "head", *, copy: bool = False) -> Rehearsal:
+    return rehearse(url, target, settings=settings(url), copy=copy)
+
+
+def tried(url: str, upgrade: str, folder: Path) -> Rehearsal:
     """The rehearsal of one revision that a test adds."""
-    add_revision(Path(str(config.get_main_option("script_location"))).parent, NEW, REVISIONS[-1], upgrade, downgrade)
-    return rehearse(url, settings=settings(url), config=config)
+    add_revision(folder, NEW, REVISIONS[-1], upgrade)
+    return rehearsed(url)
 
 
 def only(rehearsal: Rehearsal) -> Trial:
@@ -157,7 +198,7 @@ def databases(url: str) -> list[tuple[str]]:
 def test_an_upgrade_with_rows_leaves_no_trace(older_url: str, copy: bool) -> None:
     before = everything(older_url)
 
-    result = rehearse(older_url, settings=settings(older_url), copy=copy)
+    result = rehearsed(older_url, copy=copy)
 
     assert [trial.id for trial in result.revisions] == [ACCOUNTS]
     assert (result.failure, result.warnings, result.notes) == (None, 0, [])
@@ -169,7 +210,7 @@ def test_an_upgrade_with_rows_leaves_no_trace(older_url: str, copy: bool) -> Non
 def test_a_downgrade_with_rows_leaves_no_trace(full_url: str, copy: bool) -> None:
     before = everything(full_url)
 
-    result = rehearse(full_url, "base", settings=settings(full_url), copy=copy)
+    result = rehearsed(full_url, "base", copy=copy)
 
     assert [trial.id for trial in result.revisions] == REVISIONS[::-1]
     assert (result.failure, result.notes) == (None, [])
@@ -179,18 +220,18 @@ def test_a_downgrade_with_rows_leaves_no_trace(full_url: str, copy: bool) -> Non
 def test_all_revisions_on_an_empty_database_leave_no_trace(empty_url: str) -> None:
     before = everything(empty_url)
 
-    result = rehearse(empty_url, settings=settings(empty_url))
-    again = rehearse(empty_url, settings=settings(empty_url), copy=True)
+    result = rehearsed(empty_url)
+    again = rehearsed(empty_url, copy=True)
 
     assert [trial.id for trial in result.revisions] == [trial.id for trial in again.revisions] == REVISIONS
     assert (result.failure, again.failure, result.warnings, again.warnings) == (None, None, 0, 0)
     assert everything(empty_url) == before
 
 
-def test_a_revision_that_fails_leaves_no_trace(full_url: str, config: Config) -> None:
+def test_a_revision_that_fails_leaves_no_trace(full_url: str, folder: Path) -> None:
     before = everything(full_url)
 
-    result = tried(full_url, f'{ADD_COLUMN}{ALL_EMAILS}    op.execute("SELECT nonsense")', config)
+    result = tried(full_url, f'{ADD_COLUMN}{ALL_EMAILS}    op.execute("SELECT nonsense")', folder)
 
     assert result.failure is not None
     assert (result.failure.revision, result.failure.sql) == (NEW, "SELECT nonsense")
@@ -200,8 +241,8 @@ def test_a_revision_that_fails_leaves_no_trace(full_url: str, config: Config) ->
     assert everything(full_url) == before
 
 
-def test_what_a_failure_says_repeats_no_row(full_url: str, config: Config) -> None:
-    result = tried(full_url, "    op.execute(\"UPDATE users SET username = 'alice'\")", config)
+def test_what_a_failure_says_repeats_no_row(full_url: str, folder: Path) -> None:
+    result = tried(full_url, "    op.execute(\"UPDATE users SET username = 'alice'\")", folder)
 
     assert result.failure is not None
     assert "username" in result.failure.error
@@ -210,63 +251,77 @@ def test_what_a_failure_says_repeats_no_row(full_url: str, config: Config) -> No
 
 @pytest.mark.parametrize(
     "end",
-    ["op.get_bind().commit()", 'op.execute("COMMIT")', 'op.execute("UPDATE users SET email = 1; COMMIT; SELECT 1")'],
+    [
+        "op.get_bind().commit()",
+        'op.execute("COMMIT")',
+        'op.execute("UPDATE users SET email = 1; COMMIT; SELECT 1")',
+        "op.execute(\"SELECT setval('users_id_seq', 99)\")",
+    ],
 )
 def test_a_revision_cannot_make_a_rehearsal_last(
-    full_url: str, config: Config, end: str, monkeypatch: pytest.MonkeyPatch
+    full_url: str, folder: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its text is enough for a copy; here it is taken for harmless.
-    monkeypatch.setattr(rehearsal, "why_not_in_a_transaction", lambda *_: None)
+    monkeypatch.setattr(rehearsal, "why_not_in_one_transaction", lambda *_: None)
     before = everything(full_url)
 
     with pytest.raises(CommandError, match=r"ends the transaction itself.*rehearse --copy"):
-        tried(full_url, f"{ALL_EMAILS}    {end}", config)
+        tried(full_url, f"{ALL_EMAILS}    {end}", folder)
 
     assert everything(full_url) == before
+
+
+@only_postgresql  # On SQLite it waits for the rehearsal, and fails.
+def test_another_connection_of_a_revision_cannot_make_it_last_either(full_url: str, folder: Path) -> None:
+    other = """
+    with op.get_bind().engine.begin() as other:
+        other.execute(sa.text("DELETE FROM access_tokens"))
+"""
+    with pytest.raises(CommandError, match="cannot be rehearsed in one"):
+        tried(full_url, other, folder)
+
+    assert query(full_url, "SELECT count(*) FROM access_tokens") == [(1,)]
 
 
 @pytest.mark.parametrize(("name", "copy"), [("SIGINT", False), ("SIGKILL", False), ("SIGTERM", True)])
-def test_who_is_interrupted_or_killed_leaves_no_trace(full_url: str, tmp_path: Path, name: str, copy: bool) -> None:
-    before = everything(full_url)
+def test_who_is_interrupted_or_killed_leaves_no_trace(
+    own_url: str, folder: Path, name: str, copy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(own_url)
+    half_way = folder / "half way"
+    wait = f"    open({str(half_way)!r}, 'w').close(); import time; time.sleep(60)"
+    add_revision(folder, NEW, REVISIONS[-1], f"{ALL_EMAILS}{wait}")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
-    with rehearsing(full_url, tmp_path, *(["--copy"] if copy else [])) as process:
-        process.send_signal(signal.Signals[name])
-        process.wait(30)
+    with started(lambda: manage.app(["rehearse", *(["--copy"] if copy else [])])) as process:
+        wait_until(half_way.exists, "the revision to be half-way")
+        assert bool(list(folder.glob("savepoint-copy-*"))) == copy
+        os.kill(process.pid or 0, signal.Signals[name])
 
-    if name != "SIGKILL":
-        assert process.returncode == 2
-    wait_until(lambda: not others(full_url), "the server to notice")
-    assert everything(full_url) == before
-    assert not list(tmp_path.glob("savepoint-copy-*"))
+    assert process.exitcode == (-signal.SIGKILL if name == "SIGKILL" else 2)
+    wait_until(lambda: not others(own_url), "the server to notice")
+    assert everything(own_url) == before
+    assert not list(folder.glob("savepoint-copy-*"))
 
 
 @contextmanager
-def rehearsing(url: str, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A real command that is half-way through a revision."""
-    fork = folder / "fork"
-    fork.mkdir()
-    copy_of_the_repository(fork)
-    add_revision(
-        fork, NEW, REVISIONS[-1], f"{ALL_EMAILS}    print('half way', flush=True); import time; time.sleep(60)"
-    )
-    environment = {**os.environ, "DATABASE_URL": url, "TMPDIR": str(folder)}
-    # Where these tests run in the background, Ctrl-C is ignored, which the command would inherit.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, "manage.py", "rehearse", *arguments],
-        cwd=fork,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            assert "half way" in process.stdout.readline()
-            yield process
-        finally:
-            process.kill()
+def started(run: Callable[[], object]) -> Iterator[BaseProcess]:
+    """A process of its own, which need not import anything; afterwards it has ended."""
+
+    def interruptible() -> None:
+        # Where these tests run in the background, Ctrl-C is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        run()
+
+    process = get_context("fork").Process(target=interruptible)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Python 3.12 warns of threads.
+        process.start()
+    try:
+        yield process
+        process.join(30)
+    finally:
+        process.kill()
+        process.join()
 
 
 def others(url: str) -> bool:
@@ -309,28 +364,29 @@ def query_alone(url: str, sql: str) -> None:
         (BEFORE_ACCOUNTS, "+1", "alembic upgrade +1", [ACCOUNTS]),
         (BEFORE_ACCOUNTS, ACCOUNTS[:5], f"alembic upgrade {ACCOUNTS[:5]}", [ACCOUNTS]),
         (BEFORE_ACCOUNTS, "-1", "alembic -x accept-loss=access_tokens downgrade -1", [BEFORE_ACCOUNTS]),
-        (ACCOUNTS, BEFORE_ACCOUNTS, f"alembic downgrade {BEFORE_ACCOUNTS}", [ACCOUNTS]),
-        (ACCOUNTS, f"{ACCOUNTS}-1", f"alembic downgrade {ACCOUNTS}-1", [ACCOUNTS]),
+        (ACCOUNTS, BEFORE_ACCOUNTS, f"alembic {LOSING} downgrade {BEFORE_ACCOUNTS}", [ACCOUNTS]),
+        (ACCOUNTS, f"{ACCOUNTS}-1", f"alembic {LOSING} downgrade {ACCOUNTS}-1", [ACCOUNTS]),
         (ACCOUNTS, "head", "alembic upgrade head", []),
     ],
 )
 def test_the_direction_follows_from_the_target(
-    older_url: str, at: str, target: str, real: str, revisions: list[str]
+    engine: str, filled: Callable[..., str], *, at: str, target: str, real: str, revisions: list[str]
 ) -> None:
-    command.upgrade(Config(ALEMBIC_INI), at)
-
-    result = rehearse(older_url, target, settings=settings(older_url))
+    result = rehearsed(filled(engine, at), target)
 
     assert [trial.id for trial in result.revisions] == revisions
     assert result.command == real
 
 
 @only_sqlite  # Neither engine changes the command.
-def test_what_is_named_as_the_real_command_does_it(full_url: str) -> None:
-    result = rehearse(full_url, "base", settings=settings(full_url))
+def test_what_is_named_as_the_real_command_does_it(own_url: str) -> None:
+    result = rehearsed(own_url, "base")
 
-    assert alembic(full_url, *result.command.split()[1:]).returncode == 0
-    assert query(full_url, "SELECT * FROM alembic_version") == []
+    with started(lambda: sys.exit(run_alembic(own_url, tuple(result.command.split()[1:]), {}).returncode)) as process:
+        pass
+
+    assert process.exitcode == 0
+    assert query(own_url, "SELECT * FROM alembic_version") == []
 
 
 def test_without_anything_to_do_nothing_is_done(full_url: str) -> None:
@@ -347,8 +403,8 @@ def test_a_target_that_there_is_not_is_exit_code_2(full_url: str, target: str) -
     assert "Nothing was changed. Run: python manage.py doctor" in result.stderr
 
 
-def test_a_database_ahead_of_the_files_is_exit_code_2(full_url: str) -> None:
-    query(full_url, f"UPDATE alembic_version SET version_num = '{NEW}'")
+def test_a_database_ahead_of_the_files_is_exit_code_2(own_url: str) -> None:
+    query(own_url, f"UPDATE alembic_version SET version_num = '{NEW}'")
 
     result = run()
 
@@ -356,11 +412,11 @@ def test_a_database_ahead_of_the_files_is_exit_code_2(full_url: str) -> None:
     assert f"The database is at {NEW}, and no file" in result.stderr
 
 
-def test_a_broken_history_is_refused(full_url: str, config: Config, folder: Path) -> None:
+def test_a_broken_history_is_refused(full_url: str, folder: Path) -> None:
     add_revision(folder, NEW, "eeeeeeeeeeee", "    pass")
 
     with pytest.raises(CommandError, match=r"needs eeeeeeeeeeee, which no file has.*doctor"):
-        rehearse(full_url, settings=settings(full_url), config=config)
+        rehearsed(full_url)
 
 
 def test_a_misspelt_option_is_no_target(full_url: str) -> None:
@@ -373,30 +429,30 @@ def test_a_misspelt_option_is_no_target(full_url: str) -> None:
 # --- a copy where it has to be ----------------------------------------------------------------------------------------
 
 
-def test_what_no_transaction_takes_back_is_tried_on_a_copy(full_url: str, config: Config) -> None:
+def test_what_cannot_be_tried_in_a_transaction_is_tried_on_a_copy(full_url: str, folder: Path) -> None:
     before = everything(full_url)
 
-    result = tried(full_url, CONCURRENTLY, config)
+    result = tried(full_url, CONCURRENTLY, folder)
 
     assert result.failure is None
     assert result.place == "copy"
-    assert result.reason == f"revision {NEW} has autocommit_block, which no transaction takes back"
+    assert result.reason == f"revision {NEW} has autocommit_block, which cannot be tried in one transaction"
     assert everything(full_url) == before
 
 
 @only_postgresql
-def test_the_locks_of_what_runs_outside_of_transactions_are_not_made_up(full_url: str, config: Config) -> None:
-    result = tried(full_url, CONCURRENTLY, config)
+def test_the_locks_of_what_runs_outside_of_transactions_are_not_made_up(full_url: str, folder: Path) -> None:
+    result = tried(full_url, CONCURRENTLY, folder)
 
     index = statement(result, "CREATE INDEX CONCURRENTLY")
     assert (index.in_transaction, index.locks) == (False, [])
     assert "require-concurrent-index-creation" not in rules(findings(result))
 
 
-def reason_for_a_copy(engine: str, upgrade: str, downgrade: str, config: Config) -> str | None:
-    add_revision(Path(str(config.get_main_option("script_location"))).parent, NEW, REVISIONS[-1], upgrade, downgrade)
-    planned = Rehearsal(engine, "head", (), "upgrade", [Trial(NEW, "", {})])
-    return rehearsal.why_not_in_a_transaction(planned, read_history(versions_folder(config)))
+def reason_for_a_copy(upgrade: str, downgrade: str, folder: Path) -> str | None:
+    add_revision(folder, NEW, REVISIONS[-1], upgrade, downgrade)
+    planned = Rehearsal("postgresql", "head", (), "upgrade", [Trial(NEW, "", {})])
+    return rehearsal.why_not_in_one_transaction(planned, read_history(folder / "migrations/versions"))
 
 
 @pytest.mark.parametrize(
@@ -405,17 +461,14 @@ def reason_for_a_copy(engine: str, upgrade: str, downgrade: str, config: Config)
         ("op.execute('VACUUM')", "VACUUM"),
         ("op.get_bind().commit()", "commit"),
         ("op.execute('UPDATE users SET email = 1; commit')", "commit"),
-        ("op.execute('CREATE INDEX CONCURRENTLY i ON users (email)')", "INDEX CONCURRENTLY"),
-        ("op.execute('REINDEX TABLE CONCURRENTLY users')", "REINDEX TABLE CONCURRENTLY"),
-        ("op.execute('ALTER TABLE t DETACH PARTITION p CONCURRENTLY')", "DETACH PARTITION p CONCURRENTLY"),
-        ("op.create_index('i', 'users', ['email'], postgresql_concurrently=True)", "postgresql_concurrently=True"),
-        ("op.execute('ALTER SYSTEM SET work_mem = 1')", "ALTER SYSTEM"),
+        ("op.execute(sa.select(sa.func.setval('users_id_seq', 99)))", "setval"),
+        ("op.execute('ALTER TYPE mood ADD  VALUE \\'calm\\'')", "ADD VALUE"),
     ],
 )
-def test_the_reason_for_a_copy_is_found_in_the_text(code: str, found: str, config: Config) -> None:
-    reason = reason_for_a_copy("postgresql", f"    {code}", "    pass", config)
+def test_the_reason_for_a_copy_is_found_in_the_text(code: str, found: str, folder: Path) -> None:
+    reason = reason_for_a_copy(f"    {code}", "    pass", folder)
 
-    assert reason == f"revision {NEW} has {found}, which no transaction takes back"
+    assert reason == f"revision {NEW} has {found}, which cannot be tried in one transaction"
 
 
 @pytest.mark.parametrize(
@@ -428,8 +481,8 @@ def test_the_reason_for_a_copy_is_found_in_the_text(code: str, found: str, confi
     ],
     ids=["only mentioned", "the other direction", "temporary", "a view"],
 )
-def test_what_a_transaction_takes_back_needs_no_copy(upgrade: str, downgrade: str, config: Config) -> None:
-    assert reason_for_a_copy("postgresql", upgrade, downgrade, config) is None
+def test_what_can_be_tried_in_a_transaction_needs_no_copy(upgrade: str, downgrade: str, folder: Path) -> None:
+    assert reason_for_a_copy(upgrade, downgrade, folder) is None
 
 
 @only_postgresql
@@ -442,6 +495,31 @@ def test_who_may_not_make_a_database_is_told_how(full_url: str) -> None:
         scratch_database(full_url.replace("postgres@", "limited@")),
     ):
         pass
+
+
+# --- as if it were committed ------------------------------------------------------------------------------------------
+
+DEFERRED = '    op.execute("ALTER TABLE users ADD UNIQUE (email) DEFERRABLE INITIALLY DEFERRED")\n'
+
+
+@only_postgresql
+@pytest.mark.parametrize("copy", [False, True], ids=["in place", "on a copy"])
+def test_what_the_commit_would_refuse_is_a_failure(full_url: str, folder: Path, copy: bool) -> None:
+    add_revision(folder, NEW, REVISIONS[-1], f"{DEFERRED}{ALL_EMAILS}")
+
+    failure = rehearsed(full_url, copy=copy).failure
+
+    assert failure is not None
+    assert failure.error == 'duplicate key value violates unique constraint "users_email_key"'
+
+
+@only_postgresql
+def test_what_a_commit_would_have_checked_is_not_in_the_way_of_the_next_revision(full_url: str, folder: Path) -> None:
+    wrong_for_a_while = f'{ALL_EMAILS}    op.execute("UPDATE users SET email = username")'
+    add_revision(folder, NEW, REVISIONS[-1], f"{DEFERRED}{wrong_for_a_while}")
+    add_revision(folder, "f" * 13, NEW, f"{ADD_COLUMN}{wrong_for_a_while}")
+
+    assert rehearsed(full_url).failure is None
 
 
 # --- locks and rows ---------------------------------------------------------------------------------------------------
@@ -457,9 +535,9 @@ def test_who_may_not_make_a_database_is_told_how(full_url: str) -> None:
     ],
 )
 def test_the_lock_of_a_statement_is_named(
-    full_url: str, config: Config, code: str, beginning: str, lock: tuple[str, str]
+    full_url: str, folder: Path, code: str, beginning: str, lock: tuple[str, str]
 ) -> None:
-    result = tried(full_url, code, config)
+    result = tried(full_url, code, folder)
 
     (taken,) = statement(result, beginning).locks
     assert (taken.table, taken.mode, taken.blocks) == ("users", *lock)
@@ -469,7 +547,7 @@ def test_the_lock_of_a_statement_is_named(
 
 @only_postgresql
 def test_a_lock_is_told_where_it_is_taken_and_only_on_tables_that_were_there(older_url: str) -> None:
-    result = rehearse(older_url, settings=settings(older_url))
+    result = rehearsed(older_url)
 
     told = [(each.sql.split("(")[0].strip(), each.locks) for each in only(result).statements if each.locks]
     assert [(sql, lock.table, lock.mode) for sql, locks in told for lock in locks if lock.is_felt] == [
@@ -478,30 +556,37 @@ def test_a_lock_is_told_where_it_is_taken_and_only_on_tables_that_were_there(old
 
 
 @only_postgresql
+def test_a_lock_is_on_the_name_that_others_know(full_url: str, folder: Path) -> None:
+    result = tried(full_url, '    op.rename_table("users", "people"); op.execute("DELETE FROM people")', folder)
+
+    assert [(lock.table, lock.mode) for lock in only(result).locks] == [("users", "AccessExclusiveLock")]
+
+
+@only_postgresql
 def test_locks_that_an_earlier_revision_hides_are_seen_on_a_copy(full_url: str) -> None:
-    in_place = rehearse(full_url, "base", settings=settings(full_url))
-    on_a_copy = rehearse(full_url, "base", settings=settings(full_url), copy=True)
+    in_place = rehearsed(full_url, "base")
+    on_a_copy = rehearsed(full_url, "base", copy=True)
 
     assert [trial.locked_before for trial in in_place.revisions] == [[], ["users"], ["users"], ["users"]]
     assert [trial.locked_before for trial in on_a_copy.revisions] == [[], [], [], []]
     assert ["users" in {lock.table for lock in trial.locks} for trial in on_a_copy.revisions] == [True] * 4
 
 
-def test_the_rows_that_a_statement_touches_are_counted(full_url: str, config: Config) -> None:
+def test_the_rows_that_a_statement_touches_are_counted(full_url: str, folder: Path) -> None:
     code = f"""
 {ADD_COLUMN}{ALL_EMAILS}
     op.get_bind().execute(sa.text("SELECT * FROM users"))
     op.bulk_insert(sa.table("profiles", sa.column("user_id"), sa.column("status")), [])
     op.execute("DELETE FROM profiles WHERE user_id = 1")
 """
-    result = tried(full_url, code, config)
+    result = tried(full_url, code, folder)
 
     beginnings = ("ALTER TABLE", "UPDATE users", "SELECT *", "DELETE")
     assert [statement(result, beginning).rows for beginning in beginnings] == [None, 2, None, 1]
 
 
-def test_the_record_is_kept_as_the_real_one_keeps_it(full_url: str, config: Config) -> None:
-    result = tried(full_url, "    pass", config)
+def test_the_record_is_kept_as_the_real_one_keeps_it(full_url: str, folder: Path) -> None:
+    result = tried(full_url, "    pass", folder)
 
     around = [each.sql for each in only(result).statements if each.kind == "around"]
     assert [sql.split(" (")[0] for sql in around if sql.startswith(("INSERT", "UPDATE"))] == [
@@ -510,8 +595,8 @@ def test_the_record_is_kept_as_the_real_one_keeps_it(full_url: str, config: Conf
     ]
 
 
-def test_values_are_not_shown(full_url: str, config: Config) -> None:
-    result = tried(full_url, "    op.get_bind().execute(sa.text('SELECT :word'), {'word': 'swordfish'})", config)
+def test_values_are_not_shown(full_url: str, folder: Path) -> None:
+    result = tried(full_url, "    op.get_bind().execute(sa.text('SELECT :word'), {'word': 'swordfish'})", folder)
 
     assert "swordfish" not in json.dumps(as_json(result))
     assert "swordfish" not in printed(result)
@@ -526,30 +611,30 @@ def printed(rehearsal: Rehearsal, width: int = 100) -> str:
 
 
 @only_postgresql
-def test_numbers_that_a_revision_took_from_a_sequence_are_told(full_url: str, config: Config) -> None:
+def test_numbers_that_a_revision_took_from_a_sequence_are_told(own_url: str, folder: Path) -> None:
     insert = "INSERT INTO users (username, email, created_at) VALUES ('eve', 'e@example.com', now())"
 
-    result = tried(full_url, f'    op.execute("{insert}")', config)
+    result = tried(own_url, f'    op.execute("{insert}")', folder)
 
     (note,) = result.notes
     assert "numbers from public.users_id_seq" in note
 
 
 @only_postgresql
-def test_numbers_that_others_took_meanwhile_are_not_told(full_url: str, config: Config) -> None:
+def test_numbers_that_others_took_meanwhile_are_not_told(own_url: str, folder: Path) -> None:
     others = f"""
     import psycopg
-    with psycopg.connect({full_url!r}) as other:
+    with psycopg.connect({own_url!r}) as other:
         other.execute("SELECT nextval('users_id_seq')")
 """
-    assert tried(full_url, others, config).notes == []
+    assert tried(own_url, others, folder).notes == []
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_downgrade_loses_is_counted_and_is_a_warning(full_url: str) -> None:
-    result = rehearse(full_url, REVISIONS[0], settings=settings(full_url))
+    result = rehearsed(full_url, REVISIONS[0])
 
     assert [trial.losses for trial in result.revisions] == [
         {"transfers": 1, "accounts": 1},
@@ -561,14 +646,19 @@ def test_what_a_downgrade_loses_is_counted_and_is_a_warning(full_url: str) -> No
     assert "-x accept-loss=users.phone_number" in " ".join(printed(result).split())
 
 
-def test_what_an_earlier_revision_would_take_away_has_to_be_accepted_too(
-    full_url: str, config: Config, folder: Path
-) -> None:
+def test_a_loss_that_the_file_does_not_tell_is_not_counted(own_url: str, folder: Path) -> None:
+    add_revision(folder, NEW, REVISIONS[-1], "    pass", "    for table in ():\n        op.drop_table(table)")
+    command.upgrade(config_of(folder), NEW)
+
+    assert "! It loses data (what it drops cannot be told from its file)." in printed(rehearsed(own_url, "-1"))
+
+
+def test_what_an_earlier_revision_would_take_away_has_to_be_accepted_too(own_url: str, folder: Path) -> None:
     # The real command counts everything before it begins.
     add_revision(folder, NEW, REVISIONS[-1], "    pass", '    op.execute("DELETE FROM access_tokens")')
-    command.upgrade(config, NEW)
+    command.upgrade(config_of(folder), NEW)
 
-    result = rehearse(full_url, REVISIONS[1], settings=settings(full_url), config=config)
+    result = rehearsed(own_url, REVISIONS[1])
 
     assert result.revisions[-1].losses == {"access_tokens": 1}
     assert result.command == f"alembic -x accept-loss=transfers,accounts,access_tokens downgrade {REVISIONS[1]}"
@@ -576,7 +666,7 @@ def test_what_an_earlier_revision_would_take_away_has_to_be_accepted_too(
 
 @only_postgresql
 def test_a_downgrade_locks_what_it_counts_as_the_real_one_does(full_url: str) -> None:
-    locked = statement(rehearse(full_url, "-1", settings=settings(full_url)), "LOCK TABLE")
+    locked = statement(rehearsed(full_url, "-1"), "LOCK TABLE")
 
     assert {(lock.table, lock.mode) for lock in locked.locks} == {
         (table, "AccessExclusiveLock") for table in ("accounts", "transfers", "entries")
@@ -589,14 +679,14 @@ VOLATILE = '    op.execute("ALTER TABLE users ADD COLUMN word UUID NOT NULL DEFA
 
 
 @only_postgresql
-def test_squawk_is_asked_and_its_findings_are_at_their_statements(full_url: str, config: Config) -> None:
+def test_squawk_is_asked_and_its_findings_are_at_their_statements(full_url: str, folder: Path) -> None:
     code = f"""
     op.create_table("gifts", sa.Column("id", sa.BigInteger(), primary_key=True))
     op.create_index("ix_gifts_id", "gifts", ["id"])
     op.create_index("ix_users_email", "users", ["email"])
 {VOLATILE}
 """
-    result = tried(full_url, code, config)
+    result = tried(full_url, code, folder)
 
     found = {each.sql[:30]: rules(each.findings) for each in only(result).statements if each.findings}
     assert found == {
@@ -610,9 +700,9 @@ def test_squawk_is_asked_and_its_findings_are_at_their_statements(full_url: str,
 
 
 @only_postgresql
-def test_a_table_that_is_written_anew_is_named(full_url: str, config: Config) -> None:
+def test_a_table_that_is_written_anew_is_named(full_url: str, folder: Path) -> None:
     result = tried(
-        full_url, '    op.execute("ALTER TABLE users ALTER COLUMN email TYPE INTEGER USING length(email)")', config
+        full_url, '    op.execute("ALTER TABLE users ALTER COLUMN email TYPE INTEGER USING length(email)")', folder
     )
 
     (finding,) = (finding for finding in statement(result, "ALTER").findings if finding.rule == "table-rewrite")
@@ -620,8 +710,8 @@ def test_a_table_that_is_written_anew_is_named(full_url: str, config: Config) ->
 
 
 @only_postgresql
-def test_an_emptied_table_is_not_written_anew(full_url: str, config: Config) -> None:
-    assert statement(tried(full_url, '    op.execute("TRUNCATE access_tokens")', config), "TRUNCATE").findings == []
+def test_an_emptied_table_is_not_written_anew(full_url: str, folder: Path) -> None:
+    assert statement(tried(full_url, '    op.execute("TRUNCATE access_tokens")', folder), "TRUNCATE").findings == []
 
 
 def said(sql: str, **more: Any) -> Statement:
@@ -650,11 +740,11 @@ def test_a_downgrade_may_drop_what_its_upgrade_made() -> None:
 
 @only_postgresql
 def test_without_squawk_it_is_said_that_its_rules_were_not_applied(
-    full_url: str, config: Config, monkeypatch: pytest.MonkeyPatch
+    full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
 
-    assert tried(full_url, ADD_COLUMN, config).notes == [
+    assert tried(full_url, ADD_COLUMN, folder).notes == [
         "squawk is not installed (pip install -r requirements.txt), so its rules were not applied."
     ]
 
@@ -662,41 +752,42 @@ def test_without_squawk_it_is_said_that_its_rules_were_not_applied(
 # --- what is unsafe on both -------------------------------------------------------------------------------------------
 
 
-def test_a_column_with_rows_that_becomes_not_null_is_named(full_url: str, config: Config) -> None:
+def test_a_column_with_rows_that_becomes_not_null_is_named(full_url: str, folder: Path) -> None:
     required = """
     op.execute("UPDATE users SET phone_number = '+4915112345678'")
     with op.batch_alter_table("users") as batch_op:
         batch_op.alter_column("phone_number", nullable=False)
 """
-    (finding,) = (each for each in findings(tried(full_url, required, config)) if each.rule == "newly-required")
+    (finding,) = (each for each in findings(tried(full_url, required, folder)) if each.rule == "newly-required")
 
     assert finding.message.startswith("users.phone_number becomes NOT NULL in a table that has rows")
 
 
-def test_a_column_without_rows_may_become_not_null(url: str, config: Config) -> None:
+def test_a_column_without_rows_may_become_not_null(own_url: str, folder: Path) -> None:
+    query(own_url, "DELETE FROM access_tokens")
     required = """
-    with op.batch_alter_table("users") as batch_op:
-        batch_op.alter_column("phone_number", nullable=False)
+    with op.batch_alter_table("access_tokens") as batch_op:
+        batch_op.alter_column("name", nullable=False)
 """
-    assert "newly-required" not in rules(findings(tried(url, required, config)))
+    assert "newly-required" not in rules(findings(tried(own_url, required, folder)))
 
 
 def test_a_statement_that_touches_many_rows_is_named(
-    full_url: str, config: Config, monkeypatch: pytest.MonkeyPatch
+    full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unsafe, "MANY_ROWS", 1)
 
-    result = tried(full_url, f"{ALL_EMAILS}    op.execute('DELETE FROM access_tokens')", config)
+    result = tried(full_url, f"{ALL_EMAILS}    op.execute('DELETE FROM access_tokens')", folder)
 
     (finding,) = findings(result)
     assert statement(result, "UPDATE users").findings == [finding]
     assert finding.message.startswith("It touches 2 rows at once")
 
 
-def test_what_is_slow_is_named(full_url: str, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_slow_is_named(full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unsafe, "SLOW", 0)
 
-    result = tried(full_url, ADD_COLUMN, config)
+    result = tried(full_url, ADD_COLUMN, folder)
 
     assert "slow-statement" in rules(statement(result, "ALTER TABLE").findings)
     assert ("long-lock" in rules(only(result).findings)) == (result.engine == "postgresql")
@@ -723,10 +814,10 @@ INSERT INTO plain VALUES (1, '007'), (2, 'x');
 
 
 @pytest.fixture
-def things_url(full_url: str) -> str:
+def things_url(own_url: str) -> str:
     """A database with tables that a rebuild does not bring back whole."""
-    run_script(full_url, THINGS)
-    return full_url
+    run_script(own_url, THINGS)
+    return own_url
 
 
 def rebuilt(code: str) -> str:
@@ -760,8 +851,8 @@ def lost(rehearsal: Rehearsal) -> list[str]:
 
 
 @only_sqlite
-def test_what_a_rebuild_by_alembic_loses_is_named(things_url: str, config: Config) -> None:
-    result = tried(things_url, rebuilt("batch_op.add_column(sa.Column('more', sa.Text()))"), config)
+def test_what_a_rebuild_by_alembic_loses_is_named(things_url: str, folder: Path) -> None:
+    result = tried(things_url, rebuilt("batch_op.add_column(sa.Column('more', sa.Text()))"), folder)
 
     assert lost(result) == [
         "CHECK without a name on things: length(name) > 0",
@@ -774,37 +865,37 @@ def test_what_a_rebuild_by_alembic_loses_is_named(things_url: str, config: Confi
 
 
 @only_sqlite
-def test_what_a_revision_drops_itself_is_not_lost(things_url: str, config: Config) -> None:
+def test_what_a_revision_drops_itself_is_not_lost(things_url: str, folder: Path) -> None:
     code = rebuilt("batch_op.drop_constraint(op.f('ck_code'), type_='check'); batch_op.drop_index('ix_things_name')")
 
-    assert not [each for each in lost(tried(things_url, code, config)) if "ck_code" in each or "ix_things_name" in each]
+    assert not [each for each in lost(tried(things_url, code, folder)) if "ck_code" in each or "ix_things_name" in each]
 
 
 @only_sqlite
 @pytest.mark.parametrize("name", ["'status'", "op.f('ck_profiles_status')"])
-def test_a_check_that_a_revision_drops_by_its_short_name_is_not_lost(full_url: str, config: Config, name: str) -> None:
+def test_a_check_that_a_revision_drops_by_its_short_name_is_not_lost(full_url: str, folder: Path, name: str) -> None:
     code = f"""
     with op.batch_alter_table("profiles") as batch_op:
         batch_op.drop_constraint({name}, type_="check")
 """
-    assert lost(tried(full_url, code, config)) == []
+    assert lost(tried(full_url, code, folder)) == []
 
 
 @only_sqlite
-def test_what_hangs_on_a_dropped_column_is_not_lost(things_url: str, config: Config) -> None:
+def test_what_hangs_on_a_dropped_column_is_not_lost(things_url: str, folder: Path) -> None:
     result = tried(
-        things_url, rebuilt("batch_op.drop_constraint(op.f('ck_code')); batch_op.drop_column('code')"), config
+        things_url, rebuilt("batch_op.drop_constraint(op.f('ck_code')); batch_op.drop_column('code')"), folder
     )
 
     assert not [each for each in lost(result) if "code" in each]
 
 
 @only_sqlite
-def test_what_a_revision_makes_again_is_not_lost(things_url: str, config: Config) -> None:
+def test_what_a_revision_makes_again_is_not_lost(things_url: str, folder: Path) -> None:
     trigger = "CREATE TRIGGER no_two AFTER INSERT ON things BEGIN DELETE FROM things WHERE name = 'no'; END"
     code = rebuilt("batch_op.add_column(sa.Column('more', sa.Text()))") + f"    op.execute({trigger!r})\n"
 
-    assert not [each for each in lost(tried(things_url, code, config)) if "no_two" in each]
+    assert not [each for each in lost(tried(things_url, code, folder)) if "no_two" in each]
 
 
 PLAIN = "id INTEGER PRIMARY KEY, code TEXT) STRICT --"
@@ -816,6 +907,7 @@ PLAIN = "id INTEGER PRIMARY KEY, code TEXT) STRICT --"
     [
         (PLAIN, "SELECT * FROM plain", []),
         (PLAIN, "SELECT * FROM plain WHERE id = 1", ["1 of the 2 rows of plain"]),
+        ("id INTEGER PRIMARY KEY) STRICT --", "SELECT id FROM plain", ["the column plain.code with its values"]),
         ("id INTEGER PRIMARY KEY, code TEXT", "SELECT * FROM plain", ["STRICT of plain"]),
         (
             "id INTEGER PRIMARY KEY, code NUMERIC",
@@ -826,34 +918,34 @@ PLAIN = "id INTEGER PRIMARY KEY, code TEXT) STRICT --"
             ],
         ),
     ],
-    ids=["nothing", "rows", "strictness", "types of values"],
+    ids=["nothing", "rows", "a column", "strictness", "types of values"],
 )
 def test_what_a_rebuild_by_hand_loses_is_named(
-    things_url: str, config: Config, columns: str, rows: str, losses: list[str]
+    things_url: str, folder: Path, columns: str, rows: str, losses: list[str]
 ) -> None:
-    assert lost(tried(things_url, by_hand(columns, rows), config)) == losses
+    assert lost(tried(things_url, by_hand(columns, rows), folder)) == losses
 
 
 @only_sqlite
-def test_what_is_deleted_after_a_rebuild_is_not_lost_by_it(things_url: str, config: Config) -> None:
+def test_what_is_deleted_after_a_rebuild_is_not_lost_by_it(things_url: str, folder: Path) -> None:
     code = by_hand(PLAIN, "SELECT * FROM plain", "DELETE FROM plain", "DROP TABLE plain")
 
-    assert lost(tried(things_url, code, config)) == []
+    assert lost(tried(things_url, code, folder)) == []
 
 
 @only_sqlite
-def test_each_of_several_rebuilds_counts(things_url: str, config: Config) -> None:
+def test_each_of_several_rebuilds_counts(things_url: str, folder: Path) -> None:
     again = rebuilt("batch_op.add_column(sa.Column('more', sa.Text()))")
     code = rebuilt("batch_op.alter_column('code', type_=sa.Integer())") + again
 
-    losses = lost(tried(things_url, code, config))
+    losses = lost(tried(things_url, code, folder))
     assert "The rebuild changes the type of values in things.code: 0 integer are now 2, 2 text are now 0" in losses
     assert "the trigger no_two on things" in losses
 
 
 @only_sqlite
-def test_a_table_that_is_only_dropped_is_not_looked_at(things_url: str, config: Config) -> None:
-    assert lost(tried(things_url, '    op.drop_table("things")', config)) == []
+def test_a_table_that_is_only_dropped_is_not_looked_at(things_url: str, folder: Path) -> None:
+    assert lost(tried(things_url, '    op.drop_table("things")', folder)) == []
 
 
 @only_sqlite
@@ -864,10 +956,10 @@ def test_a_table_that_is_only_dropped_is_not_looked_at(things_url: str, config: 
         "CREATE TRIGGER names AFTER INSERT ON profiles BEGIN DELETE FROM users WHERE id = 0; END",
     ],
 )
-def test_what_stands_in_the_way_of_a_rebuild_is_named(full_url: str, config: Config, reader: str) -> None:
-    query(full_url, reader)
+def test_what_stands_in_the_way_of_a_rebuild_is_named(own_url: str, folder: Path, reader: str) -> None:
+    query(own_url, reader)
 
-    result = tried(full_url, REBUILD, config)
+    result = tried(own_url, REBUILD, folder)
 
     assert result.failure is not None
     assert "names" in result.failure.error
@@ -878,8 +970,8 @@ def test_what_stands_in_the_way_of_a_rebuild_is_named(full_url: str, config: Con
 
 
 @only_sqlite
-def test_rows_that_a_rebuild_would_orphan_are_a_failure(full_url: str, config: Config) -> None:
-    result = tried(full_url, '    op.execute("DELETE FROM users")', config)
+def test_rows_that_a_rebuild_would_orphan_are_a_failure(full_url: str, folder: Path) -> None:
+    result = tried(full_url, '    op.execute("DELETE FROM users")', folder)
 
     assert result.failure is not None
     assert result.failure.error.startswith("4 rows would refer to rows that do not exist")
@@ -933,11 +1025,11 @@ def somebody_at_work(url: str) -> Iterator[None]:
         connection.rollback()
 
 
-def test_a_lock_that_somebody_holds_ends_the_rehearsal_in_time(full_url: str, config: Config) -> None:
+def test_a_lock_that_somebody_holds_ends_the_rehearsal_in_time(full_url: str, folder: Path) -> None:
     before = everything(full_url)
 
     with somebody_at_work(full_url), pytest.raises(CommandError) as raised:
-        tried(full_url, ADD_COLUMN, config)
+        tried(full_url, ADD_COLUMN, folder)
 
     words = "Another process has been writing for 0.3 seconds"
     if full_url.startswith("postgresql"):
@@ -948,11 +1040,11 @@ def test_a_lock_that_somebody_holds_ends_the_rehearsal_in_time(full_url: str, co
     assert everything(full_url) == before
 
 
-def test_on_a_copy_nobody_is_in_the_way(full_url: str, config: Config, folder: Path) -> None:
+def test_on_a_copy_nobody_is_in_the_way(full_url: str, folder: Path) -> None:
     add_revision(folder, NEW, REVISIONS[-1], ADD_COLUMN)
 
     with somebody_at_work(full_url):
-        result = rehearse(full_url, settings=settings(full_url), config=config, copy=True)
+        result = rehearsed(full_url, copy=True)
 
     assert (result.failure, [trial.id for trial in result.revisions]) == (None, [NEW])
 
@@ -965,6 +1057,15 @@ def test_while_somebody_migrates_nothing_is_rehearsed(full_url: str) -> None:
         pytest.raises(CommandError, match="Another process migrates this database"),
     ):
         rehearse(full_url, "-1", settings=patient)
+
+
+def test_a_file_that_is_no_database_is_exit_code_2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{folder / 'migrations/env.py'}")
+
+    result = run()
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "The database cannot be used: file is not a database. Nothing was changed.\n"
 
 
 @only_postgresql
@@ -1007,11 +1108,10 @@ def test_a_rehearsal_with_warnings_is_exit_code_1_and_says_what_to_do(full_url: 
 
 
 def test_a_migration_that_fails_is_exit_code_1_and_is_not_recommended(
-    full_url: str, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+    full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_revision(folder, NEW, REVISIONS[-1], '    op.execute("SELECT nonsense")')
     add_revision(folder, "f" * 13, NEW, "    pass")
-    monkeypatch.setattr(rehearsal, "Config", lambda _: config)
 
     result = run()
 
@@ -1038,10 +1138,9 @@ def test_the_document_has_the_same_facts(older_url: str) -> None:
 
 
 def test_the_document_of_a_failure_names_the_statement(
-    full_url: str, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+    full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_revision(folder, NEW, REVISIONS[-1], '    op.execute("SELECT nonsense")')
-    monkeypatch.setattr(rehearsal, "Config", lambda _: config)
 
     result = run("--json")
 
@@ -1051,10 +1150,9 @@ def test_the_document_of_a_failure_names_the_statement(
 
 
 def test_what_a_revision_prints_is_not_in_the_document(
-    full_url: str, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+    full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_revision(folder, NEW, REVISIONS[-1], "    print('half way')")
-    monkeypatch.setattr(rehearsal, "Config", lambda _: config)
 
     result = run("--json")
 
@@ -1062,12 +1160,12 @@ def test_what_a_revision_prints_is_not_in_the_document(
     assert "half way" in result.stderr
 
 
-def test_a_statement_that_is_sent_often_is_one_line(full_url: str, config: Config) -> None:
+def test_a_statement_that_is_sent_often_is_one_line(full_url: str, folder: Path) -> None:
     loop = """
     for _ in range(100):
         op.execute("UPDATE users SET email = email")
 """
-    result = tried(full_url, loop, config)
+    result = tried(full_url, loop, folder)
 
     (line,) = (line for line in printed(result).splitlines() if "UPDATE users" in line)
     assert line.split()[2:] == ["200", "rows", "100", "×", "UPDATE", "users", "SET", "email", "=", "email"]
