@@ -835,7 +835,7 @@ def test_a_load_comes_to_its_turn_although_who_reads_goes_on_to_write(full_url: 
             connection.execute("SET LOCAL lock_timeout = 500")
             connection.execute("SELECT count(*) FROM users")
             reading.set()
-            wait_until(lambda: len(files_in(folder)) > 2, "the load to lock and to save")
+            wait_until(lambda: files_in(folder)[-1].startswith("replaced-"), "the load to lock and to save")
             with pytest.raises((psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)):
                 connection.execute("UPDATE users SET email = 'late@example.com'")
 
