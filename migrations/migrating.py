@@ -199,7 +199,8 @@ class Run:
                 "alembic -x saved=elsewhere …"
             )
         try:
-            save = saves.save(self.url, folder, f"before-{step.revision.revision}-{now():%Y%m%dT%H%M%S%f}")
+            name = f"before-{step.revision.revision}-{now():%Y%m%dT%H%M%S%f}"
+            save = saves.save(self.url, folder, name, lock_timeout=self.settings.lock_timeout)
         except saves.SaveError as error:
             raise CommandError(
                 f"{what}, and no copy could be taken first. {error} Nothing was changed. To go on without one, set "

@@ -135,6 +135,19 @@ def publish(copy: Path, folder: Path, name: str, contents: Contents, progress: P
     return save
 
 
+@contextmanager
+def discarded_on_failure(replaced: list[Save], folder: Path) -> Iterator[None]:
+    """Remove the save of what was to be replaced where nothing was: it is one more copy of what is still there."""
+    try:
+        yield
+    except BaseException:
+        for save in replaced:
+            # The description first, so that no half of a save is listed.
+            (folder / f"{save.name}.json").unlink(missing_ok=True)
+            save.copy_in(folder).unlink(missing_ok=True)
+        raise
+
+
 def read(folder: Path, name: str) -> Save:
     """The save of this name, as its description says. Raises SaveRefused where one of its two files is not there."""
     check_name(name)

@@ -1,5 +1,6 @@
 """Saves of PostgreSQL: pg_dump, and what it dumped brought back in one transaction."""
 
+import logging
 import os
 import re
 import shutil
@@ -27,9 +28,12 @@ from migrations.save_files import (
     Save,
     SaveError,
     SaveRefused,
+    discarded_on_failure,
     temporary,
 )
 from models import now
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -130,28 +134,40 @@ def load_postgresql(
     with connect_postgresql(url, lock_timeout) as connection:
         tables = tables_of_postgresql(connection)
         there = contents_of_postgresql(connection)
+        roles = {role for (role,) in connection.execute("SELECT quote_ident(rolname) FROM pg_roles")}
     if there.schema_name != chosen.schema_name:
         raise SaveRefused(
             f"Save {chosen.name} is of the schema {chosen.schema_name}, and the current one is {there.schema_name}. "
             f"{UNCHANGED} The search_path of the role, or in the URL, says which schema is current."
         )
-    dump, version, replaced = chosen.copy_in(folder), there.server_version, None
-    entries = entries_of(dump, url, version)
+    dump, version, replaced = chosen.copy_in(folder), there.server_version, list[Save]()
+    entries, grants = entries_of(dump, url, version)
+    with script_of(dump, grants, url, version) as script:
+        granting, missing = grants_to(roles, script)
     with Psql(url, version) as psql:
-        psql.run(f"SET client_min_messages = error; {NO_LIMITS}")
-        psql.run(f"BEGIN; SET LOCAL lock_timeout = {milliseconds(lock_timeout)};")
-        if tables:
-            psql.run(lock_command(tables, "EXCLUSIVE", lock_timeout))
-            # From here on everybody reads what is there, and nobody adds to it.
-            replaced = keep()
-            psql.run(lock_command(tables, "ACCESS EXCLUSIVE", lock_timeout))
-        psql.run(DROP)
-        with script_of(dump, entries, url, version) as script:
-            psql.send(script, sum(chosen.rows.values()), progress)
-        expected = chosen.model_dump_json(include={"schema_name", "rows", "revision"})
-        psql.run(CHECK.format(expected=sql.Literal(expected).as_string(), tables=TABLES))
+        with discarded_on_failure(replaced, folder):
+            psql.run(f"SET client_min_messages = error; {NO_LIMITS}")
+            psql.run(f"BEGIN; SET LOCAL lock_timeout = {milliseconds(lock_timeout)};")
+            if tables:
+                psql.run(lock_command(tables, "EXCLUSIVE", lock_timeout))
+                # From here on everybody reads what is there, and nobody adds to it.
+                replaced.append(keep())
+                psql.run(lock_command(tables, "ACCESS EXCLUSIVE", lock_timeout))
+            psql.run(DROP)
+            with script_of(dump, entries, url, version) as script:
+                psql.send(chain(script, granting), sum(chosen.rows.values()), progress)
+            expected = chosen.model_dump_json(include={"schema_name", "rows", "revision"})
+            psql.run(CHECK.format(expected=sql.Literal(expected).as_string(), tables=TABLES))
         psql.commit()
-    return replaced
+    if missing:
+        logger.warning(
+            "The server has no role %s, so nothing was granted to it. To have the grants too: create it (CREATE ROLE "
+            "%s), and load %s again.",
+            ", ".join(sorted(missing)),
+            min(missing),
+            chosen.name,
+        )
+    return replaced[0] if replaced else None
 
 
 def lock_command(tables: list[tuple[str, str]], mode: str, lock_timeout: float) -> str:
@@ -159,14 +175,30 @@ def lock_command(tables: list[tuple[str, str]], mode: str, lock_timeout: float) 
     return LOCK.format(tables=identifiers(tables).as_string(), mode=mode, seconds=PATIENCE * lock_timeout)
 
 
-def entries_of(dump: Path, url: str, server_version: str) -> bytes:
-    """pg_restore's list of what the save holds, but for the schema itself, which stays with what is granted on it."""
+def entries_of(dump: Path, url: str, server_version: str) -> tuple[bytes, bytes]:
+    """pg_restore's list of what the save holds, and apart from it the grants.
+
+    Without the schema itself, which stays with what is granted on it.
+    """
     with start("pg_restore", url, server_version, "--list", str(dump)) as listing:
         entries, said = listing.communicate()
     if listing.returncode:
         newer = "Where it says unsupported version, a newer pg_dump made the save, and pg_restore has to be as new."
         raise SaveError(f"{UNCHANGED} pg_restore says: {complaint(said.splitlines())}. {newer}")
-    return re.sub(ABOUT_THE_SCHEMA, b"", entries)
+    kept = re.sub(ABOUT_THE_SCHEMA, b"", entries)
+    return re.sub(GRANTS, b"", kept), b"".join(each[0] for each in re.finditer(GRANTS, kept))
+
+
+def grants_to(roles: set[str], script: Iterable[bytes]) -> tuple[list[bytes], set[str]]:
+    """What a script grants to these roles, and the other roles in it: a save comes to servers that know fewer."""
+    granting, missing = [], set[str]()
+    for line in script:
+        named = re.search(GRANTED_ROLE, line.decode())
+        if named is None or named[1] in {"PUBLIC", *roles}:
+            granting.append(line)
+        else:
+            missing.add(named[1])
+    return granting, missing
 
 
 @contextmanager
@@ -246,7 +278,10 @@ class Psql:
 
 def failure(said: Iterable[bytes]) -> SaveError:
     """What to say when psql has failed before its COMMIT."""
-    return SaveError(f"{UNCHANGED} PostgreSQL says: {complaint(said)}")
+    fault = complaint(said)
+    role = re.fullmatch(r"role (\".+\") does not exist", fault)
+    advice = f". A policy in the save needs it. Create it, and load again: CREATE ROLE {role[1]}" if role else ""
+    return SaveError(f"{UNCHANGED} PostgreSQL says: {fault}{advice}")
 
 
 def complaint(said: Iterable[bytes]) -> str:
@@ -294,6 +329,13 @@ ABOUT_THE_SCHEMA = re.compile(
     rb"^\d+; \d+ \d+ (SCHEMA|DEFAULT ACL|(ACL|COMMENT|SECURITY LABEL) - SCHEMA) .*\n", re.MULTILINE
 )
 """Entries in pg_restore's list that are not in the schema, but about it."""
+
+GRANTS = re.compile(rb"^\d+; \d+ \d+ ACL .*\n", re.MULTILINE)
+GRANTED_ROLE = re.compile(
+    r"""^(?:GRANT .* TO|REVOKE .* FROM|SET SESSION AUTHORIZATION) ("(?:[^"]|"")+"|\w+)"""
+    r"(?: WITH GRANT OPTION)?;$"
+)
+"""The role in a line of a script that restores grants, quoted as it is there."""
 
 NO_LIMITS = """
     SELECT set_config(name, '0', false) FROM pg_settings

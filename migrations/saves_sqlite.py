@@ -23,6 +23,7 @@ from migrations.save_files import (
     SaveError,
     SaveRefused,
     check_contents,
+    discarded_on_failure,
     temporary,
 )
 from models import now
@@ -87,14 +88,22 @@ def load_sqlite(
                 # The mode in which readers see what was there before until the transaction commits.
                 switch_to_wal(live.cursor())
                 fit_pages(source, live)
-                return replace_sqlite(source, live, keep, progress, seconds=PATIENCE * lock_timeout)
+                return replace_sqlite(source, live, folder, keep, progress, seconds=PATIENCE * lock_timeout)
 
 
 def replace_sqlite(
-    source: sqlite3.Connection, live: sqlite3.Connection, keep: Keep, progress: Progress, *, seconds: float
+    source: sqlite3.Connection,
+    live: sqlite3.Connection,
+    folder: Path,
+    keep: Keep,
+    progress: Progress,
+    *,
+    seconds: float,
 ) -> Save | None:
     """Copy all pages of `source` into `live`, and save what was there once nobody else can write any more."""
     replaced: list[Save] = []
+    unneeded: list[Save] = []
+    pages = step_of(source)
     occupied = bool(tables_of_sqlite(live))
     deadline = time.monotonic() + seconds
 
@@ -109,9 +118,12 @@ def replace_sqlite(
         if occupied and not replaced:
             # The first page has taken the writer's turn, and all still read what was there before.
             replaced.append(keep())
+        # The last step commits, and what interrupts it is only heard after that.
+        unneeded[:] = replaced if remaining > pages else []
         progress("Loading", total - remaining, total)
 
-    source.backup(live, pages=step_of(source), progress=advance, sleep=0.01)
+    with discarded_on_failure(unneeded, folder):
+        source.backup(live, pages=pages, progress=advance, sleep=0.01)
     return replaced[0] if replaced else None
 
 

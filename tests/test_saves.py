@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
@@ -25,7 +26,7 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
-from conftest import AS_OPERATOR, ENGINES, ROOT, alembic, new_database, query, serving, wait_until
+from conftest import AS_OPERATOR, ENGINES, ROOT, new_database, query, serving, wait_until
 from sqlalchemy import make_url
 from test_accounts import order, register_all
 from test_migrations import REVISIONS, Snapshot, fill, look
@@ -54,16 +55,35 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "saves"
 
 
+@pytest.fixture(scope="module")
+def full_templates(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """A database of each engine at head with rows in its tables, to copy."""
+    with ExitStack() as stack:
+        templates = {}
+        for engine in ENGINES:
+            template = request.getfixturevalue(f"{engine}_template")
+            url = stack.enter_context(new_database(engine, tmp_path_factory.mktemp(engine), request, template))
+            fill(url, *REVISIONS)
+            templates[engine] = str(make_url(url).database)
+        yield templates
+
+
 @pytest.fixture
-def full_url(url: str) -> str:
+def full_url(
+    engine: str, tmp_path: Path, request: pytest.FixtureRequest, full_templates: dict[str, str]
+) -> Iterator[str]:
     """A database at head with rows in its tables."""
-    fill(url, *REVISIONS)
-    return url
+    with new_database(engine, tmp_path, request, full_templates[engine]) as url:
+        yield url
 
 
 @pytest.fixture
-def run(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(url: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run one of the operator's commands in this process, with nobody at the terminal."""
+    if "full_url" in request.fixturenames:
+        url = request.getfixturevalue("full_url")
     monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.setenv("SAVES_DIR", str(folder))
     return lambda *arguments: CliRunner().invoke(manage.app, arguments)
@@ -73,6 +93,12 @@ def upgrade(url: str, revision: str) -> None:
     """Run `alembic upgrade` in this process."""
     with patch.dict(os.environ, {"DATABASE_URL": url}):
         command.upgrade(Config(ALEMBIC_INI), revision)
+
+
+def downgrade_to_base(url: str) -> None:
+    """Run `alembic -x accept-loss=all downgrade base` in this process."""
+    with patch.dict(os.environ, {"DATABASE_URL": url}):
+        command.downgrade(Config(ALEMBIC_INI, cmd_opts=Namespace(x=["accept-loss=all"])), "base")
 
 
 def state(url: str) -> Snapshot:
@@ -149,7 +175,7 @@ def test_a_load_undoes_an_upgrade(empty_url: str, folder: Path) -> None:
 def test_a_load_undoes_a_downgrade(full_url: str, folder: Path) -> None:
     before = state(full_url)
     save(full_url, folder, "kept")
-    assert alembic(full_url, "-x", "accept-loss=all", "downgrade", "base").returncode == 0
+    downgrade_to_base(full_url)
     assert state(full_url).schema.keys() == {"alembic_version"}
 
     load(full_url, folder, "kept")
@@ -408,15 +434,15 @@ class Saved(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def databases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Saved]]:
+def databases(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, full_templates: dict[str, str]
+) -> Iterator[dict[str, Saved]]:
     """One of each engine."""
     with ExitStack() as stack:
         databases = {}
         for engine in ENGINES:
             path = tmp_path_factory.mktemp(engine)
-            template = request.getfixturevalue(f"{engine}_template")
-            url = stack.enter_context(new_database(engine, path, request, template))
-            fill(url, *REVISIONS)
+            url = stack.enter_context(new_database(engine, path, request, full_templates[engine]))
             made = save(url, path / "saves", "kept")
             change(url)
             databases[engine] = Saved(url, path / "saves", made, state(url))
@@ -533,32 +559,48 @@ def test_a_load_that_fails_half_way_leaves_everything_as_it_was(full_url: str, f
     change(full_url)
     before = state(full_url)
 
+    files = files_in(folder)
+
     with pytest.raises(RuntimeError, match="The power is gone"):
         load(full_url, folder, "kept", half_way(fail))
 
     assert state(full_url) == before
+    assert files_in(folder) == files
     load(full_url, folder, "kept")
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from migrations import saves
+@only_sqlite
+def test_what_was_replaced_is_kept_when_the_interruption_came_too_late(full_url: str, folder: Path) -> None:
+    save(full_url, folder, "kept")
+    new = state(full_url)
+    change(full_url)
 
-def progress(what, done, total):
-    if what == {what!r} and done >= total * {share}:
-        os.kill(os.getpid(), 9)
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == "Loading" and done == total:
+            raise KeyboardInterrupt
 
-saves.{call}({url!r}, Path({folder!r}), "kept", progress)
-"""
+    with pytest.raises(KeyboardInterrupt):
+        load(full_url, folder, "kept", interrupt)
+
+    assert state(full_url) == new
+    assert len(list_saves(folder)) == 2
 
 
-def run_until_killed(call: str, url: str, folder: Path, what: str, share: float) -> None:
+def run_until_killed(act: Callable[..., object], url: str, folder: Path, what: str, share: float) -> None:
     """Save or load in a process that is killed when this much of something is done."""
-    script = KILLED.format(root=str(ROOT), what=what, share=share, call=call, url=url, folder=str(folder))
-    process = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, timeout=60)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+
+    def progress(said: str, done: int, total: int) -> None:
+        if said == what and done >= total * share:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    # A fork has imported everything already.
+    child = os.fork()
+    if not child:
+        try:
+            act(url, folder, "kept", progress)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 @only_postgresql
@@ -567,7 +609,7 @@ def test_a_load_that_is_killed_leaves_postgresql_as_it_was(full_url: str, folder
     change(full_url)
     before = state(full_url)
 
-    run_until_killed("load", full_url, folder, "Loading", 0)
+    run_until_killed(load, full_url, folder, "Loading", 0)
 
     assert state(full_url) == before
 
@@ -582,14 +624,14 @@ def test_a_load_that_is_killed_leaves_sqlite_with_the_old_or_the_new_whole(
     change(full_url)
     before = state(full_url)
 
-    run_until_killed("load", full_url, folder, "Loading", share)
+    run_until_killed(load, full_url, folder, "Loading", share)
 
     assert state(full_url) == (before if old else new)
     assert query(full_url, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_a_save_that_is_killed_leaves_nothing_that_is_listed(full_url: str, engine: str, folder: Path) -> None:
-    run_until_killed("save", full_url, folder, "Copying" if engine == "sqlite" else "Dumping", 0.5)
+    run_until_killed(save, full_url, folder, "Copying" if engine == "sqlite" else "Dumping", 0.5)
 
     assert list_saves(folder) == []
     assert save(full_url, folder, "kept").name == "kept"
@@ -778,6 +820,7 @@ def test_a_load_names_who_holds_the_tables(full_url: str, folder: Path, statemen
         with pytest.raises(SaveError, match=rf"Process {holder.info.backend_pid}, for \d+ seconds: {statement[:6]}"):
             load(full_url, folder, "kept", lock_timeout=0.05)
 
+    assert files_in(folder) == ["kept.dump", "kept.json"]
     load(full_url, folder, "kept")
 
 
@@ -792,7 +835,7 @@ def test_a_load_comes_to_its_turn_although_who_reads_goes_on_to_write(full_url: 
             connection.execute("SET LOCAL lock_timeout = 500")
             connection.execute("SELECT count(*) FROM users")
             reading.set()
-            wait_until(lambda: len(files_in(folder)) > 2, "the load to lock and to save")
+            wait_until(lambda: files_in(folder)[-1].startswith("replaced-"), "the load to lock and to save")
             with pytest.raises((psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)):
                 connection.execute("UPDATE users SET email = 'late@example.com'")
 
@@ -887,6 +930,51 @@ def test_a_role_that_owns_only_the_tables_can_save_and_load_and_the_grants_stay(
         query(empty_url, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+@pytest.fixture
+def role(full_url: str) -> Iterator[str]:
+    """A role, in quotes that its name needs; a test may drop it."""
+    name = f'"reader {time.time_ns()}"'
+    query(full_url, f"CREATE ROLE {name}")
+    yield name
+    if query(full_url, f"SELECT rolname FROM pg_roles WHERE quote_ident(rolname) = '{name}'"):
+        query(full_url, f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+@only_postgresql
+def test_a_save_is_loaded_without_what_it_grants_to_roles_that_are_not_there(
+    full_url: str, role: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    query(full_url, "GRANT SELECT ON users TO pg_monitor; GRANT SELECT (user_id) ON profiles TO pg_monitor")
+    before = plain_dump(full_url)
+    query(full_url, f"GRANT SELECT ON users TO {role} WITH GRANT OPTION; GRANT SELECT (id) ON transfers TO {role}")
+    query(full_url, f"SET ROLE {role}; GRANT SELECT ON users TO pg_read_all_data")
+    save(full_url, folder, "kept")
+    query(full_url, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    load(full_url, folder, "kept")
+
+    query(full_url, "REVOKE SELECT ON users FROM pg_read_all_data")
+    assert plain_dump(full_url) == before
+    assert [record.getMessage() for record in caplog.records if role in record.getMessage()] == [
+        f"The server has no role {role}, so nothing was granted to it. To have the grants too: create it (CREATE ROLE "
+        f"{role}), and load kept again."
+    ]
+
+
+@only_postgresql
+def test_a_policy_for_a_role_that_is_not_there_says_what_to_create(full_url: str, role: str, folder: Path) -> None:
+    query(full_url, f"CREATE POLICY own ON users TO {role}")
+    save(full_url, folder, "kept")
+    query(full_url, f"DROP OWNED BY {role}; DROP ROLE {role}")
+    before = state(full_url)
+
+    with pytest.raises(SaveError, match=f"Create it, and load again: CREATE ROLE {role}"):
+        load(full_url, folder, "kept")
+
+    assert state(full_url) == before
+    assert files_in(folder) == ["kept.dump", "kept.json"]
+
+
 @only_postgresql
 def test_no_table_can_be_altered_from_before_a_save_sees_it_until_it_is_dumped(url: str) -> None:
     # A table that is rewritten seems to be empty to whoever saw the database before.
@@ -901,7 +989,7 @@ def test_a_script_sets_nothing_that_servers_before_17_do_not_know(full_url: str,
     copy = save(full_url, folder, "kept").copy_in(folder)
 
     with saves_postgresql.script_of(
-        copy, saves_postgresql.entries_of(copy, full_url, "15.0"), full_url, "15.0"
+        copy, saves_postgresql.entries_of(copy, full_url, "15.0")[0], full_url, "15.0"
     ) as lines:
         script = b"".join(lines)
 
@@ -968,6 +1056,7 @@ def test_a_commit_whose_answer_does_not_arrive_is_not_taken_for_a_failure(
 
     with pytest.raises(SaveError, match="it is not known whether the save was loaded"):
         load(full_url, folder, "kept")
+    assert len(list_saves(folder)) == 2
 
 
 @only_postgresql
