@@ -1,5 +1,7 @@
 """Databases of both engines, migrated; the service in this process and as real server processes."""
 
+import atexit
+import json
 import os
 import secrets
 import shutil
@@ -14,6 +16,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +69,40 @@ def anyio_backend() -> str:
 # --- databases --------------------------------------------------------------------------------------------------------
 
 
+@cache
+def warm_python() -> Path:
+    """The socket of a process that runs alembic commands for this one, until this one ends."""
+    path = Path(tempfile.mkdtemp(prefix="savepoint-warm-"), "socket")
+    process = subprocess.Popen([sys.executable, ROOT / "tests" / "warm.py", path], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.stdout.close()
+
+    def stop() -> None:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(path.parent)
+
+    atexit.register(stop)
+    return path
+
+
 def alembic(url: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the alembic command as an operator would."""
-    return subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=cwd,
-        env={**os.environ, "DATABASE_URL": url, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    """Run the alembic command in a process of its own, as an operator would."""
+    request = json.dumps([arguments, str(cwd), {**os.environ, "DATABASE_URL": url, **environment}]).encode()
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryFile("w+") as errors,
+        socket.socket(socket.AF_UNIX) as connection,
+    ):
+        connection.settimeout(60)
+        connection.connect(str(warm_python()))
+        socket.send_fds(connection, [request], [output.fileno(), errors.fileno()])
+        code = connection.recv(10)
+        output.seek(0)
+        errors.seek(0)
+        # Whatever was killed answers nothing.
+        return subprocess.CompletedProcess(arguments, int(code or -signal.SIGKILL), output.read(), errors.read())
 
 
 @contextmanager
