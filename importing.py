@@ -8,6 +8,7 @@ from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from io import BufferedReader, BytesIO, FileIO
 from itertools import count, islice
 from pathlib import Path
 from queue import Full, Queue
@@ -40,6 +41,10 @@ NOTES = ("line", "field", "refusal")
 """What a file of refusals says beside each line; an import passes over it, so that a mended file can be imported."""
 
 OnError = Literal["rollback", "continue"]
+
+
+Raw = FileIO | BytesIO
+"""Without a buffer, whose lock would make closing a pipe wait for who still reads from it."""
 
 
 class ImportRefused(Exception):
@@ -174,10 +179,10 @@ class Chunk:
 class Source:
     """A file or pipe of users, read a chunk at a time."""
 
-    def __init__(self, source: BinaryIO) -> None:
+    def __init__(self, source: Raw) -> None:
         """Raises ImportRefused where it is empty or its first line is none of a file of users."""
-        self.source = source
-        self.lines = read_lines(source)
+        self.buffer = BufferedReader(source, 2**20)
+        self.lines = read_lines(self.buffer)
         first = next(self.lines, None)
         if first is None:
             raise ImportRefused("There are no lines.")
@@ -407,7 +412,7 @@ def prepare_for_many_rows(dbapi_connection: Any, _: Any) -> None:
 
 
 def import_users(
-    source: BinaryIO,
+    source: Raw,
     settings: Settings,
     *,
     on_error: OnError,
@@ -415,15 +420,15 @@ def import_users(
     tokens: Path | None,
     progress: Progress,
 ) -> Summary:
-    """Import the users in a file or pipe; `refusals` names the file for what is refused, by its suffix.
+    """Import the users in a file or pipe, which is closed then; `refusals` names the file of refusals, by its suffix.
 
     Raises ImportRefused, an Interruption where the database stops it, and OSError. Then, unless all was to be rolled
     back, the chunks until there stay, and the same import can be run again.
     """
-    users = Source(source)
-    kept_in = refusals(users.format.suffix)
-    refused = Refusals(kept_in, users.format)
-    with ExitStack() as files:
+    with source, ExitStack() as files:
+        users = Source(source)
+        kept_in = refusals(users.format.suffix)
+        refused = Refusals(kept_in, users.format)
         files.enter_context(refused.files)
         keep_tokens = Tokens(files.enter_context(open_private(tokens, "a"))).keep if tokens else None
         run = Import(users, refused, keep_tokens, progress)

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from io import FileIO
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, BinaryIO, NoReturn
+from typing import Annotated, NoReturn
 
 import sqlalchemy.exc
 import typer
@@ -414,7 +415,7 @@ def import_users(
     again = "Run it again: nobody is imported twice."
     try:
         with (
-            open(sys.stdin.fileno() if file == "-" else file, "rb", closefd=file != "-") as source,
+            open(sys.stdin.fileno() if file == "-" else file, "rb", 0, closefd=file != "-") as source,
             import_bar(source) as progress,
         ):
             summary = importing.import_users(
@@ -451,7 +452,7 @@ def refusals_of(file: str, refusals: Path | None, tokens: Path | None) -> Callab
 
 
 @contextmanager
-def import_bar(source: BinaryIO) -> Iterator[importing.Progress]:
+def import_bar(source: FileIO) -> Iterator[importing.Progress]:
     """A bar with rate and time left; there is no telling how much is left in a pipe."""
     size = os.fstat(source.fileno()).st_size or None
     columns = ("{task.fields[summary].lines:,} lines", "{task.fields[rate]:,.0f} a second")
