@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, wraps
+from operator import itemgetter
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -28,6 +29,7 @@ from models import (
     IssuedToken,
     KeyedRegistration,
     Profile,
+    Registration,
     SettledTransfer,
     Status,
     TokenPublic,
@@ -144,7 +146,7 @@ async def insert_registrations(
     moment = now()
     key_hashes = [hash_key(registration) for registration in registrations]
     created = await insert_users(session, registrations, key_hashes, moment)
-    await insert_profiles_and_accounts(session, created.values(), currency)
+    await insert_profiles_and_accounts(session, (user.id for user in created.values()), currency)
     # After the insert: whoever was first has committed by now, so this sees the row that was in the way.
     lost = {key_hash for index, key_hash in enumerate(key_hashes) if key_hash and index not in created}
     earlier = await find_registrations(session, lost) if lost else {}
@@ -205,9 +207,9 @@ async def insert_users(
     return created
 
 
-async def insert_profiles_and_accounts(session: AsyncSession, users: Iterable[UserPublic], currency: str) -> None:
+async def insert_profiles_and_accounts(session: AsyncSession, user_ids: Iterable[int], currency: str) -> None:
     """Insert the profile of each new user, and its account in the default currency."""
-    rows = [{"user_id": user.id} for user in users]
+    rows = [{"user_id": user_id} for user_id in user_ids]
     if rows:
         await insert_rows(session, Profile, rows, status="active")
         await insert_rows(session, Account, rows, currency=currency)
@@ -254,6 +256,70 @@ async def register_users(
 
 
 register_all_users = all_or_nothing(insert_registrations)
+
+
+# --- import -----------------------------------------------------------------------------------------------------------
+
+KeepTokens = Callable[[Sequence[tuple[str, str]]], None]
+"""Keeps the secret of each username where it outlives this process."""
+
+
+@isolating_failures
+async def import_users(
+    session: AsyncSession, registrations: Sequence[Registration], currency: str, keep_tokens: KeepTokens | None
+) -> list[bool | Refusal]:
+    """Register each user whose name is free, and who was not imported before: True, or False where it was.
+
+    The same registration imported again, in this call or years later, finds its key in the database. So an import can
+    be repeated from any point, whatever became of the one before. A token is issued only where `keep_tokens` takes it,
+    before COMMIT: one that was not kept would be lost. Refusals: UsernameTaken, by any other user.
+    """
+    if not registrations:
+        return []
+    keys = [hash_import(registration) for registration in registrations]
+    rows = [
+        {**vars(registration), "registration_key_hash": key}
+        for registration, key in zip(registrations, keys, strict=True)
+    ]
+    async with begin(session):
+        moment = now()
+        # In order of name, as in insert_users.
+        rows.sort(key=itemgetter("username"))
+        returning = ("id", "username", "registration_key_hash")
+        inserted = await insert_rows(session, User, rows, created_at=moment, returning=returning)
+        await insert_profiles_and_accounts(session, (id for id, _, _ in inserted), currency)
+        if keep_tokens and inserted:
+            secrets = [(id, username, make_token()) for id, username, _ in inserted]
+            tokens = [{"user_id": id, "token_hash": hash_secret(secret)} for id, _, secret in secrets]
+            await insert_rows(session, AccessToken, tokens, created_at=moment)
+            keep_tokens([(username, secret) for _, username, secret in secrets])
+        new = {key for _, _, key in inserted}
+        before = await find_imported(session, keys) if len(new) < len(keys) else new
+    outcomes: list[bool | Refusal] = []
+    for key in keys:
+        outcomes.append(key in new if key in before else UsernameTaken())
+        new.discard(key)
+    return outcomes
+
+
+def hash_import(registration: Registration) -> str:
+    """The key of an imported registration: its content, so that it needs no file, line or checkpoint to be known.
+
+    No registration over HTTP can have it, since it is not the hash of a UUID.
+    """
+    return hash_secret(f"import\n{registration.username}\n{registration.email}\n{registration.phone_number}")
+
+
+async def find_imported(session: AsyncSession, keys: Sequence[str]) -> set[str | None]:
+    """Those of the keys with which somebody registered."""
+    return set(await session.exec(imported_statement(dialect_of(session)), params={"keys": keys}))
+
+
+@cache
+def imported_statement(dialect: str) -> Any:
+    """SELECT for find_imported."""
+    key = col(User.registration_key_hash)
+    return select(key).where(among(dialect, key, "keys"))
 
 
 # --- users ------------------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """The operator's commands: `python manage.py --help`."""
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from io import FileIO
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, NoReturn
 
 import sqlalchemy.exc
@@ -16,11 +19,20 @@ from pydantic import ValidationError
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import make_url
 
+import importing
 from audit import Totals, open_books
 from database import create_migration_engine
 from migrations import rehearsal_report, saves
@@ -33,6 +45,7 @@ from migrations.migrating import only_migrator
 from migrations.rehearsal import rehearse
 from migrations.repair import RepairRefused, plan_repair, restamp
 from migrations.revisions import read_history, versions_folder
+from refusals import Interruption
 from schema import ALEMBIC_INI
 from settings import Settings, first_error
 
@@ -361,6 +374,106 @@ def list_saves(
         output.print(saves_table(found))
     else:
         messages.print(f"There are no saves in {folder}. To make one: python manage.py save", highlight=False)
+
+
+@app.command("import")
+def import_users(
+    file: Annotated[str, typer.Argument(help="CSV or NDJSON; - is standard input.")],
+    on_error: Annotated[
+        importing.OnError, typer.Option(help="Import nothing where a line is refused, or all the others.")
+    ] = "rollback",
+    refusals: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where refused lines go: users.refused.csv for users.csv.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Issue a token to each user, and add it to this file.")
+    ] = None,
+    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+) -> None:
+    """Register users from a file, as many as there are, each as POST /register does.
+
+    CSV begins with a line that names the columns: username, email, and phone_number, where there are any. NDJSON is a
+    JSON object with these fields in each line. Both are UTF-8. Each user gets a profile and an account in
+    DEFAULT_CURRENCY, and a token only with `--tokens`: users without one cannot call the service themselves.
+
+    It can be interrupted, even killed, and run again, also from standard input: each user's key in the database is made
+    of its fields, so what was imported before is passed over, and not taken for a name that somebody else has.
+
+    * `--on-error rollback` is one transaction: all or nothing. On SQLite, others cannot write meanwhile.
+    * `--on-error continue` commits 10,000 lines at a time, and keeps what it committed when it is interrupted.
+
+    Refused lines go to a file of their own, with line number, field and refusal. Mend it, and import it as it is. Where
+    there was such a file, it is kept as FILE~. In the file of tokens, the last line of a user counts.
+
+    Example: `python manage.py import users.csv --on-error continue --tokens tokens.csv`
+
+    Exit code 0: all users are there. 1: lines were refused. 2: it could not be done, or not to its end: run it again.
+    """
+    settings = read_settings()
+    existing_database()
+    named = refusals_of(file, refusals, tokens)
+    again = "Run it again: nobody is imported twice."
+    try:
+        with (
+            open(sys.stdin.fileno() if file == "-" else file, "rb", 0, closefd=file != "-") as source,
+            import_bar(source) as progress,
+        ):
+            summary = importing.import_users(
+                source, settings, on_error=on_error, refusals=named, tokens=tokens, progress=progress
+            )
+    except KeyboardInterrupt:
+        fail(f"Interrupted. {again}")
+    except Interruption as stop:
+        fail(f"{importing.explain_stop(stop)} {again}")
+    except OSError as error:
+        fail(f"{error}. {again}")
+    except importing.ImportRefused as refused:
+        fail(f"Nothing was imported. {refused}")
+    if as_document:
+        output.print_json(data=asdict(summary))
+    else:
+        counts = f"{summary.lines:,} lines: {summary.imported:,} users imported, {summary.imported_before:,} before"
+        output.print(f"{counts}, {summary.refused:,} refused.", highlight=False, soft_wrap=True)
+    if summary.refused:
+        rolled_back = "Nothing was imported, since lines were refused" if summary.rolled_back else "Lines were refused"
+        fail(f"{rolled_back}. Mend them in {summary.refusals} and import that.", 1)
+
+
+def refusals_of(file: str, refusals: Path | None, tokens: Path | None) -> Callable[[str], Path]:
+    """Where the lines that are refused go, once it is known of which format they are."""
+
+    def named(suffix: str) -> Path:
+        path = refusals or Path("refused" if file == "-" else file).with_suffix(f".refused{suffix}")
+        if len({path.absolute(), Path(file).absolute(), tokens and tokens.absolute()}) < 3:
+            raise importing.ImportRefused("Name different files for users, refusals and tokens.")
+        return path
+
+    return named
+
+
+@contextmanager
+def import_bar(source: FileIO) -> Iterator[importing.Progress]:
+    """A bar with rate and time left; there is no telling how much is left in a pipe."""
+    size = os.fstat(source.fileno()).st_size or None
+    columns = ("{task.fields[summary].lines:,} lines", "{task.fields[rate]:,.0f} a second")
+    with Progress(
+        TextColumn("Importing"),
+        BarColumn(),
+        TaskProgressColumn(),
+        *map(TextColumn, columns),
+        TimeRemainingColumn(),
+        console=messages,
+        transient=True,
+        disable=not messages.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=size, summary=importing.Summary(), rate=0)
+        started = monotonic()
+
+        def show(position: int, summary: importing.Summary) -> None:
+            rate = summary.lines / (monotonic() - started)
+            bar.update(task, completed=position, summary=summary, rate=rate)
+
+        yield show
 
 
 @contextmanager

@@ -1,0 +1,503 @@
+"""`python manage.py import`: all that is valid, all or nothing where wanted, and nobody twice."""
+
+import csv
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Rows, wait_until
+from email_validator import validate_email
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+from test_registration import CURSED
+from typer.testing import CliRunner, Result
+
+import importing
+import manage
+from models import normalise_email
+from settings import Settings
+from tokens import hash_secret
+
+Import = Callable[..., Result]
+
+HEADER = "username,email,phone_number\n"
+ALICE_AND_BOB = f"{HEADER}Alice,alice@Example.com,+4915112345678\nbob,bob@example.com,\n"
+STORED = """
+    SELECT username, email, phone_number, status, currency, balance
+    FROM users JOIN profiles ON profiles.user_id = users.id JOIN accounts ON accounts.user_id = users.id
+    ORDER BY username
+"""
+COUNTS = ", ".join(f"(SELECT count(*) FROM {table})" for table in ("users", "profiles", "accounts", "access_tokens"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The file to import; nobody has written it yet."""
+    return tmp_path / "users.csv"
+
+
+@pytest.fixture
+def run(url: str, monkeypatch: pytest.MonkeyPatch) -> Import:
+    """Run the command in this process, with chunks of ten lines."""
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setattr(importing, "CHUNK", 10)
+    return lambda *arguments: CliRunner().invoke(manage.app, ["import", *map(str, arguments)])
+
+
+def many(count: int, start: int = 0) -> str:
+    return "".join(f"user{number},user{number}@example.com,\n" for number in range(start, start + count))
+
+
+def summary(result: Result) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def counts(rows: Rows) -> tuple[Any, ...]:
+    """How many users, profiles, accounts and tokens there are."""
+    return rows(f"SELECT {COUNTS}")[0]
+
+
+def check_lines(content: str | bytes) -> list[Any]:
+    """What the lines of a file hold: users, or a line's number and why it was refused."""
+    text = content.encode() if isinstance(content, str) else content
+    found: dict[int, Any] = {}
+    for chunk in importing.Source(io.BytesIO(text)).chunks():
+        found |= {number: user.model_dump() for number, user in chunk.registrations.items()}
+        found |= {number: (number, refused.field, refused.detail) for number, refused in chunk.refused.items()}
+    return [found[number] for number in sorted(found)]
+
+
+# --- what is imported -------------------------------------------------------------------------------------------------
+
+
+def test_each_line_becomes_a_user_with_profile_and_account_and_no_token(run: Import, file: Path, rows: Rows) -> None:
+    file.write_text(ALICE_AND_BOB)
+
+    result = run(file)
+
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "2 lines: 2 users imported, 0 before, 0 refused.\n"
+    assert rows(STORED) == [
+        ("alice", "alice@example.com", "+4915112345678", "active", "EUR", 0),
+        ("bob", "bob@example.com", None, "active", "EUR", 0),
+    ]
+    assert counts(rows) == (2, 2, 2, 0)
+    assert not file.with_name("users.refused.csv").exists()
+
+
+def test_ndjson_is_imported_as_csv_is(run: Import, file: Path, rows: Rows) -> None:
+    alice = {"phone_number": "+4915112345678", "username": "Alice", "email": "alice@Example.com"}
+    bob = {"username": "bob", "email": "bob@example.com", "phone_number": None}
+    file.write_text(f"{json.dumps(alice)}\n\n{json.dumps(bob)}")
+
+    result = run(file, "--json")
+
+    assert summary(result)["imported"] == 2
+    assert [row[:3] for row in rows(STORED)] == [
+        ("alice", "alice@example.com", "+4915112345678"),
+        ("bob", "bob@example.com", None),
+    ]
+
+
+def test_tokens_are_issued_where_there_is_a_file_for_them(run: Import, file: Path, rows: Rows, tmp_path: Path) -> None:
+    file.write_text(ALICE_AND_BOB)
+    kept_in = tmp_path / "tokens.csv"
+
+    run(file, "--tokens", kept_in)
+    file.write_text(f"{HEADER}{many(1)}")
+    run(file, "--tokens", kept_in)
+
+    issued = list(csv.DictReader(kept_in.read_text().splitlines()))
+    assert [each["username"] for each in issued] == ["alice", "bob", "user0"]
+    assert stat.S_IMODE(kept_in.stat().st_mode) == 0o600
+    stored = rows("SELECT username, token_hash FROM users JOIN access_tokens ON user_id = users.id ORDER BY username")
+    assert stored == [(each["username"], hash_secret(each["access_token"])) for each in issued]
+
+
+def test_who_was_imported_is_not_imported_again_even_changed_since(run: Import, file: Path, rows: Rows) -> None:
+    file.write_text(f"{HEADER}{many(25)}")
+    run(file)
+    rows("UPDATE users SET email = 'moved@example.com' WHERE username = 'user7'")
+    # Mended, or in another order, it is another file with the same users.
+    file.write_text(f"{HEADER}{many(5, start=23)}{many(23)}")
+
+    result = run(file, "--json")
+
+    assert result.exit_code == 0
+    assert summary(result) | {"refusals": None} == {
+        "lines": 28,
+        "imported": 3,
+        "imported_before": 25,
+        "refused": 0,
+        "rolled_back": False,
+        "refusals": None,
+    }
+    assert counts(rows) == (28, 28, 28, 0)
+
+
+def test_a_name_that_somebody_else_has_is_refused_even_with_the_same_fields(
+    run: Import, file: Path, client: TestClient
+) -> None:
+    alice = {"username": "alice", "email": "alice@example.com", "phone_number": "+4915112345678"}
+    assert client.post("/register", json=alice).status_code == 201
+    file.write_text(ALICE_AND_BOB)
+
+    result = run(file, "--on-error", "continue", "--json")
+
+    assert result.exit_code == 1
+    assert summary(result)["refused"] == 1
+    assert summary(result)["imported"] == 1
+    assert "2,username,This username is taken." in file.with_name("users.refused.csv").read_text()
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_where_a_line_is_refused_nothing_is_imported(run: Import, file: Path, rows: Rows) -> None:
+    file.write_text(f"{HEADER}{many(25)}USER3,other@example.com,\nbob smith,bob,12\n")
+
+    result = run(file, "--json")
+
+    assert result.exit_code == 1
+    assert "Nothing was imported, since lines were refused." in result.stderr
+    assert summary(result) == {
+        "lines": 27,
+        "imported": 0,
+        "imported_before": 0,
+        "refused": 2,
+        "rolled_back": True,
+        "refusals": str(file.with_name("users.refused.csv")),
+    }
+    assert counts(rows) == (0, 0, 0, 0)
+    name = "A username is made of letters, digits and visible ASCII characters, without spaces"
+    assert list(csv.reader(file.with_name("users.refused.csv").read_text().splitlines())) == [
+        ["line", "field", "refusal", "username", "email", "phone_number"],
+        ["27", "username", "This username is taken. Choose another one.", "USER3", "other@example.com", ""],
+        [
+            "28",
+            "username; email; phone_number",
+            f"{name}; An email address must have an @-sign.; String should match pattern '^\\+[1-9][0-9]{{6,14}}$'",
+            "bob smith",
+            "bob",
+            "12",
+        ],
+    ]
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson"])
+def test_refused_lines_are_mended_and_imported(run: Import, tmp_path: Path, rows: Rows, form: str) -> None:
+    file = tmp_path / f"users.{form}"
+    if form == "csv":
+        file.write_text(f'{HEADER}{many(12)}bob,b@x.com,1,2\nb"o,\n"carol,c@x.com,\n')
+    else:
+        users = [{"username": f"user{number}", "email": f"user{number}@example.com"} for number in range(12)]
+        file.write_text("\n".join(map(json.dumps, users)) + '\n{"username": "bob", "admin": 1}\n{"a"\n[]\n')
+
+    refused = run(file, "--on-error", "continue", "--json")
+
+    assert refused.exit_code == 1
+    assert (summary(refused)["imported"], summary(refused)["refused"]) == (12, 3)
+    mended = Path(summary(refused)["refusals"])
+    assert mended.name == f"users.refused.{form}"
+    assert stat.S_IMODE(mended.stat().st_mode) == 0o600
+    lines = mended.read_text().splitlines()
+    if form == "csv":
+        assert [line.partition(",")[0] for line in lines] == ["line", "14", "15", "16"]
+        lines[1] = lines[1].replace("bob,b@x.com,1,2", "bob,b@x.com,")
+        lines[2] = "15,,,bo,bo@x.com,"
+        lines[3] = "16,,,carol,c@x.com,"
+    else:
+        notes = [json.loads(line) for line in lines]
+        assert [each["line"] for each in notes] == [13, 14, 15]
+        assert notes[0]["refusal"] == "This field is required; There is no such field"
+        assert notes[1]["text"] == '{"a"'
+        lines = [
+            json.dumps({"line": each["line"], "username": f"b{each['line']}", "email": "b@x.com"}) for each in notes
+        ]
+    mended.write_text("\n".join(lines))
+
+    assert run(mended).exit_code == 0
+    assert counts(rows) == (15, 15, 15, 0)
+
+
+def test_an_older_file_of_refusals_is_kept(run: Import, file: Path) -> None:
+    refusals = file.with_name("users.refused.csv")
+    refusals.write_text("half mended")
+    file.write_text(f"{HEADER}bob,bob,\n")
+
+    run(file)
+
+    assert file.with_name("users.refused.csv~").read_text() == "half mended"
+    assert refusals.read_text().startswith("line,field,refusal")
+
+
+def test_a_line_that_fails_unforeseen_fails_alone(run: Import, file: Path, rows: Rows, engine: str) -> None:
+    rows(CURSED[engine])
+    file.write_text(f"{HEADER}{many(5)}cursed,cursed@example.com,\n{many(5, start=5)}")
+
+    result = run(file, "--on-error", "continue", "--json")
+
+    assert (summary(result)["imported"], summary(result)["refused"]) == (10, 1)
+    assert counts(rows) == (10, 10, 10, 0)
+    refused = file.with_name("users.refused.csv").read_text()
+    assert "The database failed unforeseen" in refused
+    assert "cursed: " not in refused  # The database's own words may hold anybody's data.
+
+
+ALICE = {"username": "alice", "email": "a@x.com", "phone_number": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"\xef\xbb\xbfemail,username\r\n\r\na@x.com,alice\r\n,\r\n", [ALICE, 4]),
+        ('username,email\n"alice","a@x.com"\n"bob,b@x.com\nalice,a@x.com', [ALICE, 3, ALICE]),
+        ('username,email\n"bob"by,b@x.com\nalice,a@x.com', [2, ALICE]),
+        ("username,email\nalice,a@x.com,\nalice\n\n", [2, 3]),
+        (b"username,email\nalice,a@x.com\nbj\xf6rn,b@x.com\nbob\0,b@x.com\nal\0ice,b\0@x.com", [ALICE, 3, 4, 5]),
+        ("username,email\nx" + "y" * 3 * importing.LINE_LIMIT + ",\nalice,a@x.com", [2, ALICE]),
+        ("username,email,line\nalice,a@x.com,7\n" + "z" * 51 + ",z@x.com,8", [ALICE, 3]),
+        (b'\xef\xbb\xbf{"username":"alice","email":"a@x.com"}\r\n\r\n{"username":1,"email":"a@x.com"}', [ALICE, 3]),
+        ('{"username":"a"\n"email":"b@x.com"}\n{}\nnull\n{"username":"a","email":NaN}', [1, 2, 3, 4, 5]),
+        ('{"username":"a\\ud800","email":"b@x.com"}\n{"username":"a\\u0000","email":"b@x.com"}', [1, 2]),
+        ("[" * 1000 + '\n{"username":"alice","email":"a@x.com"}', None),
+        ('{"a":' + "[" * 1000 + '\n{"username":"alice","email":"a@x.com"}', [1, ALICE]),
+    ],
+)
+def test_a_bad_line_is_named_and_harms_no_other(content: str | bytes, found: list[Any] | None) -> None:
+    if found is None:
+        with pytest.raises(importing.ImportRefused):
+            check_lines(content)
+    else:
+        assert [each if isinstance(each, dict) else each[0] for each in check_lines(content)] == found
+
+
+def test_a_refusal_tells_what_is_wrong() -> None:
+    for line, field, words in (
+        (b"bj\xf6rn,b@x.com", "", "Byte 3 of the line, 0xf6, is not UTF-8. Save the file as UTF-8."),
+        (b'"bob,b@x.com', "", "This is not CSV: unexpected end of data. Put quotes in pairs."),
+        (b"bob", "", "There are 1 columns, and line 1 names 2."),
+        (b",b@x.com", "username", "String should have at least 1 character"),
+        (b"x" * 5000, "", "The line is longer than 4,095 bytes."),
+    ):
+        assert check_lines(b"username,email\n" + line) == [(2, field, words)]
+    assert check_lines('{"username": "a",}') == [(1, "", "This is not JSON: trailing comma at column 18.")]
+    assert check_lines('{"username": "a", "email": 3}') == [(1, "email", "Input should be a valid string")]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\n",
+        b"\xef\xbb\xbf",
+        b"name,email\n",
+        b"username\n",
+        b"username;email\n",
+        b"username,email,email\n",
+        b"bob,bob@x.com\n",
+        "username,email\n".encode("utf-16"),
+        b'[{"username": "bob"}]',
+        b'"username,email\n',
+    ],
+)
+def test_a_file_that_is_none_of_users_imports_nothing(run: Import, file: Path, rows: Rows, header: bytes) -> None:
+    file.write_bytes(header + (b"bob,b@example.com\n" if header.strip() else b""))
+
+    result = run(file, "--on-error", "continue")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(("Nothing was imported. Line 1: ", "Nothing was imported. There are no lines."))
+    assert counts(rows) == (0, 0, 0, 0)
+
+
+def test_what_cannot_be_imported_is_exit_code_2(
+    run: Import, file: Path, tmp_path: Path, empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = run(file)
+    file.write_text(ALICE_AND_BOB)
+    over_itself = run(file, "--refusals", file)
+    monkeypatch.setenv("DATABASE_URL", empty_url)
+    if empty_url.startswith("sqlite"):
+        (tmp_path / empty_url.rpartition("/")[2]).touch()
+    behind = run(file)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://localhost:1/x")
+    unreachable = run(file)
+
+    for result, words in (
+        (missing, "No such file"),
+        (over_itself, "Name different files"),
+        (behind, "alembic upgrade head"),
+        (unreachable, "The database cannot be reached"),
+    ):
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert words in result.stderr
+    assert file.read_text() == ALICE_AND_BOB
+
+
+# --- what is interrupted ----------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, sys
+sys.path.insert(0, {root!r})
+import importing, manage
+
+def kill_at_the_third(function):
+    calls = []
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            os.kill(os.getpid(), 9)
+        return function(*arguments)
+    return killed
+
+importing.CHUNK = 10
+importing.{place} = kill_at_the_third(importing.{place})
+sys.argv[0] = "manage.py"
+manage.app()
+"""
+"""The command, killed at the third call of something: Tokens.keep comes before a COMMIT, Import.note after it."""
+
+
+@pytest.mark.parametrize("source", ["file", "-"])
+# The refused line is among the third ten.
+@pytest.mark.parametrize(("place", "committed"), [("Tokens.keep", 20), ("Import.note", 29)])
+def test_who_is_killed_is_run_again_and_nobody_is_missing_or_doubled(  # noqa: PLR0917
+    url: str, run: Import, file: Path, rows: Rows, place: str, committed: int, source: str
+) -> None:
+    file.write_text(f"{HEADER}{many(25)}bob,bob,\n{many(20, start=25)}")
+    tokens = file.with_name("tokens.csv")
+    options = ("--on-error", "continue", "--tokens", str(tokens), "--json")
+    script = KILLED.format(root=str(ROOT), place=place)
+    with file.open("rb") as content:
+        process = subprocess.run(
+            [sys.executable, "-c", script, "import", str(file) if source == "file" else "-", *options],
+            cwd=file.parent,
+            env={**os.environ, "DATABASE_URL": url},
+            stdin=content,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    wait_until(lambda: counts(rows)[0] == committed, "what was committed")
+
+    result = run(file, *options)
+
+    assert (summary(result)["imported"], summary(result)["imported_before"]) == (45 - committed, committed)
+    assert summary(result)["refused"] == 1
+    assert counts(rows) == (45, 45, 45, 45)
+    latest = {each["username"]: each["access_token"] for each in csv.DictReader(tokens.read_text().splitlines())}
+    hashes: dict[str, str] = dict(
+        rows("SELECT username, token_hash FROM users JOIN access_tokens ON user_id = users.id")
+    )
+    assert {name: hash_secret(token) for name, token in latest.items()} == hashes
+
+
+def test_who_is_killed_before_a_rollback_import_ends_leaves_nothing(
+    url: str, run: Import, file: Path, rows: Rows, tmp_path: Path
+) -> None:
+    file.write_text(f"{HEADER}{many(45)}")
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED.format(root=str(ROOT), place="Import.note"), "import", str(file)],
+        env={**os.environ, "DATABASE_URL": url},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert counts(rows) == (0, 0, 0, 0)
+
+    assert summary(run(file, "--json"))["imported"] == 45
+    assert counts(rows) == (45, 45, 45, 0)
+
+
+def test_a_pipe_in_which_nothing_comes_can_be_interrupted(url: str, rows: Rows, tmp_path: Path) -> None:
+    script = KILLED.format(root=str(ROOT), place="Import.note")
+    # Where these tests run in the background, Ctrl-C is ignored, which the command would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "import", "-", "--on-error", "continue"],
+        cwd=tmp_path,
+        env={**os.environ, "DATABASE_URL": url},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin
+    process.stdin.write(f"{HEADER}{many(15)}".encode())
+    process.stdin.flush()
+    wait_until(lambda: counts(rows)[0] == 10, "the first ten")
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(30)
+    finally:
+        process.kill()
+    _, stderr = process.communicate()
+
+    assert stderr.decode() == "Interrupted. Run it again: nobody is imported twice.\n"
+    assert process.returncode == 2
+    assert counts(rows) == (10, 10, 10, 0)
+
+
+# --- how much of it ---------------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_the_file(url: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "CHUNK", 100)
+
+    def peak(start: int, lines: int) -> int:
+        file.write_text(f"{HEADER}{many(lines, start)}")
+        tracemalloc.start()
+        try:
+            found = importing.import_users(
+                file.open("rb", 0),
+                Settings(database_url=url),
+                on_error="rollback",
+                refusals=lambda suffix: file.with_suffix(f".refused{suffix}"),
+                tokens=None,
+                progress=lambda position, found: None,
+            )
+            assert found.imported == lines
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(0, 500)  # What is compiled and cached once.
+    small, large = peak(500, 500), peak(1000, 5000)
+
+    assert large < 1.5 * small
+
+
+@given(
+    st.builds(
+        "{}@{}".format,
+        st.one_of(
+            st.from_regex(r"[a-zA-Z0-9_.+-]{0,66}", fullmatch=True), st.sampled_from(["POSTMASTER", "Info", "ü"])
+        ),
+        st.one_of(
+            st.from_regex(r"[a-zA-Z0-9.-]{0,20}\.(com|DE|test|1)\n?", fullmatch=True),
+            st.sampled_from(
+                ["xn--mnchen-3ya.de", "münchen.de", "localhost", "example", "[127.0.0.1]", "x.com ", "X.com"]
+            ),
+        ),
+    )
+)
+def test_an_email_is_judged_as_its_library_judges_it(email: str) -> None:
+    def judged(judge: Callable[[str], Any]) -> str:
+        try:
+            return str(judge(email))
+        except ValueError as error:
+            return f"refused: {error}"
+
+    assert judged(normalise_email) == judged(lambda email: validate_email(email, check_deliverability=False).normalized)
