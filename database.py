@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
+import sqlite_thread
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, SchemaBehind
 from settings import Settings
 
@@ -177,7 +178,7 @@ def connect_args(url: URL, settings: Settings) -> dict[str, Any]:
     """The driver's options: nothing waits for ever, and a network that was cut is noticed."""
     if url.get_backend_name() == "sqlite":
         # Each attempt waits for its part of it.
-        return {"timeout": settings.lock_timeout / ATTEMPTS}
+        return {"timeout": settings.lock_timeout / ATTEMPTS, "async_creator_fn": sqlite_thread.connect}
     limits = {
         "statement_timeout": settings.statement_timeout,
         "lock_timeout": settings.lock_timeout,
