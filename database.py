@@ -69,8 +69,9 @@ class Database:
 
         async def run() -> T:
             async with self.turn, connect(self.engine) as connection:
-                async with AsyncSession(connection, autoflush=False, expire_on_commit=False) as session:
-                    outcome = await operation(session, *args, **kwargs)
+                # Closed with its connection, which rolls back what has not ended: a close of its own costs a task.
+                session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
+                outcome = await operation(session, *args, **kwargs)
                 if connection.info.pop(UNCONFIRMED, False):
                     raise OutcomeUnknown
             return outcome
@@ -83,8 +84,8 @@ class Database:
         """Run a query of one statement. Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind."""
 
         async def run() -> T:
-            async with connect(self.reader) as connection, AsyncSession(connection) as session:
-                return await query(session, *args, **kwargs)
+            async with connect(self.reader) as connection:
+                return await query(AsyncSession(connection), *args, **kwargs)
 
         return await retrying(run)
 
