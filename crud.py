@@ -674,31 +674,29 @@ async def lock_holdings(session: AsyncSession, account_ids: Iterable[int]) -> li
 @cache
 def lock_statement(dialect: str) -> Any:
     """SELECT … FOR UPDATE for lock_holdings."""
+    accounts = table_of(Account).c
     return (
         sa.select(
-            col(Account.id),
-            col(Account.user_id),
-            col(Account.currency),
-            col(Account.balance),
-            col(Account.version),
-            col(Account.updated_at),
+            accounts.id, accounts.user_id, accounts.currency, accounts.balance, accounts.version, accounts.updated_at
         )
-        .where(among(dialect, col(Account.id), "ids"))
+        .where(among(dialect, accounts.id, "ids"))
         # In id order, so that opposite transfers cannot deadlock.
-        .order_by(col(Account.id))
+        .order_by(accounts.id)
         .with_for_update()
     )
 
 
 async def find_inactive(session: AsyncSession, user_ids: Collection[int]) -> set[int]:
     """Those of these users who are suspended or closed."""
-    return set(await session.exec(inactive_statement(dialect_of(session)), params={"ids": sorted(user_ids)}))
+    rows = await session.exec(inactive_statement(dialect_of(session)), params={"ids": sorted(user_ids)})
+    return {user_id for (user_id,) in rows}
 
 
 @cache
 def inactive_statement(dialect: str) -> Any:
     """SELECT for find_inactive."""
-    return select(Profile.user_id).where(among(dialect, col(Profile.user_id), "ids"), Profile.status != "active")
+    profiles = table_of(Profile).c
+    return sa.select(profiles.user_id).where(among(dialect, profiles.user_id, "ids"), profiles.status != "active")
 
 
 async def find_postings(session: AsyncSession, orders: Sequence[Order]) -> list[Posting]:

@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
+import sqlite_thread
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, SchemaBehind
 from settings import Settings
 
@@ -68,8 +69,9 @@ class Database:
 
         async def run() -> T:
             async with self.turn, connect(self.engine) as connection:
-                async with AsyncSession(connection, autoflush=False, expire_on_commit=False) as session:
-                    outcome = await operation(session, *args, **kwargs)
+                # Closed with its connection, which rolls back what has not ended: a close of its own costs a task.
+                session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
+                outcome = await operation(session, *args, **kwargs)
                 if connection.info.pop(UNCONFIRMED, False):
                     raise OutcomeUnknown
             return outcome
@@ -82,8 +84,8 @@ class Database:
         """Run a query of one statement. Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind."""
 
         async def run() -> T:
-            async with connect(self.reader) as connection, AsyncSession(connection) as session:
-                return await query(session, *args, **kwargs)
+            async with connect(self.reader) as connection:
+                return await query(AsyncSession(connection), *args, **kwargs)
 
         return await retrying(run)
 
@@ -177,7 +179,7 @@ def connect_args(url: URL, settings: Settings) -> dict[str, Any]:
     """The driver's options: nothing waits for ever, and a network that was cut is noticed."""
     if url.get_backend_name() == "sqlite":
         # Each attempt waits for its part of it.
-        return {"timeout": settings.lock_timeout / ATTEMPTS}
+        return {"timeout": settings.lock_timeout / ATTEMPTS, "async_creator_fn": sqlite_thread.connect}
     limits = {
         "statement_timeout": settings.statement_timeout,
         "lock_timeout": settings.lock_timeout,

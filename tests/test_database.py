@@ -28,6 +28,7 @@ from test_registration import count, named
 
 import crud
 import main
+import sqlite_thread
 from database import ATTEMPTS, Database
 from models import KeyedRegistration
 from operations import Operations
@@ -317,6 +318,24 @@ async def test_every_connection_is_durable_and_keeps_foreign_keys(database: Data
                 for name in ("journal_mode", "synchronous", "foreign_keys")
             ]
             assert in_force == ["wal", 2, 1]
+
+
+@on_sqlite
+async def test_a_statement_enters_the_thread_of_its_connection_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.write(run, "SELECT 1")  # From here on it is connected.
+    entered: list[Callable[..., Any]] = []
+    enter = sqlite_thread.Connection._execute
+
+    async def note(connection: sqlite_thread.Connection, function: Callable[..., Any], *arguments: Any) -> Any:
+        entered.append(function)
+        return await enter(connection, function, *arguments)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(sqlite_thread.Connection, "_execute", note)
+    await database.write(run, "SELECT 1 UNION SELECT 2", "CREATE TABLE numbers (number INTEGER)")
+
+    assert len(entered) == len(["BEGIN", "SELECT", "CREATE", "COMMIT"])
 
 
 @on_sqlite
