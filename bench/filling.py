@@ -1,4 +1,4 @@
-"""A database as it is after a while, written by SQL alone: a million users in a minute."""
+"""A database as it is after a while, written by SQL alone: a million users in a few minutes."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def fill_database(url: str, users: int, payments: int) -> None:
             driver: Any = connection.connection.driver_connection
             driver.create_function("token_hash", 1, lambda user: hash_secret(bearer_token(user)), deterministic=True)
         else:
-            # The rows refer to each other rightly, and the audit proves it; to check each takes ten times as long.
+            # The rows refer to each other rightly, and the audit proves it; to check each of them would take long.
             connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         statements = USERS
         for payment in range(payments + 1):

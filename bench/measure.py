@@ -69,16 +69,17 @@ def measure_load(
     watched = watch(target) if contender is WATCHED else None
     measured = (run_pgbench if contender.app is None else run_wrk)(workload, target, load)
     after = cpu_seconds(pid, engine)
+    answers = max(1, measured.answers)
     if watched is not None:
         batches, calls, waited = (late - early for early, late in zip(watched, watch(target), strict=True))
-        measured = replace(measured, batch_size=calls / batches, waited=waited * 1000 / measured.answers)
+        measured = replace(measured, batch_size=calls / max(1, batches), waited=waited * 1000 / answers)
     server_cpu, database_cpu, sender_cpu, machine_cpu = (
         late - early for early, late in zip(before, after, strict=True)
     )
     return replace(
         measured,
-        server_cpu=server_cpu * 1000 / measured.answers,
-        database_cpu=database_cpu * 1000 / measured.answers,
+        server_cpu=server_cpu * 1000 / answers,
+        database_cpu=database_cpu * 1000 / answers,
         memory=sum(peak_memory(each) for each in tree(pid)) / 1e6,
         disturbance=max(0, machine_cpu - server_cpu - database_cpu - sender_cpu) / load.seconds,
     )

@@ -119,7 +119,7 @@ def spread_of(results: Results) -> float:
     distances = []
     for case, rounds in results.rounds.items():
         middle = results.median(case, "rate")
-        distances.append(max(abs(each.rate - middle) for each in rounds) / middle)
+        distances.append(max(abs(each.rate - middle) for each in rounds) / max(1, middle))
     return 100 * statistics.mean(distances)
 
 

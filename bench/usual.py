@@ -28,6 +28,7 @@ from models import (
 from tokens import hash_secret
 
 ASYNC_DRIVER = "asyncpg" if find_spec("asyncpg") else "psycopg"
+"""What most take, where it is installed."""
 
 LIMIT = 50
 """Entries on a page of a statement."""

@@ -50,21 +50,14 @@ def get_session() -> Iterator[Session]:
         yield session
 
 
-def get_reader() -> Iterator[Session]:
-    """This request's session, where it only reads."""
-    with Session(reader) as session:
-        yield session
-
-
-Writing = Annotated[Session, Depends(get_session)]
-Reading = Annotated[Session, Depends(get_reader)]
+OpenSession = Annotated[Session, Depends(get_session)]
 Bearer = Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
 
 app = FastAPI()
 
 
 @app.post("/register", status_code=201)
-def register(registration: Registration, session: Writing) -> RegistrationAnswer:
+def register(registration: Registration, session: OpenSession) -> RegistrationAnswer:
     """Store user, profile, first token and account."""
     user = usual.new_user(registration)
     access_token = make_token()
@@ -79,7 +72,7 @@ def register(registration: Registration, session: Writing) -> RegistrationAnswer
 
 
 @app.post("/transfers", status_code=201)
-def transfer(request: TransferRequest, session: Writing, bearer: Bearer) -> DebitedTransfer:
+def transfer(request: TransferRequest, session: OpenSession, bearer: Bearer) -> DebitedTransfer:
     """Move the money, and write what it left on both accounts."""
     # Not in a dependency of its own, which would wait for a second thread while it holds a connection.
     caller = usual.admit(session.exec(usual.token_query(bearer.credentials)).one_or_none())
@@ -93,17 +86,23 @@ def transfer(request: TransferRequest, session: Writing, bearer: Bearer) -> Debi
     return usual.show_transfer(transfer, debit)
 
 
+# What only reads gives its connection back before the answer waits for a thread to be written in: sessions that stay
+# open until then use up the connections that all threads wait for.
+
+
 @app.get("/me")
-def me(session: Reading, bearer: Bearer) -> UserPublic:
+def me(bearer: Bearer) -> UserPublic:
     """The user whose token this is."""
-    row = session.exec(usual.user_query(bearer.credentials)).one_or_none()
-    usual.admit(row)
-    return usual.show_user(row.User, row.status)
+    with Session(reader) as session:
+        row = session.exec(usual.user_query(bearer.credentials)).one_or_none()
+        usual.admit(row)
+        return usual.show_user(row.User, row.status)
 
 
 @app.get("/accounts/{id}/entries")
-def statement(id: int, session: Reading, bearer: Bearer) -> Page[EntryPublic]:
+def statement(id: int, bearer: Bearer) -> Page[EntryPublic]:
     """The newest page of an account's statement."""
-    caller = usual.admit(session.exec(usual.token_query(bearer.credentials)).one_or_none())
-    usual.check_owner(session.get(Account, id), caller)
-    return usual.show_statement(session.exec(usual.statement_query(id)).all())
+    with Session(reader) as session:
+        caller = usual.admit(session.exec(usual.token_query(bearer.credentials)).one_or_none())
+        usual.check_owner(session.get(Account, id), caller)
+        return usual.show_statement(session.exec(usual.statement_query(id)).all())
