@@ -16,6 +16,10 @@ from bench.report import write_report
 from bench.results import Case, Results
 from bench.workloads import ME, REGISTRATION, SPREAD, WORKLOADS
 
+KEPT = Path(__file__).parent
+"""Where results.md and its plots are, as a run without options writes them."""
+PARTS = Path(tempfile.gettempdir(), "savepoint-bench")
+
 ACCOUNTS = 10_000
 PAYMENTS = 25
 """Payments made and got by each account, so that a statement fills a page."""
@@ -30,6 +34,7 @@ def main() -> None:
     if shutil.which("wrk") is None:
         sys.exit("The benchmark needs wrk: apt-get install wrk")
     results = Results()
+    options.into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="savepoint-bench-") as folder, both_engines(Path(folder)) as both:
         engines = [engine for engine in both if engine.name in options.engines]
         if options.part != "growth":
@@ -55,7 +60,9 @@ def option_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--engines", nargs="+", choices=("SQLite", "PostgreSQL"), default=["SQLite", "PostgreSQL"])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="users, where growth is measured")
-    parser.add_argument("--into", type=Path, default=Path(__file__).parent, help="the folder of results.md and plots")
+    parser.add_argument(
+        "--into", type=Path, default=KEPT if len(sys.argv) == 1 else PARTS, help="folder of the results"
+    )
     return parser
 
 
