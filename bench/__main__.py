@@ -1,84 +1,115 @@
-"""`python -m bench`: every workload on every engine, all contenders in alternation, and the medians as tables."""
+"""`python -m bench`: every workload on every engine, all contenders in alternation; results.md and its plots."""
 
 import argparse
-import asyncio
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.contenders import CONTENDERS
+from bench.contenders import CONTENDERS, SAVEPOINT, WATCHED, Contender
 from bench.engines import Engine, both_engines, create_database, tidy
-from bench.load import Load
-from bench.measure import measure
-from bench.report import Rounds, describe, format_table
-from bench.workloads import WORKLOADS, Workload, fill_database
+from bench.filling import fill_database
+from bench.load import BUSY, Load
+from bench.measure import Step, measure
+from bench.report import write_report
+from bench.results import Case, Results
+from bench.workloads import ME, REGISTRATION, SPREAD, WORKLOADS
 
-RESULTS = Path(__file__).with_name("results.md")
+KEPT = Path(__file__).parent
+"""Where results.md and its plots are, as a run without options writes them."""
+PARTS = Path(tempfile.gettempdir(), "savepoint-bench")
+
+ACCOUNTS = 10_000
+PAYMENTS = 25
+"""Payments made and got by each account, so that a statement fills a page."""
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+"""Users of the databases that growth is measured on, each with an account and a transfer."""
 
 
 def main() -> None:
-    """Run the rounds, and print their medians; keep those of a run without options."""
-    parser = option_parser()
-    options = parser.parse_args()
+    """Run the parts, and write what they showed."""
+    options = option_parser().parse_args()
     if shutil.which("wrk") is None:
         sys.exit("The benchmark needs wrk: apt-get install wrk")
-    load = Load(options.connections, options.seconds)
-    workloads = [workload for workload in WORKLOADS if workload.name in options.workloads]
+    results = Results()
+    options.into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="savepoint-bench-") as folder, both_engines(Path(folder)) as both:
         engines = [engine for engine in both if engine.name in options.engines]
-        for engine in engines:
-            for template, accounts in {workload.template: workload.accounts for workload in workloads}.items():
-                make_template(engine, template, accounts)
-        results = [
-            {engine.name: run_rounds(engine, workload, load, options.rounds, Path(folder)) for engine in engines}
-            for workload in workloads
-        ]
-    report = describe(engines, load, [rounds for by_engine in results for rounds in by_engine.values()])
-    report += "".join(map(format_table, workloads, results))
-    print(report, end="")
-    if options == parser.parse_args([]):
-        RESULTS.write_text(report)
+        if options.part != "growth":
+            for engine in engines:
+                make_template(engine, "compared", ACCOUNTS, PAYMENTS)
+            run(results, options.rounds, list(comparison(options, engines)), Path(folder))
+        if options.part != "comparison":
+            for engine in engines:
+                for size in options.sizes:
+                    make_template(engine, f"size_{size}", size, 0)
+            run(results, options.rounds, list(growth(options, engines)), Path(folder))
+    write_report(results, options, engines)
 
 
 def option_parser() -> argparse.ArgumentParser:
     """The options that run a part of it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Compare with the usual way, side by side. A run without options is kept in bench/results.md.",
-    )
-    parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--seconds", type=int, default=4, help="of load for each contender and round")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Compare with the usual way, side by side.")
+    parser.add_argument("part", nargs="?", choices=("all", "comparison", "growth"), default="all")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, BUSY, 128])
+    parser.add_argument("--seconds", type=int, default=3, help=f"of load at {BUSY} connections; elsewhere at most 2")
     parser.add_argument("--rounds", type=int, default=3)
     names = [workload.name for workload in WORKLOADS]
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--engines", nargs="+", choices=("SQLite", "PostgreSQL"), default=["SQLite", "PostgreSQL"])
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="users, where growth is measured")
+    parser.add_argument(
+        "--into", type=Path, default=KEPT if len(sys.argv) == 1 else PARTS, help="folder of the results"
+    )
     return parser
 
 
-def make_template(engine: Engine, name: str, accounts: int) -> None:
+def make_template(engine: Engine, name: str, users: int, payments: int) -> None:
     """Make the database that runs begin with a copy of."""
-    url = create_database(engine, name)
-    # One without users stays as Alembic leaves it: once PostgreSQL was told that the tables are empty, it would plan
-    # to read them from end to end, and keep to that while they grow.
-    if accounts:
-        asyncio.run(fill_database(url, accounts))
-        tidy(engine, name)
+    fill_database(create_database(engine, name), users, payments)
+    tidy(engine, name)
 
 
-def run_rounds(engine: Engine, workload: Workload, load: Load, count: int, folder: Path) -> Rounds:
-    """Every contender once in each round, each round beginning with another one."""
-    contenders = [contender for contender in CONTENDERS if engine.server or not contender.postgresql_only]
-    rounds: Rounds = {contender: [] for contender in contenders}
-    for number in range(count):
-        first = number % len(contenders)
-        for contender in contenders[first:] + contenders[:first]:
-            what = f"{workload.name}, {engine.name}, round {number + 1}, {contender.name}"
-            print(what, end=": ", file=sys.stderr, flush=True)
-            measured = measure(contender, workload, engine, load, folder)
-            rounds[contender].append(measured)
-            print(f"{measured.rate:,.0f}/s, other processes: {measured.disturbance:.1f} cores", file=sys.stderr)
-    return rounds
+Run = tuple[Contender, Sequence[Step], Engine, str]
+
+
+def comparison(options: argparse.Namespace, engines: list[Engine]) -> Iterator[Run]:
+    """Every contender with every workload, over few connections and many; and Savepoint once more, watched."""
+    loads = [
+        Load(ACCOUNTS, connections, options.seconds if connections == BUSY else min(2, options.seconds))
+        for connections in options.connections
+    ]
+    for engine in engines:
+        for contender in (*CONTENDERS, WATCHED):
+            if engine.server or not contender.postgresql_only:
+                names = [SPREAD.name] if contender is WATCHED else options.workloads
+                yield contender, [(each, loads) for each in WORKLOADS if each.name in names], engine, "compared"
+
+
+def growth(options: argparse.Namespace, engines: list[Engine]) -> Iterator[Run]:
+    """Savepoint on databases of each size."""
+    for engine in engines:
+        for size in options.sizes:
+            load = Load(size, BUSY, options.seconds)
+            steps = [(each, [load]) for each in (ME, SPREAD, REGISTRATION) if each.name in options.workloads]
+            yield SAVEPOINT, steps, engine, f"size_{size}"
+
+
+def run(results: Results, rounds: int, runs: list[Run], folder: Path) -> None:
+    """All of them once in each round, each round beginning with another one."""
+    for number in range(rounds):
+        first = number * len(runs) // rounds
+        for contender, steps, engine, template in runs[first:] + runs[:first]:
+            for workload, load, measured in measure(contender, steps, engine, template, folder):
+                results.add(Case(engine.name, contender, workload, load.connections, template), measured)
+                print(
+                    f"Round {number + 1}, {engine.name}, {contender.name}, {workload.name}, {template}, "
+                    f"{load.connections} connections: {measured.rate:,.0f}/s, {measured.failures} failed, "
+                    f"other processes: {measured.disturbance:.1f} cores",
+                    file=sys.stderr,
+                )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,36 @@
 
 from fastapi import FastAPI
 
-from models import DebitedTransfer, Registration, RegistrationAnswer, TransferRequest, UserPublic, now
+from bench.usual import LIMIT
+from models import (
+    DebitedTransfer,
+    EntryPublic,
+    Page,
+    Registration,
+    RegistrationAnswer,
+    TransferRequest,
+    UserPublic,
+    now,
+    page_of,
+)
 from tokens import make_token
 
 app = FastAPI()
+
+USER = UserPublic(id=1, username="user1", email="user1@example.com", status="active", created_at=now())
+ENTRIES = [
+    EntryPublic(
+        seq=seq,
+        amount=1,
+        balance_after=1,
+        transfer_id=1,
+        reverses_id=None,
+        counterparty_account_id=1,
+        memo=None,
+        created_at=now(),
+    )
+    for seq in range(LIMIT + 1, 0, -1)
+]
 
 
 @app.post("/register", status_code=201)
@@ -21,3 +47,15 @@ async def transfer(transfer: TransferRequest) -> DebitedTransfer:
     return DebitedTransfer.model_construct(
         id=1, currency="EUR", reverses_id=None, created_at=now(), debit_balance_after=0, **transfer.__dict__
     )
+
+
+@app.get("/me")
+async def me() -> UserPublic:
+    """Look up nobody."""
+    return USER
+
+
+@app.get("/accounts/{id}/entries")
+async def statement(id: int) -> Page[EntryPublic]:
+    """Read nothing."""
+    return page_of(ENTRIES, LIMIT, lambda entry: entry.seq)

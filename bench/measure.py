@@ -1,8 +1,10 @@
-"""One contender under one load: what it cost, and whether everything that was answered was stored."""
+"""One contender under load: what it cost, and whether everything that was answered was stored."""
 
 import resource
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -14,66 +16,105 @@ from sqlalchemy import func
 from sqlmodel import SQLModel, select
 
 from audit import open_books
-from bench.contenders import Contender, serving
+from bench.contenders import WATCHED, Contender, serving
 from bench.engines import Engine, copy_of
-from bench.load import Load, Measurement, run_pgbench, run_wrk
-from bench.workloads import Workload, bearer_token
+from bench.filling import bearer_token
+from bench.load import BUSY, Load, Measurement, run_pgbench, run_wrk
+from bench.workloads import ME, ROWS, Workload
 from database import create_migration_engine
 
-WARM_UP = 2
+WARM_UP = 1
 """Seconds of load before the measured ones: connections open, statements are compiled and prepared."""
 
+Step = tuple[Workload, Sequence[Load]]
 
-def measure(contender: Contender, workload: Workload, engine: Engine, load: Load, folder: Path) -> Measurement:
-    """Put the contender under load on fresh data, and check that nothing was lost, halved or made."""
-    with copy_of(engine, workload.template) as url:
-        rows = count_rows(workload, url)
-        with serving(contender, url, folder) as (pid, target):
-            if contender.app is not None:
-                check_answer(workload, target)
-            send = partial(run_pgbench if contender.app is None else run_wrk, workload, target)
-            warm_up = send(replace(load, seconds=WARM_UP), "warm")
-            before = cpu_seconds(pid, engine)
-            measured = send(load, "load")
-            after = cpu_seconds(pid, engine)
+
+def measure(
+    contender: Contender, steps: Sequence[Step], engine: Engine, template: str, folder: Path
+) -> Iterator[tuple[Workload, Load, Measurement]]:
+    """Put the contender under each load in turn, and check that nothing was lost, halved or made.
+
+    It runs on a copy of the template.
+    """
+    answers: Counter[str] = Counter()
+    with copy_of(engine, template) as url:
+        rows = count_rows(url)
+        with serving(contender, url, folder) as served:
+            send = partial(measure_load, contender, engine, served)
+            for workload, loads in steps:
+                if contender.app is not None:
+                    check_answer(workload, served[1])
+                    answers[workload.kind] += 1
+                answers[workload.kind] += send(workload, replace(loads[0], connections=BUSY, seconds=WARM_UP)).answers
+                for load in loads:
+                    measured = send(workload, load)
+                    answers[workload.kind] += measured.answers
+                    yield workload, load, measured
         # Only now, since the server stores what it accepted before it ends.
         if contender.stores:
-            check_rows(workload, url, rows, (contender.app is not None) + warm_up.answers + measured.answers)
+            check_rows(url, rows, answers)
         check_books(url)
+
+
+def measure_load(
+    contender: Contender, engine: Engine, served: tuple[int | None, str], workload: Workload, load: Load
+) -> Measurement:
+    """Send the load, and find what it took."""
+    pid, target = served
+    if contender.app is not None:
+        # It waits its turn behind what the load before hung up on.
+        ask(target, ME)
+    forget_peaks(pid)
+    before = cpu_seconds(pid, engine)
+    watched = watch(target) if contender is WATCHED else None
+    measured = (run_pgbench if contender.app is None else run_wrk)(workload, target, load)
+    after = cpu_seconds(pid, engine)
+    answers = max(1, measured.answers)
+    if watched is not None:
+        batches, calls, waited = (late - early for early, late in zip(watched, watch(target), strict=True))
+        measured = replace(measured, batch_size=calls / max(1, batches), waited=waited * 1000 / answers)
     server_cpu, database_cpu, sender_cpu, machine_cpu = (
         late - early for early, late in zip(before, after, strict=True)
     )
     return replace(
         measured,
-        server_cpu=server_cpu * 1000 / measured.answers,
-        database_cpu=database_cpu * 1000 / measured.answers,
+        server_cpu=server_cpu * 1000 / answers,
+        database_cpu=database_cpu * 1000 / answers,
+        memory=sum(peak_memory(each) for each in tree(pid)) / 1e6,
         disturbance=max(0, machine_cpu - server_cpu - database_cpu - sender_cpu) / load.seconds,
     )
 
 
 def check_answer(workload: Workload, origin: str) -> None:
     """Send one request, and end the benchmark unless the answer is what Savepoint answers."""
-    headers = {"Authorization": f"Bearer {bearer_token(2)}"}
-    answer = httpx2.post(origin + workload.path, json=workload.first, headers=headers, timeout=30)
-    if answer.status_code != 201 or answer.json().keys() != workload.answer.model_fields.keys():
+    answer = ask(origin, workload)
+    if not answer.is_success or answer.json().keys() != workload.answer.model_fields.keys():
         sys.exit(f"{answer.status_code}: {answer.text}")
     workload.answer.model_validate_json(answer.content)
 
 
-def count_rows(workload: Workload, url: str) -> dict[type[SQLModel], int]:
-    """How many rows the tables hold that this workload writes."""
+def ask(origin: str, workload: Workload) -> httpx2.Response:
+    """Send one request as user 2."""
+    method = "GET" if workload.body is None else "POST"
+    headers = {"Authorization": f"Bearer {bearer_token(2)}"}
+    return httpx2.request(method, origin + workload.path, json=workload.body, headers=headers, timeout=60)
+
+
+def count_rows(url: str) -> dict[type[SQLModel], int]:
+    """How many rows the tables hold."""
+    tables = {table for counts in ROWS.values() for table in counts}
     with create_migration_engine(url).connect() as connection:
-        return {table: connection.scalar(select(func.count()).select_from(table)) or 0 for table in workload.rows}
+        return {table: connection.scalar(select(func.count()).select_from(table)) or 0 for table in tables}
 
 
-def check_rows(workload: Workload, url: str, before: dict[type[SQLModel], int], answers: int) -> None:
+def check_rows(url: str, before: dict[type[SQLModel], int], answers: Counter[str]) -> None:
     """End the benchmark where an answer of 2xx is not in the database, whole."""
-    added = {table: count - before[table] for table, count in count_rows(workload, url).items()}
-    stored = {added[table] / count for table, count in workload.rows.items()}
-    # There may be more than answers: wrk hangs up on what is still under way at the end.
-    if len(stored) != 1 or stored.pop() < answers:
-        rows = ", ".join(f"{count} {table.__tablename__}" for table, count in added.items())
-        sys.exit(f"{answers} were answered, and these rows stored: {rows}.")
+    after = count_rows(url)
+    for kind, counts in ROWS.items():
+        stored = {(after[table] - before[table]) / count for table, count in counts.items()}
+        # There may be more than answers: wrk hangs up on what is still under way at the end.
+        if len(stored) != 1 or min(stored) < answers[kind]:
+            sys.exit(f"{answers[kind]} of kind {kind} were answered, and the tables hold {stored} of them.")
 
 
 def check_books(url: str) -> None:
@@ -83,6 +124,16 @@ def check_books(url: str) -> None:
             sys.exit(f"{finding.subject}: {finding.fault}")
 
 
+def watch(origin: str) -> tuple[float, float, float]:
+    """How many batches of transfers there were so far, the calls in them, and the seconds that calls waited."""
+    lines = httpx2.get(f"{origin}/metrics").text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines)
+    size = 'savepoint_batch_size_{}{{operation="make_transfers"}}'
+    names = (size.format("count"), size.format("sum"), "savepoint_waited_seconds_total")
+    batches, calls, waited = (float(values[name]) for name in names)
+    return batches, calls, waited
+
+
 def cpu_seconds(server_pid: int | None, engine: Engine) -> tuple[float, float, float, float]:
     """The CPU time that server, database server, sender of the load and the whole machine have used so far."""
     # The processes of connections that were just closed end, and their parent takes over what they used.
@@ -90,20 +141,32 @@ def cpu_seconds(server_pid: int | None, engine: Engine) -> tuple[float, float, f
     sender = resource.getrusage(resource.RUSAGE_CHILDREN)
     machine = psutil.cpu_times()
     return (
-        tree_cpu_seconds(server_pid) if server_pid else 0,
-        tree_cpu_seconds(engine.server.get_pid()) if engine.server else 0,
+        sum(map(process_seconds, tree(server_pid))),
+        sum(map(process_seconds, tree(engine.server.get_pid() if engine.server else None))),
         sender.ru_utime + sender.ru_stime,
         sum(machine) - machine.idle - getattr(machine, "iowait", 0),
     )
 
 
-def tree_cpu_seconds(pid: int | None) -> float:
-    """The CPU time of a process and its descendants, those that have ended included."""
-    process = psutil.Process(pid)
-    seconds = 0.0
-    for each in [*process.children(recursive=True), process]:
-        with suppress(psutil.NoSuchProcess):
-            times = each.cpu_times()
-            # The time of a child that has ended is kept by its parent.
-            seconds += times.user + times.system + times.children_user + times.children_system
-    return seconds
+def tree(pid: int | None) -> list[psutil.Process]:
+    """A process and its descendants."""
+    return [] if pid is None else [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+
+
+def process_seconds(process: psutil.Process) -> float:
+    """The CPU time of a process, and of its children that have ended."""
+    with suppress(psutil.NoSuchProcess):
+        return float(sum(process.cpu_times()[:4]))
+    return 0
+
+
+def forget_peaks(pid: int | None) -> None:
+    """Let Linux begin anew with the peak memory of these processes (proc_pid_clear_refs(5))."""
+    for process in tree(pid):
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+def peak_memory(process: psutil.Process) -> int:
+    """The most memory that a process has used, in bytes."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

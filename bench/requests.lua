@@ -3,7 +3,7 @@
 -- whether account 1 gets all money.
 
 local threads = 0
-local bodies = {}
+local kinds = {}
 
 function setup(thread)
    threads = threads + 1
@@ -15,34 +15,52 @@ function init(args)
    sent = 0
    -- Otherwise each thread would draw the same accounts.
    math.randomseed(os.time() * 100 + number)
-   wrk.method = "POST"
-   wrk.headers["Content-Type"] = "application/json"
 end
 
 function request()
-   return wrk.format(nil, nil, nil, bodies[kind]())
+   return kinds[kind]()
 end
 
-function bodies.register()
+local function post(path, ...)
+   wrk.headers["Content-Type"] = "application/json"
+   return wrk.format("POST", path, nil, string.format(...))
+end
+
+-- User and account have the same number.
+local function act_as(user)
+   wrk.headers["Authorization"] = "Bearer svp_bench_" .. user
+   return user
+end
+
+function kinds.register()
    sent = sent + 1
    local username = prefix .. sent
-   return string.format('{"username": "%s", "email": "%s@example.com"}', username, username)
+   return post("/register", '{"username": "%s", "email": "%s@example.com"}', username, username)
 end
 
-function bodies.transfer()
-   local debit = math.random(hot and 2 or 1, accounts)
+function kinds.transfer()
+   local debit = act_as(math.random(hot and 2 or 1, accounts))
    local credit = hot and 1 or (debit + math.random(0, accounts - 2)) % accounts + 1
-   wrk.headers["Authorization"] = "Bearer svp_bench_" .. debit
-   return string.format('{"debit_account_id": %d, "credit_account_id": %d, "amount": 1}', debit, credit)
+   return post("/transfers", '{"debit_account_id": %d, "credit_account_id": %d, "amount": 1}', debit, credit)
+end
+
+function kinds.me()
+   act_as(math.random(accounts))
+   return wrk.format("GET", "/me")
+end
+
+function kinds.statement()
+   return wrk.format("GET", "/accounts/" .. act_as(math.random(accounts)) .. "/entries")
 end
 
 function done(summary, latency)
    local errors = summary.errors
+   local answers = summary.requests - errors.status
    print(string.format(
       '{"answers": %d, "failures": %d, "rate": %f, "p50": %f, "p99": %f}',
-      summary.requests,
+      answers,
       errors.connect + errors.read + errors.write + errors.status + errors.timeout,
-      summary.requests / summary.duration * 1e6,
+      answers / summary.duration * 1e6,
       latency:percentile(50) / 1e3,
       latency:percentile(99) / 1e3
    ))
