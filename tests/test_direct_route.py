@@ -1,0 +1,114 @@
+"""A route that reads requests by itself answers, byte for byte, what FastAPI answers."""
+
+import json
+from typing import Any
+
+import pytest
+from conftest import AS_OPERATOR
+from starlette.testclient import TestClient
+from test_accounts import order, register_all
+from test_registration import named
+
+from direct_route import DirectRoute
+
+JSON = "application/json"
+VALID = json.dumps(named("alice")).encode()
+TRANSFER = json.dumps(order(1, 2, 5)).encode()
+UUID4 = "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11"
+
+BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"{}",
+    TRANSFER,
+    TRANSFER + b" ",
+    TRANSFER + b"x",
+    b"\xef\xbb\xbf" + TRANSFER,
+    TRANSFER.decode().encode("utf-16"),
+    TRANSFER.replace(b"5", b"5.0"),
+    TRANSFER.replace(b"5", b"5e0"),
+    TRANSFER.replace(b"5", b"-0"),
+    TRANSFER.replace(b"5", b"05"),
+    TRANSFER.replace(b"5", b"true"),
+    TRANSFER.replace(b"5", b'"5"'),
+    TRANSFER.replace(b"5", b"NaN"),
+    TRANSFER.replace(b"5", b"Infinity"),
+    TRANSFER.replace(b"5", b"9" * 5000),
+    TRANSFER.replace(b"5", b"9007199254740992"),
+    TRANSFER[:-1] + b', "amount": 6}',
+    b'{"amount": "x", ' + TRANSFER[1:],
+    TRANSFER[:-1] + b', "memo": null}',
+    TRANSFER[:-1] + b', "memo": "\\ud800"}',
+    TRANSFER[:-1] + b', "memo": "\xff"}',
+    TRANSFER[:-1] + b', "memo": "\\u0000"}',
+    TRANSFER[:-1] + b', "memo": "a\tb"}',
+    TRANSFER[:-1] + b', "memo": "' + "ü".encode() + b'"}',
+    TRANSFER[:-1] + b', "admin": ' + b"[" * 300 + b"]" * 300 + b"}",
+    b"[" * 100_000,
+]
+
+
+def answers_both_ways(client: TestClient, monkeypatch: pytest.MonkeyPatch, *request: Any, **parts: Any) -> list[Any]:
+    """Status, headers and body of the answer, as the route gives it and as FastAPI gives it."""
+
+    async def read_nothing(*_: Any) -> None:
+        return None
+
+    responses = [client.request(*request, **parts)]
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectRoute, "read", read_nothing)
+        responses.append(client.request(*request, **parts))
+    return [(each.status_code, each.headers.raw, each.content) for each in responses]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_any_body_is_answered_as_by_fastapi(client: TestClient, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    alice, _ = register_all(client, alice=100, bob=0)
+    # With a key, the second answer is a replay wherever the first was a transfer: both are then asked for again.
+    headers = alice.headers | {"Content-Type": JSON, "Idempotency-Key": "order-4711"}
+    client.post("/transfers", content=body, headers=headers)
+
+    for sender in (headers, {"Content-Type": JSON}, headers | {"Idempotency-Key": "ü".encode()}):
+        direct, fastapi = answers_both_ways(client, monkeypatch, "POST", "/transfers", content=body, headers=sender)
+        assert direct == fastapi
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/jsonx"},
+        {"Content-Type": "application/problem+json"},
+        {"Content-Type": "APPLICATION/JSON"},
+        {"Content-Type": f"{JSON}; charset=utf-8"},
+        {"Content-Type": JSON, "Idempotency-Key": ""},
+        {"Content-Type": JSON, "Idempotency-Key": "order-4711"},
+        {"Content-Type": JSON, "Idempotency-Key": "00000000-0000-1000-8000-000000000000"},
+        {"Content-Type": JSON, "Idempotency-Key": UUID4},
+    ],
+)
+def test_any_header_is_answered_as_by_fastapi(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    client.post("/register", json=named("alice"))
+
+    direct, fastapi = answers_both_ways(client, monkeypatch, "POST", "/register", content=VALID, headers=headers)
+
+    assert direct == fastapi
+
+
+@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer x", "Basic x", "as the operator", "as alice"])
+@pytest.mark.parametrize("path", ["/me", "/readyz", "/healthz"])
+def test_any_token_is_answered_as_by_fastapi(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str, authorization: str | None
+) -> None:
+    [alice] = register_all(client, alice=0)
+    known = {None: {}, "as the operator": AS_OPERATOR, "as alice": alice.headers}
+    headers = known.get(authorization, {"Authorization": authorization})
+
+    direct, fastapi = answers_both_ways(client, monkeypatch, "GET", path, headers=headers)
+
+    assert direct == fastapi
