@@ -28,7 +28,7 @@ from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown
 from schema import Schema, get_revision
 from settings import Settings
 
-CHUNK = 10_000
+CHUNK = 20_000
 """How many lines are in memory, and in one transaction, at a time."""
 
 LINE_LIMIT = 4096
@@ -407,7 +407,7 @@ def prepare_for_many_rows(dbapi_connection: Any, _: Any) -> None:
     """Keep more of the indexes in memory, and write less often what changed in them twice."""
     cursor = dbapi_connection.cursor()
     cursor.execute("PRAGMA cache_size = -65536")
-    cursor.execute("PRAGMA wal_autocheckpoint = 20000")
+    cursor.execute("PRAGMA wal_autocheckpoint = 50000")
     cursor.close()
 
 

@@ -400,7 +400,7 @@ def import_users(
     of its fields, so what was imported before is passed over, and not taken for a name that somebody else has.
 
     * `--on-error rollback` is one transaction: all or nothing. On SQLite, others cannot write meanwhile.
-    * `--on-error continue` commits 10,000 lines at a time, and keeps what it committed when it is interrupted.
+    * `--on-error continue` commits 20,000 lines at a time, and keeps what it committed when it is interrupted.
 
     Refused lines go to a file of their own, with line number, field and refusal. Mend it, and import it as it is. Where
     there was such a file, it is kept as FILE~. In the file of tokens, the last line of a user counts.
