@@ -334,7 +334,8 @@ def load_save(
 
     Example: `python manage.py load before-the-sale`
 
-    Exit code 0: loaded. 1: refused, or not wanted. 2: it could not be done. But for 0, the database is as it was.
+    Exit code 0: loaded. 1: refused, or not wanted. 2: it could not be done. But for 0, the database is as it was; only
+    an interruption in the last moment may come too late, and then the save is there, whole.
     """
     settings = read_settings()
     url, folder, lock_timeout = settings.database_url, settings.saves_dir, settings.lock_timeout
