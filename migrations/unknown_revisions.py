@@ -56,9 +56,9 @@ def unknown_revision(case: Case, id: str, schema: SchemaAtHand) -> Diagnosis:
         where = f"the branch {branches[0]}" if branches else "a branch that is not here"
         return Diagnosis("foreign-branch", f"The database is at {id}, of {where}.", evidence, steps_back(case, line))
     evidence.append("Nothing links it to these files, neither the record of the database nor git")
-    likeness, steps, restamp = schema.likeness()
+    like = schema.likeness()
     why = f"The database is at {id}, of which nothing is known."
-    return Diagnosis("unknown-revision", why, [*evidence, *likeness], steps, restamp)
+    return Diagnosis("unknown-revision", why, [*evidence, *like.lines], like.steps, like.restamp)
 
 
 def gone(case: Case, lost: Lost) -> tuple[str] | None:

@@ -491,7 +491,7 @@ def test_a_file_that_was_edited_after_it_was_applied_is_found(url: str, folder: 
 
     ((kind, text),) = found(url, config)
     assert kind == "edited-file"
-    assert text.startswith(f"{edited} is not what was applied on 20")
+    assert text.startswith(f"{edited} is not what was recorded on 20")
 
 
 def test_the_newest_checksum_in_the_record_counts(url: str) -> None:

@@ -32,8 +32,9 @@ from typer.testing import CliRunner, Result
 
 import manage
 from migrations.catalog import schema_of
+from migrations.comparison import check_schema
 from migrations.diagnosis import KINDS
-from migrations.doctor import diagnose
+from migrations.doctor import config_for, diagnose
 from migrations.repair import RepairRefused, plan_repair, restamp
 from migrations.revisions import read_history
 
@@ -48,6 +49,7 @@ GIT = {
     **{f"GIT_{who}_{what}": "dev@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
 }
 """So that the developer's own configuration has no influence."""
+on_one_engine = only_sqlite
 REPAIR = ("python manage.py doctor --repair", f"Write {ACCOUNTS} into alembic_version:")
 
 
@@ -403,6 +405,50 @@ def test_a_schema_of_another_revision_than_the_one_stamped_is_repaired(place: Pl
     assert place.is_healthy
 
 
+def test_what_came_after_another_revision_may_have_been_undone_by_hand(place: Place) -> None:
+    place.add(NEW, ACCOUNTS, '    op.create_index("ix_users_email", "users", ["email"])')
+    place.upgrade()
+    query(place.url, "DROP INDEX ix_users_email")
+
+    found = place.only("wrong-revision", 25)
+
+    assert f"Its schema is exactly that of {ACCOUNTS} " in evidence(found)
+    assert f"The record of the database: upgrade {NEW} 'added', after {ACCOUNTS}, on 20" in evidence(found)
+    assert f"Either is possible: alembic_version is wrong, or what came after {ACCOUNTS} " in evidence(found)
+    repair, (mends, words), again = steps(found)
+    assert (repair, again[0]) == (REPAIR, "python manage.py doctor")
+    assert words.startswith("Or, if it was undone by hand: In ")
+    query(place.url, mends)
+    assert place.is_healthy
+
+
+@pytest.mark.parametrize("revision", [ACCOUNTS, NEW])
+def test_of_two_branches_the_one_whose_schema_it_is_is_found(place: Place, revision: str) -> None:
+    place.add(NEW, BEFORE_ACCOUNTS)
+    place.downgrade(BEFORE_ACCOUNTS)
+    place.upgrade(revision)
+    query(place.url, "DELETE FROM alembic_version")
+
+    assert place.command("--repair", "--yes").exit_code == 34
+
+    assert place.stamped == [(revision,)]
+
+
+@on_one_engine
+def test_each_revision_is_run_once_to_find_the_one_whose_schema_it_is(place: Place) -> None:
+    for revision, parent in ((NEW, ACCOUNTS), (OTHER, NEW)):
+        place.add(
+            revision,
+            parent,
+            f"{ADD_COLUMN}\n    open('runs', 'a').write('{revision} ')".replace("nickname", f"a{revision}"),
+        )
+    query(place.url, "DELETE FROM alembic_version")
+
+    assert place.command().exit_code == 24
+
+    assert (place.folder / "runs").read_text() == f"{NEW} {OTHER} "
+
+
 def test_tables_that_are_nobodys_are_no_unversioned_database(place: Place) -> None:
     place.downgrade("base")
     query(place.url, "CREATE TABLE something_else (id INTEGER)")
@@ -507,9 +553,45 @@ def test_a_file_that_was_edited_after_it_was_applied_is_brought_back(place: Plac
     assert place.is_healthy
 
 
-# --- the files by themselves ------------------------------------------------------------------------------------------
+def test_an_edit_that_was_meant_is_accepted_and_the_next_one_is_not(place: Place) -> None:
+    path = place.file_of(BEFORE_ACCOUNTS)
+    path.write_text(path.read_text() + "# polished\n")
+    before = query(place.url, "SELECT * FROM applied_revisions ORDER BY id")
 
-on_one_engine = only_sqlite
+    accepts = commands(place.only("edited-file", 33))[-1]
+
+    assert accepts == f"python manage.py doctor --accept {BEFORE_ACCOUNTS}"
+    result = place.command(*accepts.split()[3:])
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (
+        0, f"Accepted, and recorded: the file of {BEFORE_ACCOUNTS} as it is now.",
+    )  # fmt: skip
+    *others, accepted = query(place.url, "SELECT * FROM applied_revisions ORDER BY id")
+    checksum = read_history(place.versions).by_id[BEFORE_ACCOUNTS].checksum
+    assert (others, accepted[1:6]) == (before, ("accept", BEFORE_ACCOUNTS, REVISIONS[1], checksum, "access tokens"))
+    assert place.is_healthy
+    assert check_schema(place.url, config_for(place.versions)) == []
+
+    path.write_text(path.read_text() + "# and again\n")
+    assert f"The record of the database: accept {BEFORE_ACCOUNTS} " in evidence(place.only("edited-file", 33))
+
+
+def test_only_the_edit_of_an_applied_file_is_accepted(place: Place) -> None:
+    path = place.file_of(ACCOUNTS)
+    path.write_text(path.read_text() + "# polished\n")
+    before = place.everything()
+
+    for revision in (BEFORE_ACCOUNTS, OTHER):
+        result = place.command("--accept", revision)
+        assert (result.exit_code, place.everything()) == (2, before)
+        assert f"those are: {ACCOUNTS}." in " ".join(result.stderr.replace("│", "").split())
+
+    place.downgrade(BEFORE_ACCOUNTS)
+    assert place.command("--accept", ACCOUNTS).exit_code == 2
+    place.upgrade()
+    assert place.is_healthy
+
+
+# --- the files by themselves ------------------------------------------------------------------------------------------
 
 
 @on_one_engine
