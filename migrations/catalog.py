@@ -97,7 +97,7 @@ def condition(text: str) -> str:
         return text
     # A CHECK that was dumped and restored has its casts among types of text elsewhere.
     plain = re.sub(r"::(?:text|character varying)(?:\[\])?", "", text[len("CHECK (") : -1])
-    return re.sub(r"(?<!\w)\((ARRAY\[[^]]*\]|'(?:[^']|'')*'|\w+)\)", r"\1", plain)
+    return re.sub(r"(?<!\w)(?<!ANY )(?<!ALL )\((ARRAY\[[^]]*\]|'(?:[^']|'')*'|\w+)\)", r"\1", plain)
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------------------

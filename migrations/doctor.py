@@ -85,13 +85,19 @@ def leftover_tables(connection: sa.Connection) -> Iterator[Diagnosis]:
             (name, rows_in(connection, name)) for name in (table, table.removeprefix(LEFT_OVER)) if name in tables
         ]
         evidence = [f"{name}: {count:,} {'row' if count == 1 else 'rows'}" for name, count in counts]
+        own_name, quote = table.removeprefix(LEFT_OVER), connection.dialect.identifier_preparer.quote
         if len(counts) == 1:
-            evidence.append(f"{table.removeprefix(LEFT_OVER)} is not there: the rows may be in {table} only")
-            steps = [Next("python manage.py save", "Take a copy before anything else, then look into both:")]
+            evidence.append(f"{own_name} is not there: the rows may be in {table} only")
+            steps = [
+                Next("python manage.py save", "Take a copy before anything else:"),
+                Next(
+                    f"ALTER TABLE {quote(table)} RENAME TO {quote(own_name)};",
+                    "If these are its rows, finish the rebuild, in sqlite3 or psql; doctor then tells what is missing:",
+                ),
+            ]
         else:
-            drop = f"DROP TABLE {connection.dialect.identifier_preparer.quote(table)};"
-            words = f"When {counts[1][0]} has all that is in it (see the counts), in sqlite3 or psql:"
-            steps = [Next(drop, words)]
+            words = f"When {own_name} has all that is in it (see the counts), in sqlite3 or psql:"
+            steps = [Next(f"DROP TABLE {quote(table)};", words)]
         yield Diagnosis("leftover-table", f"A rebuild that was interrupted left {table}.", evidence, steps)
 
 

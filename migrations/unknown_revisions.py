@@ -67,6 +67,9 @@ def gone(case: Case, lost: Lost) -> tuple[str] | None:
     history = ("log", "-1", "--full-history", "--format=%h of %cI, %s")
     if not Git(case.root).lines(*history, "HEAD", "--", path):
         return None
+    here = next((each for each in case.history.revisions if each.path and case.in_root(each.path) == lost.path), None)
+    if here:
+        return (f"Git: {lost.path} had this id, and is {here.id} {here.message!r} now",)
     deletions = Git(case.root).lines(*history, "--diff-filter=D", "HEAD", "--", path)
     if case.committed("HEAD", lost.path) or not deletions:
         return (f"Git: {lost.path} is in the last commit, and not in the folder",)

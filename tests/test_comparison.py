@@ -183,8 +183,8 @@ CHANGES = {
         "ADD CONSTRAINT ck_profiles_status CHECK (status IN ('active', 'suspended', 'closed', 'gone'))",
         "profiles: CHECK ck_profiles_status is \"status IN ('active', 'suspended', 'closed', 'gone')\","
         " not \"status IN ('active', 'suspended', 'closed')\"",
-        "profiles: CHECK ck_profiles_status is \"status = ANY ARRAY['active', 'suspended', 'closed', 'gone']\","
-        " not \"status = ANY ARRAY['active', 'suspended', 'closed']\"",
+        "profiles: CHECK ck_profiles_status is \"status = ANY (ARRAY['active', 'suspended', 'closed', 'gone'])\","
+        " not \"status = ANY (ARRAY['active', 'suspended', 'closed'])\"",
     ),
     "an index dropped": on_both(
         "DROP INDEX ix_access_tokens_user_id", "access_tokens: index ix_access_tokens_user_id is missing"

@@ -322,6 +322,19 @@ def test_a_file_that_this_branch_lost_is_brought_back(place: Place, is_committed
     assert place.is_healthy
 
 
+def test_a_file_whose_id_was_changed_is_told_from_one_that_is_gone(place: Place) -> None:
+    path = place.file_of(ACCOUNTS)
+    path.write_text(path.read_text().replace(f'"{ACCOUNTS}"', f'"{NEW}"'))
+    place.commit("renumber")
+
+    found = place.only("lost-file", 20)
+
+    name = place.name_of(ACCOUNTS)
+    assert f"Git: {name} had this id, and is {NEW} 'accounts, transfers and entries' now" in found["evidence"]
+    place.run(commands(found)[0])
+    assert place.is_healthy
+
+
 def test_a_revision_of_which_nothing_is_known_is_repaired_where_the_schema_is_that_of_one(place: Place) -> None:
     place.stamp(OTHER)
 
@@ -469,6 +482,19 @@ def test_a_table_that_a_rebuild_left_is_counted_before_it_is_dropped(place: Plac
     assert place.is_healthy
 
 
+def test_a_table_that_is_only_there_under_its_temporary_name_gets_its_own_back(place: Place) -> None:
+    query(place.url, "ALTER TABLE entries RENAME TO _alembic_tmp_entries")
+
+    drift, found = place.doctor()
+
+    assert (drift["kind"], found["kind"]) == ("drift", "leftover-table")
+    assert "entries is not there: the rows may be in _alembic_tmp_entries only" in found["evidence"]
+    save, rename = commands(found)
+    assert save == "python manage.py save"
+    query(place.url, rename)
+    assert place.is_healthy
+
+
 INDEX = "ix_access_tokens_user_id"
 DRIFT = {
     "an index is missing": (f"DROP INDEX {INDEX}", f"access_tokens: index {INDEX} is missing"),
@@ -503,14 +529,15 @@ def test_a_check_that_was_changed_is_mended_by_the_printed_sql(place: Place) -> 
     run_script(
         place.url,
         "ALTER TABLE transfers DROP CONSTRAINT ck_transfers_amount,"
-        " ADD CONSTRAINT ck_transfers_amount CHECK (amount > -1), DROP CONSTRAINT uq_transfers_reverses_id",
+        " ADD CONSTRAINT ck_transfers_amount CHECK (amount > -1), DROP CONSTRAINT uq_transfers_reverses_id;"
+        " ALTER TABLE profiles DROP CONSTRAINT ck_profiles_status",
     )
 
     found = place.only("drift", 30)
 
     assert "transfers: CHECK ck_transfers_amount is " in evidence(found)
     assert "transfers: unique constraint uq_transfers_reverses_id is missing" in found["evidence"]
-    for sql in commands(found)[:2]:
+    for sql in commands(found)[:3]:
         run_script(place.url, sql)
     assert place.is_healthy
 
