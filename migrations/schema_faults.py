@@ -1,5 +1,6 @@
 """The schema that a database has, against those that its revisions make: drift, and which revision it is like."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -206,8 +207,9 @@ def statement(difference: Difference, dialect: sa.Dialect) -> str | None:
         unique, rest = ("UNIQUE ", wanted[7:]) if wanted and wanted.startswith("UNIQUE ") else ("", wanted)
         return f"{drop} CREATE {unique}INDEX {name} ON {table} {rest};".strip() if wanted else drop
     if difference.kind == "column":
-        addable = difference.actual is None and wanted and "NOT NULL" not in wanted and "GENERATED" not in wanted
-        return f"ALTER TABLE {table} ADD COLUMN {name} {wanted};" if addable else None
+        # Old rows have no value for it, it is computed, or it is of an enum, whose values are told in parentheses.
+        is_unclear = wanted is None or re.search(r"NOT NULL|GENERATED| AS \(| \('", wanted)
+        return None if difference.actual or is_unclear else f"ALTER TABLE {table} ADD COLUMN {name} {wanted};"
     if difference.kind == "table" or not difference.name or dialect.name == "sqlite":
         return None
     actions = [f"DROP CONSTRAINT {name}"] if difference.actual else []

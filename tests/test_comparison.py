@@ -235,7 +235,7 @@ CHANGES = {
         rewrite("users", "VARCHAR(50)", "VARCHAR(50) COLLATE NOCASE"),
         'ALTER TABLE users ALTER username TYPE VARCHAR(50) COLLATE "C"',
         'users: column username is "VARCHAR(50) NOT NULL COLLATE NOCASE", not "VARCHAR(50) NOT NULL"',
-        'users: column username is "character varying(50) COLLATE C NOT NULL", not "character varying(50) NOT NULL"',
+        'users: column username is "character varying(50) COLLATE "C" NOT NULL", not "character varying(50) NOT NULL"',
     ),
     "null allowed": Change(
         rewrite("users", "email VARCHAR(100) NOT NULL", "email VARCHAR(100)"),

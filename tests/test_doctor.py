@@ -32,11 +32,12 @@ from typer.testing import CliRunner, Result
 
 import manage
 from migrations.catalog import schema_of
-from migrations.comparison import check_schema
+from migrations.comparison import Difference, check_schema, differences
 from migrations.diagnosis import KINDS
 from migrations.doctor import config_for, diagnose
 from migrations.repair import RepairRefused, plan_repair, restamp
 from migrations.revisions import read_history
+from migrations.schema_faults import statement
 
 NEW, OTHER = "ffffffffffff", "abcdef123456"
 """A revision that a test adds, and one that nobody has heard of."""
@@ -522,6 +523,38 @@ def test_drift_that_is_clear_is_mended_by_the_printed_sql(place: Place, change: 
     assert again == "python manage.py doctor"
     run_script(place.url, mends)
     assert place.is_healthy
+
+
+@pytest.mark.parametrize(
+    ("column", "is_clear"),
+    [
+        ("VARCHAR(30)", True),
+        ('VARCHAR(30) COLLATE "C"', True),
+        ("VARCHAR(30) NOT NULL DEFAULT 'x'", False),
+        ("INTEGER GENERATED ALWAYS AS (1 + 1) STORED", False),
+        ("mood", False),
+    ],
+)
+@only_postgresql
+def test_a_column_is_only_added_again_where_that_is_clear(place: Place, column: str, is_clear: bool) -> None:
+    run_script(place.url, f"CREATE TYPE mood AS ENUM ('good'); ALTER TABLE users ADD COLUMN extra {column}")
+    with create_plain_engine(place.url).connect() as connection:
+        expected = schema_of(connection)
+        query(place.url, "ALTER TABLE users DROP COLUMN extra")
+        [difference] = differences(schema_of(connection), expected)
+
+        sql = statement(difference, connection.dialect)
+
+        assert (sql is not None) == is_clear
+        if sql:
+            query(place.url, sql)
+            assert schema_of(connection) == expected
+
+
+def test_a_column_that_sqlite_computes_is_not_added_again() -> None:
+    computed = Difference("users", "column", "extra", None, "INTEGER AS (1 + 1) STORED")
+
+    assert statement(computed, sa.dialects.sqlite.dialect()) is None
 
 
 @only_postgresql
