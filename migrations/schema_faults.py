@@ -79,8 +79,10 @@ class SchemaAtHand:
         """What is otherwise than at each revision, and at all heads together; nothing where one cannot be told."""
         history = self.case.history
         positions: list[tuple[str, ...]] = [(revision.id,) for revision in history.in_order()]
-        if len(history.heads) > 1:
-            positions.append(tuple(sorted(history.heads)))
+        # Where one depends on another, that one is not written into alembic_version.
+        heads = set(history.heads) - history.ancestors(*history.heads)
+        if len(heads) > 1:
+            positions.append(tuple(sorted(heads)))
         found: dict[tuple[str, ...], list[Difference]] = {}
         # From the last one on: the way to it leads through all others but those of other branches.
         for position in reversed(positions):
@@ -156,12 +158,17 @@ def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
         like = schema.likeness()
         why = "There are tables, but alembic_version, which says what made them, is empty or missing."
         yield Diagnosis("unversioned", why, [*evidence, *like.lines], like.steps, like.restamp)
-    differs = schema.against(current) if current else []
-    if not differs:
+    before = set() if case.is_broken else case.history.ancestors(*current)
+    newest, older = ([id for id in current if (id in before) is is_older] for is_older in (False, True))
+    differs = schema.against(newest) if newest else []
+    if not differs and not older:
         return
     evidence = [f"alembic_version: {schema.named(current)}", *map(str, differs)]
     like = schema.likeness()
-    if like.exact:
+    if older:
+        why = f"alembic_version holds {', '.join(older)} as well as {', '.join(newest)}, which comes after it."
+        yield Diagnosis("wrong-revision", why, [*evidence, *like.lines], like.steps, like.restamp)
+    elif like.exact:
         why = "The schema is exactly that of another revision than alembic_version says."
         doubt, steps = undone_by_hand(schema, differs, like)
         yield Diagnosis("wrong-revision", why, [*evidence, *like.lines, *doubt], [*like.steps, *steps], like.restamp)

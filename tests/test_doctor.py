@@ -419,6 +419,17 @@ def test_a_schema_of_another_revision_than_the_one_stamped_is_repaired(place: Pl
     assert place.is_healthy
 
 
+def test_a_revision_that_is_stamped_besides_the_one_that_comes_after_it_is_taken_out(place: Place) -> None:
+    query(place.url, f"INSERT INTO alembic_version VALUES ('{BEFORE_ACCOUNTS}')")
+
+    found = place.only("wrong-revision", 25)
+
+    assert found["summary"] == (f"alembic_version holds {BEFORE_ACCOUNTS} as well as {ACCOUNTS}, which comes after it.")
+    assert steps(found) == [REPAIR]
+    assert place.command("--repair", "--yes").exit_code == 0
+    assert place.stamped == [(ACCOUNTS,)]
+
+
 def test_what_came_after_another_revision_may_have_been_undone_by_hand(place: Place) -> None:
     place.add(NEW, ACCOUNTS, '    op.create_index("ix_users_email", "users", ["email"])')
     place.upgrade()
@@ -860,6 +871,20 @@ def test_several_heads_that_are_applied_are_compared_together(place: Place) -> N
     assert place.command("--repair", "--yes").exit_code == 34
 
     assert sorted(place.stamped) == sorted([(ACCOUNTS,), (NEW,)])
+
+
+@on_one_engine
+def test_a_head_that_another_one_depends_on_is_not_stamped_besides_it(place: Place) -> None:
+    place.add(NEW, BEFORE_ACCOUNTS)
+    path = place.file_of(NEW)
+    path.write_text(path.read_text().replace("\n\n\n", f'\ndepends_on = "{ACCOUNTS}"\n\n\n', 1))
+    place.upgrade("heads")
+    was = place.stamped
+    query(place.url, "DELETE FROM alembic_version")
+
+    assert place.command("--repair", "--yes").exit_code == 34
+
+    assert place.stamped == was == [(NEW,)]
 
 
 # --- several, none, and what is not executed --------------------------------------------------------------------------
