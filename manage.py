@@ -43,7 +43,7 @@ from migrations.doctor import diagnose
 from migrations.graph import as_json, as_svg, as_text
 from migrations.migrating import only_migrator
 from migrations.rehearsal import rehearse
-from migrations.repair import RepairRefused, plan_repair, restamp
+from migrations.repair import RepairRefused, accept, plan_repair, restamp
 from migrations.revisions import read_history, versions_folder
 from refusals import Interruption
 from schema import ALEMBIC_INI
@@ -221,6 +221,9 @@ def rehearse_migration(
 def doctor_command(
     repair: Annotated[bool, typer.Option("--repair", help="Write the right revision into alembic_version.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before that.")] = False,
+    accepted: Annotated[
+        str | None, typer.Option("--accept", metavar="REVISION", help="Record its file as it is: the edit was meant.")
+    ] = None,
     as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
 ) -> None:
     """Find out what is wrong with the revisions or the schema, and what to run next.
@@ -231,7 +234,8 @@ def doctor_command(
 
     `--repair` may write: where alembic_version is empty, or names a revision of which nothing is known, or another one
     than the schema shows, and exactly one revision makes the schema that is there. It writes that one, after asking,
-    and records what it replaced. Nothing else in the database is touched.
+    and records what it replaced. `--accept REVISION` adds one row to the record: the checksum that the file of this
+    revision has now, so that it is `edited-file` no more. Nothing else in the database is touched.
 
     Example: `python manage.py doctor --json`
     """
@@ -239,6 +243,8 @@ def doctor_command(
     url, root = settings.database_url, ALEMBIC_INI.parent
     try:
         folder = versions_folder()
+        if accepted is not None:
+            accept_edit(existing_database(), accepted, folder, settings.migration_timeout)
         found = diagnose(url, folder, root)
         if not as_document:
             messages.print(f"Database: {make_url(url)}", style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -254,6 +260,15 @@ def doctor_command(
         diagnoses = [{"kind": each.kind, "exit_code": each.exit_code, **asdict(each)} for each in found]
         output.print_json(data={"exit_code": code, "diagnoses": diagnoses})
     raise typer.Exit(code)
+
+
+def accept_edit(url: str, revision: str, folder: Path, patience: float) -> None:
+    """Take the file of a revision, as it is, for what was applied; ends the command where it is not an edited one."""
+    try:
+        accept(url, revision, folder, patience)
+    except RepairRefused as refusal:
+        raise typer.BadParameter(str(refusal)) from None
+    messages.print(f"Accepted, and recorded: the file of {revision} as it is now.", style="bold green", highlight=False)
 
 
 def mend(url: str, found: list[Diagnosis], folder: Path, patience: float, yes: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ RECORD = sa.Table(
     "applied_revisions",
     sa.MetaData(),
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    # "upgrade", "downgrade", "stamp", "repair" or "accept"
     sa.Column("action", sa.String(9), nullable=False),
     sa.Column("revision", sa.String(32), nullable=False),
     sa.Column("parents", sa.String(), nullable=False),
@@ -27,7 +29,7 @@ VERSIONS = sa.table("alembic_version", sa.column("version_num", sa.String))
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A row of the record: what was done with a revision ("upgrade", "downgrade", "stamp" or "repair"), and when."""
+    """A row of the record: what was done with a revision ("upgrade", "accept" …), and when."""
 
     id: int
     action: str
@@ -39,12 +41,17 @@ class Event:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Applied:
     """The revisions that alembic_version holds, which are in no file perhaps, and the record, oldest first."""
 
     current: list[str]
     record: list[Event]
+
+    @cached_property
+    def recorded(self) -> dict[str, Event]:
+        """The newest event of each revision that tells something of its file."""
+        return {event.revision: event for event in self.record if event.checksum}
 
 
 def read_applied(url: str) -> Applied:
@@ -56,11 +63,16 @@ def read_applied(url: str) -> Applied:
     if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
         raise LookupError(f"There is no file {parsed.database}.")
     with reading(url) as connection:
-        tables = sa.inspect(connection)
-        versions = sa.select(VERSIONS).order_by(VERSIONS.c.version_num)
-        current = list(connection.scalars(versions)) if tables.has_table(VERSIONS.name) else []
-        events = sa.select(RECORD).order_by(RECORD.c.id)
-        rows = connection.execute(events).all() if tables.has_table(RECORD.name) else []
+        return applied_in(connection)
+
+
+def applied_in(connection: sa.Connection) -> Applied:
+    """The same through this connection."""
+    tables = sa.inspect(connection)
+    versions = sa.select(VERSIONS).order_by(VERSIONS.c.version_num)
+    current = list(connection.scalars(versions)) if tables.has_table(VERSIONS.name) else []
+    events = sa.select(RECORD).order_by(RECORD.c.id)
+    rows = connection.execute(events).all() if tables.has_table(RECORD.name) else []
     return Applied(current, [as_event(row) for row in rows])
 
 

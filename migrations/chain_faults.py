@@ -70,7 +70,7 @@ def duplicate_id(case: Case, id: str) -> Diagnosis:
 
 def original_of(case: Case, files: list[Revision]) -> tuple[Revision | None, list[str]]:
     """Which of several files had the id first, as the record or git tells, and why; None where neither does."""
-    event = case.recorded.get(files[0].id)
+    event = case.applied.recorded.get(files[0].id)
     applied = [revision for revision in files if event and revision.checksum == event.checksum]
     if event and len(applied) == 1 and applied[0].path:
         return applied[0], [
@@ -137,7 +137,7 @@ def earlier(case: Case, revision: Revision) -> Iterator[tuple[str, Next]]:
             f"Git: in the last commit {path_text(revision.path)} comes after {parents}",
             Next(f"git checkout HEAD -- {shell(revision.path)}", "Bring back the committed file:"),
         )
-    event = case.recorded.get(revision.id)
+    event = case.applied.recorded.get(revision.id)
     if event and event.parents != revision.parents and set(event.parents) <= case.history.by_id.keys():
         yield (
             f"The record of the database: {told_parents(revision.id, event.parents)}",

@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -85,11 +85,15 @@ def schema_of_models(connection: sa.Connection) -> Schema:
 
 
 def schema_of_revision(
-    connection: sa.Connection, revision: str | Sequence[str], config: Config | None = None
+    connection: sa.Connection,
+    revision: str | Sequence[str],
+    config: Config | None = None,
+    after_each: Callable[[str, sa.Connection], None] | None = None,
 ) -> Schema:
     """What the revisions make on this engine, run from nothing to this one, these ones, or "heads".
 
-    Changes nothing, as `scratch` says. Raises RevisionFailed, and NoScratch.
+    `after_each` is told each revision that was run, and where it was. Changes nothing, as `scratch` says. Raises
+    RevisionFailed, and NoScratch.
     """
     config, running = config or Config(ALEMBIC_INI), "their order"
 
@@ -98,6 +102,9 @@ def schema_of_revision(
         for step in script._upgrade_revs(cast("str", revision), heads) if revision else ():
             running = step.revision.revision
             yield step
+            # Alembic comes for the next one when this one was run.
+            if after_each:
+                after_each(running, place)
 
     with scratch(connection) as place, quiet():
         try:
@@ -179,7 +186,7 @@ ADVICE = {
     "missing-parent": "Bring the file back. Where it is: python manage.py doctor",
     "cycle": "Let down_revision say again what it said when the file was made; git log -p shows it.",
     "several-heads": 'Join them: alembic merge heads -m "…"',
-    "edited-file": "Undo the edit, and put it into a revision of its own: alembic revision --autogenerate -m …",
+    "edited-file": "Undo the edit, and put it into a revision of its own; or accept it. How: python manage.py doctor",
     "unknown-revision": "Its schema was not compared. The cause, and what to do: python manage.py doctor",
     "behind": "Run: alembic upgrade head",
     "revisions-fail": "Mend the revision, since no new database can be made.",
@@ -223,10 +230,10 @@ def faults_of(history: History) -> Iterator[tuple[str, str]]:
 def position_of(history: History, applied: Applied) -> Iterator[tuple[str, str]]:
     """Whether the database is where the files end, and the files are those that were applied."""
     newest = {event.revision: event for event in applied.record}
-    for id in applied_revisions(history, applied):
-        event = newest.get(id)
-        if event and event.checksum not in ("", history.by_id[id].checksum):
-            yield "edited-file", f"{history.path_text(id)} is not what was applied on {event.applied_at:%F %T} UTC"
+    for id in edited_revisions(history, applied):
+        seen = applied.recorded[id]
+        was = f"what was recorded on {seen.applied_at:%F %T} UTC ({seen.action})"
+        yield "edited-file", f"{history.path_text(id)} is not {was}"
     for id in applied.current:
         if id not in history.by_id:
             known = f" ({newest[id].message!r}, {newest[id].applied_at:%F %T} UTC)" if id in newest else ""
@@ -254,6 +261,13 @@ def pending_revisions(history: History, applied: Applied) -> list[str]:
         return []
     done = set(applied_revisions(history, applied))
     return [revision.id for revision in history.in_order() if revision.id not in done]
+
+
+def edited_revisions(history: History, applied: Applied) -> list[str]:
+    """The applied revisions whose files are not what the record has last seen, from the oldest."""
+    seen, doubled = applied.recorded, history.duplicates
+    ids = [id for id in applied_revisions(history, applied) if id in seen and id not in doubled]
+    return [id for id in ids if seen[id].checksum != history.by_id[id].checksum]
 
 
 def faults_of_schema(

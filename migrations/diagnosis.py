@@ -78,11 +78,6 @@ class Case:
     found_in_git: dict[str, list[Lost]] = field(default_factory=dict)
 
     @cached_property
-    def recorded(self) -> dict[str, Event]:
-        """The newest event of each revision that tells something of its file."""
-        return {event.revision: event for event in self.applied.record if event.checksum}
-
-    @cached_property
     def claimed(self) -> set[str]:
         """The ids that files have which cannot be read, as far as their text shows."""
         texts = (
@@ -122,8 +117,8 @@ class Case:
 
     def parents_of(self, id: str) -> tuple[str, ...]:
         """What an unknown revision comes after, as the record has it, or git; nothing where neither knows."""
-        if id in self.recorded:
-            return self.recorded[id].parents
+        if id in self.applied.recorded:
+            return self.applied.recorded[id].parents
         for lost in self.lost(id)[:1]:
             revision = self.committed(lost.commit, lost.path)
             return revision.parents if revision else ()

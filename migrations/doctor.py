@@ -9,7 +9,7 @@ from alembic.config import Config
 from database import reading
 from migrations.applied import Applied, read_applied
 from migrations.chain_faults import chain_faults
-from migrations.comparison import applied_revisions, pending_revisions
+from migrations.comparison import edited_revisions, pending_revisions
 from migrations.diagnosis import KINDS, Case, Diagnosis, Next, shell, told
 from migrations.lost_files import Git
 from migrations.revisions import path_text, read_history
@@ -85,13 +85,19 @@ def leftover_tables(connection: sa.Connection) -> Iterator[Diagnosis]:
             (name, rows_in(connection, name)) for name in (table, table.removeprefix(LEFT_OVER)) if name in tables
         ]
         evidence = [f"{name}: {count:,} {'row' if count == 1 else 'rows'}" for name, count in counts]
+        own_name, quote = table.removeprefix(LEFT_OVER), connection.dialect.identifier_preparer.quote
         if len(counts) == 1:
-            evidence.append(f"{table.removeprefix(LEFT_OVER)} is not there: the rows may be in {table} only")
-            steps = [Next("python manage.py save", "Take a copy before anything else, then look into both:")]
+            evidence.append(f"{own_name} is not there: the rows may be in {table} only")
+            steps = [
+                Next("python manage.py save", "Take a copy before anything else:"),
+                Next(
+                    f"ALTER TABLE {quote(table)} RENAME TO {quote(own_name)};",
+                    "If these are its rows, finish the rebuild, in sqlite3 or psql; doctor then tells what is missing:",
+                ),
+            ]
         else:
-            drop = f"DROP TABLE {connection.dialect.identifier_preparer.quote(table)};"
-            words = f"When {counts[1][0]} has all that is in it (see the counts), in sqlite3 or psql:"
-            steps = [Next(drop, words)]
+            words = f"When {own_name} has all that is in it (see the counts), in sqlite3 or psql:"
+            steps = [Next(f"DROP TABLE {quote(table)};", words)]
         yield Diagnosis("leftover-table", f"A rebuild that was interrupted left {table}.", evidence, steps)
 
 
@@ -102,10 +108,9 @@ def rows_in(connection: sa.Connection, table: str) -> int:
 
 def edited_files(case: Case) -> Iterator[Diagnosis]:
     """Applied revisions whose files are not what the record saw."""
-    for id in applied_revisions(case.history, case.applied):
-        event, revision = case.recorded.get(id), case.history.by_id[id]
-        if event is None or event.checksum == revision.checksum or id in case.history.duplicates or not revision.path:
-            continue
+    for id in edited_revisions(case.history, case.applied):
+        event, revision = case.applied.recorded[id], case.history.by_id[id]
+        assert revision.path is not None
         path = case.in_root(revision.path)
         evidence = [
             f"The record of the database: {told(event)}, checksum {event.checksum[:12]}…",
@@ -117,8 +122,10 @@ def edited_files(case: Case) -> Iterator[Diagnosis]:
             steps = [Next(f"git checkout {commit} -- {shell(path)}", "Bring back what was applied:")]
         else:
             steps = [Next(f"git log -p -- {shell(path)}", "See how it was, and undo the edit:")]
-        meant = "If the edit was meant, let it be a revision of its own, since nothing applies it here:"
-        steps.append(Next(f'alembic revision -m "what was edited in {id}"', meant))
+        adds = "If the edit was meant, let what it adds be a revision of its own, since nothing applies it here:"
+        steps.append(Next(f'alembic revision -m "what was edited in {id}"', adds))
+        meant = "Or, if nothing has to be applied for it, accept the file as it is now:"
+        steps.append(Next(f"python manage.py doctor --accept {id}", meant))
         yield Diagnosis("edited-file", f"{path_text(revision.path)} was edited after it was applied.", evidence, steps)
 
 

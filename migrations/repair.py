@@ -1,7 +1,8 @@
-"""Restamping: writing into alembic_version the one revision whose schema a database has."""
+"""What doctor writes where it is told to: the revision whose schema a database has, and that an edit was meant."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.schema import CreateTable
 
 from database import create_migration_engine
-from migrations.applied import RECORD, VERSIONS, Applied, read_applied
+from migrations.applied import RECORD, VERSIONS, applied_in, read_applied
+from migrations.comparison import edited_revisions
 from migrations.diagnosis import Case, Diagnosis
 from migrations.doctor import config_for
 from migrations.migrating import only_migrator
-from migrations.revisions import read_history
+from migrations.revisions import Revision, read_history
 from migrations.schema_faults import SchemaAtHand
 from models import now
 
@@ -50,36 +52,64 @@ def plan_repair(diagnoses: Sequence[Diagnosis], url: str) -> Repair:
 
 
 def restamp(url: str, repair: Repair, versions_folder: Path, patience: float) -> None:
-    """Replace the rows of alembic_version, and record it, in one transaction, while nobody else migrates.
+    """Replace the rows of alembic_version, and record it.
 
-    Everything is looked at again in that transaction. Raises RepairRefused, and CommandError where another migrates.
+    Everything is looked at again first. Raises RepairRefused, and CommandError where another migrates.
     """
-    began = time.monotonic()
-    history = read_history(versions_folder)
-    recorded = Case(history, read_applied(url), versions_folder).recorded
-    engine = create_migration_engine(url)
-    with only_migrator(engine, patience), engine.begin() as connection:
-        there = sa.inspect(connection).has_table(VERSIONS.name)
-        current = tuple(sorted(connection.scalars(sa.select(VERSIONS)))) if there else ()
-        case = Case(history, Applied(list(current), []), versions_folder)
-        _, _, exact = SchemaAtHand(case, connection, config_for(versions_folder)).likeness()
-        if (current, exact) != (repair.was, repair.becomes):
+    began, history = time.monotonic(), read_history(versions_folder)
+    with turn_to_write(url, patience) as connection:
+        applied = applied_in(connection)
+        case = Case(history, applied, versions_folder)
+        like = SchemaAtHand(case, connection, config_for(versions_folder)).likeness()
+        if (tuple(applied.current), like.restamp) != (repair.was, repair.becomes):
             raise RepairRefused("The database was changed in the meantime. Nothing was written; run doctor again.")
         MigrationContext.configure(connection)._ensure_version_table()
         connection.execute(sa.delete(VERSIONS))
         connection.execute(sa.insert(VERSIONS), [{"version_num": id} for id in repair.becomes])
-        connection.execute(CreateTable(RECORD, if_not_exists=True))
         for id in repair.becomes:
             revision = history.by_id[id]
-            connection.execute(
-                RECORD.insert().values(
-                    action="repair",
-                    revision=id,
-                    parents=", ".join(revision.parents),
-                    # What was applied, where that is known: a file that was edited since must still be noticed.
-                    checksum=recorded[id].checksum if id in recorded else revision.checksum,
-                    message=f"was {', '.join(repair.was) or 'no revision'}",
-                    applied_at=now(),
-                    seconds=time.monotonic() - began,
-                )
-            )
+            # What was applied, where that is known: a file that was edited since must still be noticed.
+            checksum = applied.recorded.get(id, revision).checksum
+            message, seconds = f"was {', '.join(repair.was) or 'no revision'}", time.monotonic() - began
+            record(connection, "repair", revision, checksum=checksum, message=message, seconds=seconds)
+
+
+def accept(url: str, id: str, versions_folder: Path, patience: float) -> None:
+    """Record the file of an applied revision as it is now, so that it counts as what was applied.
+
+    Raises RepairRefused where it is not told to be edited, and CommandError where another migrates.
+    """
+    history = read_history(versions_folder)
+    with turn_to_write(url, patience) as connection:
+        edited = edited_revisions(history, applied_in(connection))
+        if id not in edited:
+            others = f"those are: {', '.join(edited)}" if edited else "there is none"
+            raise RepairRefused(f"{id} is no applied revision whose file was edited; {others}.")
+        revision = history.by_id[id]
+        record(connection, "accept", revision, checksum=revision.checksum, message=revision.message)
+
+
+@contextmanager
+def turn_to_write(url: str, patience: float) -> Iterator[sa.Connection]:
+    """One transaction, while nobody else migrates. Raises CommandError where another does for longer than that."""
+    engine = create_migration_engine(url)
+    with only_migrator(engine, patience), engine.begin() as connection:
+        yield connection
+
+
+def record(
+    connection: sa.Connection, action: str, revision: Revision, *, checksum: str, message: str, seconds: float = 0.0
+) -> None:
+    """Add to the record, which is made where it is missing."""
+    connection.execute(CreateTable(RECORD, if_not_exists=True))
+    connection.execute(
+        RECORD.insert().values(
+            action=action,
+            revision=revision.id,
+            parents=", ".join(revision.parents),
+            checksum=checksum,
+            message=message,
+            applied_at=now(),
+            seconds=seconds,
+        )
+    )

@@ -1,8 +1,10 @@
 """The schema that a database has, against those that its revisions make: drift, and which revision it is like."""
 
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from alembic.config import Config
@@ -17,6 +19,20 @@ LEFT_OVER = "_alembic_tmp_"
 
 MOST = 20
 """How many differences are told of a schema that is like no revision's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """Which revisions, or heads together, have the schema at hand: in lines as well, and what to run."""
+
+    exact: list[tuple[str, ...]]
+    lines: list[str]
+    steps: list[Next]
+
+    @property
+    def restamp(self) -> tuple[str, ...]:
+        """What a repair would write; nothing where there is not exactly one."""
+        return self.exact[0] if len(self.exact) == 1 else ()
 
 
 class SchemaAtHand:
@@ -37,58 +53,80 @@ class SchemaAtHand:
         """Whether there are tables of ours, and no revision."""
         return not self.case.applied.current and bool(self.actual.keys() & SQLModel.metadata.tables.keys())
 
-    def against(self, revisions: Sequence[str]) -> list[Difference] | None:
-        """What is otherwise than these revisions make it; None, and an obstacle, where that cannot be told."""
+    def made_by(
+        self, revisions: Sequence[str], after_each: Callable[[str, sa.Connection], None] | None = None
+    ) -> Schema | None:
+        """What these revisions make; None, and an obstacle, where that cannot be told."""
         if self.case.is_broken:
             self.obstacle = "nothing is executed before the revision files make a history"
         if self.obstacle:
             return None
         try:
             with no_bytecode():
-                return differences(self.actual, schema_of_revision(self.connection, revisions, self.config))
+                return schema_of_revision(self.connection, revisions, self.config, after_each)
         except RevisionFailed as error:
             self.obstacle = f"on an empty database the revisions fail: {error}"
         except NoScratch as error:
             self.obstacle = str(error)
         return None
 
+    def against(self, revisions: Sequence[str]) -> list[Difference]:
+        """What is otherwise than these revisions make it; nothing, and an obstacle, where that cannot be told."""
+        made = self.made_by(revisions)
+        return [] if made is None else differences(self.actual, made)
+
     def against_all(self) -> dict[tuple[str, ...], list[Difference]]:
         """What is otherwise than at each revision, and at all heads together; nothing where one cannot be told."""
         history = self.case.history
         positions: list[tuple[str, ...]] = [(revision.id,) for revision in history.in_order()]
-        if len(history.heads) > 1:
-            positions.append(tuple(sorted(history.heads)))
+        # Where one depends on another, that one is not written into alembic_version.
+        heads = set(history.heads) - history.ancestors(*history.heads)
+        if len(heads) > 1:
+            positions.append(tuple(sorted(heads)))
         found: dict[tuple[str, ...], list[Difference]] = {}
-        for position in positions:
-            differs = self.against(position)
-            if differs is None:
-                return {}
-            found[position] = differs
-        return found
+        # From the last one on: the way to it leads through all others but those of other branches.
+        for position in reversed(positions):
+            if position not in found:
+                found |= self.on_the_way_to(position)
+        return {} if self.obstacle else {position: found[position] for position in positions}
 
-    def likeness(self) -> tuple[list[str], list[Next], tuple[str, ...]]:
-        """Which revision has this schema: in lines, what to run, and what a repair would write."""
+    def on_the_way_to(self, position: Sequence[str]) -> dict[tuple[str, ...], list[Difference]]:
+        """The same for this position, and for each revision before it at which nothing of another branch is applied."""
+        found: dict[tuple[str, ...], list[Difference]] = {}
+        applied: set[str] = set()
+
+        def look(revision: str, place: sa.Connection) -> None:
+            applied.add(revision)
+            if applied == {revision, *self.case.history.ancestors(revision)}:
+                found[revision,] = differences(self.actual, schema_of(place))
+
+        made = self.made_by(position, look)
+        return {} if made is None else {**found, tuple(position): differences(self.actual, made)}
+
+    def likeness(self) -> Likeness:
+        """Which revisions have this schema."""
         found = self.against_all()
         exact = [position for position, differs in found.items() if not differs]
         lines = [f"Its schema is exactly that of {self.named(position)}" for position in exact]
         if len(exact) == 1:
             step = Next("python manage.py doctor --repair", f"Write {' and '.join(exact[0])} into alembic_version:")
-            return lines, [step], exact[0]
+            return Likeness(exact, lines, [step])
         if exact:
             stamps = [f"alembic stamp --purge {' '.join(each)}" for each in exact]
             choose = "Doctor does not choose between them. Where you know which one was applied last, say so:"
-            return lines, [Next(stamps[0], choose), *(Next(stamp, "Or:") for stamp in stamps[1:])], ()
+            return Likeness(exact, lines, [Next(stamps[0], choose), *(Next(stamp, "Or:") for stamp in stamps[1:])])
         load = Next(
             "python manage.py saves", "See which copies there are; `python manage.py load NAME` brings one back:"
         )
         if not found:
-            return [f"The schema was not compared: {self.obstacle or 'there are no revisions'}"], [load], ()
+            why = f"The schema was not compared: {self.obstacle or 'there are no revisions'}"
+            return Likeness([], [why], [load])
         nearest = min(found, key=lambda position: len(found[position]))
         lines = [f"No revision has its schema. The nearest is {self.named(nearest)}:"]
         lines += [str(difference) for difference in found[nearest][:MOST]]
         if (more := len(found[nearest]) - MOST) > 0:
             lines.append(f"and {more} more")
-        return lines, [Next(None, "Undo by hand what should not be so, and run doctor again."), load], ()
+        return Likeness([], lines, [Next(None, "Undo by hand what should not be so, and run doctor again."), load])
 
     def named(self, position: Sequence[str]) -> str:
         """Revisions for people."""
@@ -117,23 +155,42 @@ def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
     if schema.is_unversioned:
         evidence = [f"Tables: {', '.join(sorted(schema.actual))}", "alembic_version: no revision"]
         evidence += [f"The record of the database: {told(event)}" for event in case.applied.record[-1:]]
-        likeness, steps, restamp = schema.likeness()
+        like = schema.likeness()
         why = "There are tables, but alembic_version, which says what made them, is empty or missing."
-        yield Diagnosis("unversioned", why, [*evidence, *likeness], steps, restamp)
-    differs = schema.against(current) if current else []
-    if not differs:
+        yield Diagnosis("unversioned", why, [*evidence, *like.lines], like.steps, like.restamp)
+    before = set() if case.is_broken else case.history.ancestors(*current)
+    newest, older = ([id for id in current if (id in before) is is_older] for is_older in (False, True))
+    differs = schema.against(newest) if newest else []
+    if not differs and not older:
         return
-    is_at = f"alembic_version: {schema.named(current)}"
-    lines = [str(difference) for difference in differs]
-    likeness, steps, restamp = schema.likeness()
-    if any(line.startswith("Its schema is exactly") for line in likeness):
+    evidence = [f"alembic_version: {schema.named(current)}", *map(str, differs)]
+    like = schema.likeness()
+    if older:
+        why = f"alembic_version holds {', '.join(older)} as well as {', '.join(newest)}, which comes after it."
+        yield Diagnosis("wrong-revision", why, [*evidence, *like.lines], like.steps, like.restamp)
+    elif like.exact:
         why = "The schema is exactly that of another revision than alembic_version says."
-        yield Diagnosis("wrong-revision", why, [is_at, *lines, *likeness], steps, restamp)
+        doubt, steps = undone_by_hand(schema, differs, like)
+        yield Diagnosis("wrong-revision", why, [*evidence, *like.lines, *doubt], [*like.steps, *steps], like.restamp)
     else:
-        why = f"The schema is not what {', '.join(current)} makes: {len(lines)} differences."
-        yield Diagnosis(
-            "drift", why.replace(" 1 differences", " 1 difference"), [is_at, *lines], mending(schema, differs)
-        )
+        count = "1 difference" if len(differs) == 1 else f"{len(differs)} differences"
+        why = f"The schema is not what {', '.join(current)} makes: {count}."
+        yield Diagnosis("drift", why, evidence, mending(schema, differs))
+
+
+def undone_by_hand(schema: SchemaAtHand, differs: list[Difference], like: Likeness) -> tuple[list[str], list[Next]]:
+    """Doubt whether alembic_version is wrong, where all may be as it says but for what was dropped since."""
+    current = schema.case.applied.current
+    earlier = [each for each in like.exact if set(each) <= schema.case.history.ancestors(*current)]
+    if not earlier:
+        return [], []
+    record = [line for id in current for line in schema.case.record_of(id)]
+    doubt = (
+        f"Either is possible: alembic_version is wrong, or what came after {schema.named(earlier[-1])} was applied and"
+        " undone by hand"
+    )
+    first, *rest = mending(schema, differs)
+    return [*record, doubt], [replace(first, what=f"Or, if it was undone by hand: {first.what}"), *rest]
 
 
 def mending(schema: SchemaAtHand, differs: list[Difference]) -> list[Next]:
@@ -157,8 +214,9 @@ def statement(difference: Difference, dialect: sa.Dialect) -> str | None:
         unique, rest = ("UNIQUE ", wanted[7:]) if wanted and wanted.startswith("UNIQUE ") else ("", wanted)
         return f"{drop} CREATE {unique}INDEX {name} ON {table} {rest};".strip() if wanted else drop
     if difference.kind == "column":
-        addable = difference.actual is None and wanted and "NOT NULL" not in wanted and "GENERATED" not in wanted
-        return f"ALTER TABLE {table} ADD COLUMN {name} {wanted};" if addable else None
+        # Old rows have no value for it, it is computed, or it is of an enum, whose values are told in parentheses.
+        is_unclear = wanted is None or re.search(r"NOT NULL|GENERATED| AS \(| \('", wanted)
+        return None if difference.actual or is_unclear else f"ALTER TABLE {table} ADD COLUMN {name} {wanted};"
     if difference.kind == "table" or not difference.name or dialect.name == "sqlite":
         return None
     actions = [f"DROP CONSTRAINT {name}"] if difference.actual else []

@@ -56,9 +56,9 @@ def unknown_revision(case: Case, id: str, schema: SchemaAtHand) -> Diagnosis:
         where = f"the branch {branches[0]}" if branches else "a branch that is not here"
         return Diagnosis("foreign-branch", f"The database is at {id}, of {where}.", evidence, steps_back(case, line))
     evidence.append("Nothing links it to these files, neither the record of the database nor git")
-    likeness, steps, restamp = schema.likeness()
+    like = schema.likeness()
     why = f"The database is at {id}, of which nothing is known."
-    return Diagnosis("unknown-revision", why, [*evidence, *likeness], steps, restamp)
+    return Diagnosis("unknown-revision", why, [*evidence, *like.lines], like.steps, like.restamp)
 
 
 def gone(case: Case, lost: Lost) -> tuple[str] | None:
@@ -67,6 +67,9 @@ def gone(case: Case, lost: Lost) -> tuple[str] | None:
     history = ("log", "-1", "--full-history", "--format=%h of %cI, %s")
     if not Git(case.root).lines(*history, "HEAD", "--", path):
         return None
+    here = next((each for each in case.history.revisions if each.path and case.in_root(each.path) == lost.path), None)
+    if here:
+        return (f"Git: {lost.path} had this id, and is {here.id} {here.message!r} now",)
     deletions = Git(case.root).lines(*history, "--diff-filter=D", "HEAD", "--", path)
     if case.committed("HEAD", lost.path) or not deletions:
         return (f"Git: {lost.path} is in the last commit, and not in the folder",)

@@ -183,8 +183,8 @@ CHANGES = {
         "ADD CONSTRAINT ck_profiles_status CHECK (status IN ('active', 'suspended', 'closed', 'gone'))",
         "profiles: CHECK ck_profiles_status is \"status IN ('active', 'suspended', 'closed', 'gone')\","
         " not \"status IN ('active', 'suspended', 'closed')\"",
-        "profiles: CHECK ck_profiles_status is \"status = ANY ARRAY['active', 'suspended', 'closed', 'gone']\","
-        " not \"status = ANY ARRAY['active', 'suspended', 'closed']\"",
+        "profiles: CHECK ck_profiles_status is \"status = ANY (ARRAY['active', 'suspended', 'closed', 'gone'])\","
+        " not \"status = ANY (ARRAY['active', 'suspended', 'closed'])\"",
     ),
     "an index dropped": on_both(
         "DROP INDEX ix_access_tokens_user_id", "access_tokens: index ix_access_tokens_user_id is missing"
@@ -235,7 +235,7 @@ CHANGES = {
         rewrite("users", "VARCHAR(50)", "VARCHAR(50) COLLATE NOCASE"),
         'ALTER TABLE users ALTER username TYPE VARCHAR(50) COLLATE "C"',
         'users: column username is "VARCHAR(50) NOT NULL COLLATE NOCASE", not "VARCHAR(50) NOT NULL"',
-        'users: column username is "character varying(50) COLLATE C NOT NULL", not "character varying(50) NOT NULL"',
+        'users: column username is "character varying(50) COLLATE "C" NOT NULL", not "character varying(50) NOT NULL"',
     ),
     "null allowed": Change(
         rewrite("users", "email VARCHAR(100) NOT NULL", "email VARCHAR(100)"),
@@ -491,7 +491,7 @@ def test_a_file_that_was_edited_after_it_was_applied_is_found(url: str, folder: 
 
     ((kind, text),) = found(url, config)
     assert kind == "edited-file"
-    assert text.startswith(f"{edited} is not what was applied on 20")
+    assert text.startswith(f"{edited} is not what was recorded on 20")
 
 
 def test_the_newest_checksum_in_the_record_counts(url: str) -> None:

@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
@@ -21,21 +24,25 @@ from test_migrations import (
     BEFORE_ACCOUNTS,
     REVISIONS,
     add_revision,
+    alembic_processes,
     copy_of_the_repository,
     create_plain_engine,
     fill,
     only_postgresql,
     only_sqlite,
+    run_alembic,
     run_script,
 )
 from typer.testing import CliRunner, Result
 
 import manage
 from migrations.catalog import schema_of
+from migrations.comparison import Difference, check_schema, differences
 from migrations.diagnosis import KINDS
-from migrations.doctor import diagnose
+from migrations.doctor import config_for, diagnose
 from migrations.repair import RepairRefused, plan_repair, restamp
 from migrations.revisions import read_history
+from migrations.schema_faults import statement
 
 NEW, OTHER = "ffffffffffff", "abcdef123456"
 """A revision that a test adds, and one that nobody has heard of."""
@@ -48,6 +55,7 @@ GIT = {
     **{f"GIT_{who}_{what}": "dev@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
 }
 """So that the developer's own configuration has no influence."""
+on_one_engine = only_sqlite
 REPAIR = ("python manage.py doctor --repair", f"Write {ACCOUNTS} into alembic_version:")
 
 
@@ -67,6 +75,10 @@ class Place:
     @property
     def versions(self) -> Path:
         return self.folder / "migrations" / "versions"
+
+    @cached_property
+    def engine(self) -> sa.Engine:
+        return create_plain_engine(self.url)
 
     def file_of(self, revision: str) -> Path:
         [path] = self.versions.glob(f"{revision}_*.py")
@@ -96,21 +108,25 @@ class Place:
 
     def run(self, line: str) -> None:
         """Run a command as it was printed."""
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run(
-            ["sh", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        for part in line.split(" && "):
+            program, *words = shlex.split(part)
+            if program == "git":
+                self.git(*words)
+            else:
+                assert program == "alembic"
+                done = alembic_processes().submit(run_printed, self.folder, self.url, words).result(timeout=60)
+                assert done.returncode == 0, done.stderr
 
     def everything(self) -> tuple[Any, ...]:
         """The database, the files and git, to see that nothing is changed."""
-        files = {path: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+        found = ((path, path.stat()) for path in self.folder.rglob("*"))
+        files = {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found}
         stored = Path(self.url.removeprefix("sqlite:///"))
         return self.contents(), files, stored.read_bytes() if stored.exists() else None
 
     def contents(self) -> tuple[Any, ...]:
         """The schema and every row."""
-        with create_plain_engine(self.url).connect() as connection:
+        with self.engine.connect() as connection:
             tables = sa.inspect(connection).get_table_names()
             rows = {table: connection.execute(sa.text(f"SELECT * FROM {table} ORDER BY 1")).all() for table in tables}
             return schema_of(connection), rows
@@ -144,6 +160,13 @@ class Place:
 
     def stamp(self, revision: str) -> None:
         query(self.url, f"UPDATE alembic_version SET version_num = '{revision}'")
+
+
+def run_printed(folder: Path, url: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the alembic command in a folder, as it was typed; in one of the `alembic_processes`."""
+    os.chdir(folder)
+    with patch("test_migrations.ALEMBIC_INI", folder / "alembic.ini"):
+        return run_alembic(url, tuple(words), {})
 
 
 def commands(found: dict[str, Any]) -> list[str]:
@@ -327,6 +350,19 @@ def test_a_file_that_this_branch_lost_is_brought_back(place: Place, is_committed
     assert place.is_healthy
 
 
+def test_a_file_whose_id_was_changed_is_told_from_one_that_is_gone(place: Place) -> None:
+    path = place.file_of(ACCOUNTS)
+    path.write_text(path.read_text().replace(f'"{ACCOUNTS}"', f'"{NEW}"'))
+    place.commit("renumber")
+
+    found = place.only("lost-file", 20)
+
+    name = place.name_of(ACCOUNTS)
+    assert f"Git: {name} had this id, and is {NEW} 'accounts, transfers and entries' now" in found["evidence"]
+    place.run(commands(found)[0])
+    assert place.is_healthy
+
+
 def test_a_revision_of_which_nothing_is_known_is_repaired_where_the_schema_is_that_of_one(place: Place) -> None:
     place.stamp(OTHER)
 
@@ -410,6 +446,61 @@ def test_a_schema_of_another_revision_than_the_one_stamped_is_repaired(place: Pl
     assert place.is_healthy
 
 
+def test_a_revision_that_is_stamped_besides_the_one_that_comes_after_it_is_taken_out(place: Place) -> None:
+    query(place.url, f"INSERT INTO alembic_version VALUES ('{BEFORE_ACCOUNTS}')")
+
+    found = place.only("wrong-revision", 25)
+
+    assert found["summary"] == (f"alembic_version holds {BEFORE_ACCOUNTS} as well as {ACCOUNTS}, which comes after it.")
+    assert steps(found) == [REPAIR]
+    assert place.command("--repair", "--yes").exit_code == 0
+    assert place.stamped == [(ACCOUNTS,)]
+
+
+def test_what_came_after_another_revision_may_have_been_undone_by_hand(place: Place) -> None:
+    place.add(NEW, ACCOUNTS, '    op.create_index("ix_users_email", "users", ["email"])')
+    place.upgrade()
+    query(place.url, "DROP INDEX ix_users_email")
+
+    found = place.only("wrong-revision", 25)
+
+    assert f"Its schema is exactly that of {ACCOUNTS} " in evidence(found)
+    assert f"The record of the database: upgrade {NEW} 'added', after {ACCOUNTS}, on 20" in evidence(found)
+    assert f"Either is possible: alembic_version is wrong, or what came after {ACCOUNTS} " in evidence(found)
+    repair, (mends, words), again = steps(found)
+    assert (repair, again[0]) == (REPAIR, "python manage.py doctor")
+    assert words.startswith("Or, if it was undone by hand: In ")
+    query(place.url, mends)
+    assert place.is_healthy
+
+
+@pytest.mark.parametrize("revision", [ACCOUNTS, NEW])
+def test_of_two_branches_the_one_whose_schema_it_is_is_found(place: Place, revision: str) -> None:
+    place.add(NEW, BEFORE_ACCOUNTS)
+    place.downgrade(BEFORE_ACCOUNTS)
+    place.upgrade(revision)
+    query(place.url, "DELETE FROM alembic_version")
+
+    assert place.command("--repair", "--yes").exit_code == 34
+
+    assert place.stamped == [(revision,)]
+
+
+@on_one_engine
+def test_each_revision_is_run_once_to_find_the_one_whose_schema_it_is(place: Place) -> None:
+    for revision, parent in ((NEW, ACCOUNTS), (OTHER, NEW)):
+        place.add(
+            revision,
+            parent,
+            f"{ADD_COLUMN}\n    open('runs', 'a').write('{revision} ')".replace("nickname", f"a{revision}"),
+        )
+    query(place.url, "DELETE FROM alembic_version")
+
+    assert place.command().exit_code == 24
+
+    assert (place.folder / "runs").read_text() == f"{NEW} {OTHER} "
+
+
 def test_tables_that_are_nobodys_are_no_unversioned_database(place: Place) -> None:
     place.downgrade("base")
     query(place.url, "CREATE TABLE something_else (id INTEGER)")
@@ -427,6 +518,19 @@ def test_a_table_that_a_rebuild_left_is_counted_before_it_is_dropped(place: Plac
     assert found["evidence"] == ["_alembic_tmp_users: 1 row", "users: 2 rows"]
     assert commands(found) == ["DROP TABLE _alembic_tmp_users;"]
     query(place.url, commands(found)[0])
+    assert place.is_healthy
+
+
+def test_a_table_that_is_only_there_under_its_temporary_name_gets_its_own_back(place: Place) -> None:
+    query(place.url, "ALTER TABLE entries RENAME TO _alembic_tmp_entries")
+
+    drift, found = place.doctor()
+
+    assert (drift["kind"], found["kind"]) == ("drift", "leftover-table")
+    assert "entries is not there: the rows may be in _alembic_tmp_entries only" in found["evidence"]
+    save, rename = commands(found)
+    assert save == "python manage.py save"
+    query(place.url, rename)
     assert place.is_healthy
 
 
@@ -459,19 +563,52 @@ def test_drift_that_is_clear_is_mended_by_the_printed_sql(place: Place, change: 
     assert place.is_healthy
 
 
+@pytest.mark.parametrize(
+    ("column", "is_clear"),
+    [
+        ("VARCHAR(30)", True),
+        ('VARCHAR(30) COLLATE "C"', True),
+        ("VARCHAR(30) NOT NULL DEFAULT 'x'", False),
+        ("INTEGER GENERATED ALWAYS AS (1 + 1) STORED", False),
+        ("mood", False),
+    ],
+)
+@only_postgresql
+def test_a_column_is_only_added_again_where_that_is_clear(place: Place, column: str, is_clear: bool) -> None:
+    run_script(place.url, f"CREATE TYPE mood AS ENUM ('good'); ALTER TABLE users ADD COLUMN extra {column}")
+    with create_plain_engine(place.url).connect() as connection:
+        expected = schema_of(connection)
+        query(place.url, "ALTER TABLE users DROP COLUMN extra")
+        [difference] = differences(schema_of(connection), expected)
+
+        sql = statement(difference, connection.dialect)
+
+        assert (sql is not None) == is_clear
+        if sql:
+            query(place.url, sql)
+            assert schema_of(connection) == expected
+
+
+def test_a_column_that_sqlite_computes_is_not_added_again() -> None:
+    computed = Difference("users", "column", "extra", None, "INTEGER AS (1 + 1) STORED")
+
+    assert statement(computed, sa.dialects.sqlite.dialect()) is None
+
+
 @only_postgresql
 def test_a_check_that_was_changed_is_mended_by_the_printed_sql(place: Place) -> None:
     run_script(
         place.url,
         "ALTER TABLE transfers DROP CONSTRAINT ck_transfers_amount,"
-        " ADD CONSTRAINT ck_transfers_amount CHECK (amount > -1), DROP CONSTRAINT uq_transfers_reverses_id",
+        " ADD CONSTRAINT ck_transfers_amount CHECK (amount > -1), DROP CONSTRAINT uq_transfers_reverses_id;"
+        " ALTER TABLE profiles DROP CONSTRAINT ck_profiles_status",
     )
 
     found = place.only("drift", 30)
 
     assert "transfers: CHECK ck_transfers_amount is " in evidence(found)
     assert "transfers: unique constraint uq_transfers_reverses_id is missing" in found["evidence"]
-    for sql in commands(found)[:2]:
+    for sql in commands(found)[:3]:
         run_script(place.url, sql)
     assert place.is_healthy
 
@@ -514,9 +651,45 @@ def test_a_file_that_was_edited_after_it_was_applied_is_brought_back(place: Plac
     assert place.is_healthy
 
 
-# --- the files by themselves ------------------------------------------------------------------------------------------
+def test_an_edit_that_was_meant_is_accepted_and_the_next_one_is_not(place: Place) -> None:
+    path = place.file_of(BEFORE_ACCOUNTS)
+    path.write_text(path.read_text() + "# polished\n")
+    before = query(place.url, "SELECT * FROM applied_revisions ORDER BY id")
 
-on_one_engine = only_sqlite
+    accepts = commands(place.only("edited-file", 33))[-1]
+
+    assert accepts == f"python manage.py doctor --accept {BEFORE_ACCOUNTS}"
+    result = place.command(*accepts.split()[3:])
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (
+        0, f"Accepted, and recorded: the file of {BEFORE_ACCOUNTS} as it is now.",
+    )  # fmt: skip
+    *others, accepted = query(place.url, "SELECT * FROM applied_revisions ORDER BY id")
+    checksum = read_history(place.versions).by_id[BEFORE_ACCOUNTS].checksum
+    assert (others, accepted[1:6]) == (before, ("accept", BEFORE_ACCOUNTS, REVISIONS[1], checksum, "access tokens"))
+    assert place.is_healthy
+    assert check_schema(place.url, config_for(place.versions)) == []
+
+    path.write_text(path.read_text() + "# and again\n")
+    assert f"The record of the database: accept {BEFORE_ACCOUNTS} " in evidence(place.only("edited-file", 33))
+
+
+def test_only_the_edit_of_an_applied_file_is_accepted(place: Place) -> None:
+    path = place.file_of(ACCOUNTS)
+    path.write_text(path.read_text() + "# polished\n")
+    before = place.everything()
+
+    for revision in (BEFORE_ACCOUNTS, OTHER):
+        result = place.command("--accept", revision)
+        assert (result.exit_code, place.everything()) == (2, before)
+        assert f"those are: {ACCOUNTS}." in " ".join(result.stderr.replace("│", "").split())
+
+    place.downgrade(BEFORE_ACCOUNTS)
+    assert place.command("--accept", ACCOUNTS).exit_code == 2
+    place.upgrade()
+    assert place.is_healthy
+
+
+# --- the files by themselves ------------------------------------------------------------------------------------------
 
 
 @on_one_engine
@@ -725,6 +898,20 @@ def test_several_heads_that_are_applied_are_compared_together(place: Place) -> N
     assert place.command("--repair", "--yes").exit_code == 34
 
     assert sorted(place.stamped) == sorted([(ACCOUNTS,), (NEW,)])
+
+
+@on_one_engine
+def test_a_head_that_another_one_depends_on_is_not_stamped_besides_it(place: Place) -> None:
+    place.add(NEW, BEFORE_ACCOUNTS)
+    path = place.file_of(NEW)
+    path.write_text(path.read_text().replace("\n\n\n", f'\ndepends_on = "{ACCOUNTS}"\n\n\n', 1))
+    place.upgrade("heads")
+    was = place.stamped
+    query(place.url, "DELETE FROM alembic_version")
+
+    assert place.command("--repair", "--yes").exit_code == 34
+
+    assert place.stamped == was == [(NEW,)]
 
 
 # --- several, none, and what is not executed --------------------------------------------------------------------------
