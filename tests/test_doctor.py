@@ -3,15 +3,12 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
@@ -24,13 +21,11 @@ from test_migrations import (
     BEFORE_ACCOUNTS,
     REVISIONS,
     add_revision,
-    alembic_processes,
     copy_of_the_repository,
     create_plain_engine,
     fill,
     only_postgresql,
     only_sqlite,
-    run_alembic,
     run_script,
 )
 from typer.testing import CliRunner, Result
@@ -76,10 +71,6 @@ class Place:
     def versions(self) -> Path:
         return self.folder / "migrations" / "versions"
 
-    @cached_property
-    def engine(self) -> sa.Engine:
-        return create_plain_engine(self.url)
-
     def file_of(self, revision: str) -> Path:
         [path] = self.versions.glob(f"{revision}_*.py")
         return path
@@ -108,25 +99,21 @@ class Place:
 
     def run(self, line: str) -> None:
         """Run a command as it was printed."""
-        for part in line.split(" && "):
-            program, *words = shlex.split(part)
-            if program == "git":
-                self.git(*words)
-            else:
-                assert program == "alembic"
-                done = alembic_processes().submit(run_printed, self.folder, self.url, words).result(timeout=60)
-                assert done.returncode == 0, done.stderr
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def everything(self) -> tuple[Any, ...]:
         """The database, the files and git, to see that nothing is changed."""
-        found = ((path, path.stat()) for path in self.folder.rglob("*"))
-        files = {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found}
+        files = {path: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
         stored = Path(self.url.removeprefix("sqlite:///"))
         return self.contents(), files, stored.read_bytes() if stored.exists() else None
 
     def contents(self) -> tuple[Any, ...]:
         """The schema and every row."""
-        with self.engine.connect() as connection:
+        with create_plain_engine(self.url).connect() as connection:
             tables = sa.inspect(connection).get_table_names()
             rows = {table: connection.execute(sa.text(f"SELECT * FROM {table} ORDER BY 1")).all() for table in tables}
             return schema_of(connection), rows
@@ -160,13 +147,6 @@ class Place:
 
     def stamp(self, revision: str) -> None:
         query(self.url, f"UPDATE alembic_version SET version_num = '{revision}'")
-
-
-def run_printed(folder: Path, url: str, words: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run the alembic command in a folder, as it was typed; in one of the `alembic_processes`."""
-    os.chdir(folder)
-    with patch("test_migrations.ALEMBIC_INI", folder / "alembic.ini"):
-        return run_alembic(url, tuple(words), {})
 
 
 def commands(found: dict[str, Any]) -> list[str]:
