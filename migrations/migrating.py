@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.schema import CreateTable
 
 from migrations import saves
-from migrations.applied import RECORD
+from migrations.applied import RECORD, applied_in
 from migrations.effects import drops, rebuilds
 from migrations.losses import count_losses, refuse_losses
 from migrations.revisions import ASK_DOCTOR, Direction, History, Revision
@@ -93,21 +93,16 @@ def refuse_unknown(history: History, heads: Sequence[str], connection: sa.Connec
     """Stop where the database is at a revision that no file has. Raises CommandError."""
     unknown = [id for id in heads if id not in history.by_id]
     if unknown:
-        record = read_record(connection)
-        named = ", ".join(f"{id}{record.get(id, '')}" for id in unknown)
+        record = {event.revision: event for event in applied_in(connection).record}
+        known = {
+            id: f" ({each.message!r}, {each.action} on {each.applied_at:%F %T} UTC)" for id, each in record.items()
+        }
+        named = ", ".join(f"{id}{known.get(id, '')}" for id in unknown)
         raise CommandError(
             f"The database is at {named}, and no file in migrations/versions has that revision: it was "
             "migrated by newer code or from another branch, or the file was lost. Nothing was changed, and nothing "
             f"should be by hand, least of all alembic_version. {ASK_DOCTOR}"
         )
-
-
-def read_record(connection: sa.Connection) -> dict[str, str]:
-    """What the database itself says of each revision that was applied to it."""
-    if not sa.inspect(connection).has_table(RECORD.name):
-        return {}
-    rows = connection.execute(sa.select(RECORD).order_by(RECORD.c.id))
-    return {row.revision: f" ({row.message!r}, {row.action} on {row.applied_at:%F %T} UTC)" for row in rows}
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------

@@ -241,6 +241,23 @@ def saves_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_a_copy_waits_for_locks_as_long_as_the_setting_says(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("LOCK_TIMEOUT", "0.25")
+    patience = []
+
+    def save(*_: object, lock_timeout: float) -> None:
+        patience.append(lock_timeout)
+        raise saves.SaveError("Somebody holds the tables.")
+
+    monkeypatch.setattr("migrations.saves.save", save)
+
+    with pytest.raises(CommandError, match=r"no copy could be taken first\. Somebody holds the tables"):
+        command.downgrade(Config(ALEMBIC_INI), "-1")
+
+    assert patience == [0.25]
+
+
 def test_before_it_drops_something_a_migration_saves_a_copy_that_can_be_loaded(url: str, saves_dir: Path) -> None:
     fill(url, *REVISIONS)
     before = look(url)
