@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from conftest import ROOT, query
+from conftest import ROOT, alembic, query
 from test_migrating import somebody_who_migrates
 from test_migrations import (
     ACCOUNTS,
@@ -71,6 +73,10 @@ class Place:
     def versions(self) -> Path:
         return self.folder / "migrations" / "versions"
 
+    @cached_property
+    def engine(self) -> sa.Engine:
+        return create_plain_engine(self.url)
+
     def file_of(self, revision: str) -> Path:
         [path] = self.versions.glob(f"{revision}_*.py")
         return path
@@ -99,11 +105,14 @@ class Place:
 
     def run(self, line: str) -> None:
         """Run a command as it was printed."""
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run(
-            ["sh", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        for part in line.split(" && "):
+            program, *words = shlex.split(part)
+            if program == "git":
+                self.git(*words)
+            else:
+                assert program == "alembic"
+                done = alembic(self.url, *words, cwd=self.folder)
+                assert done.returncode == 0, done.stderr
 
     def everything(self) -> tuple[Any, ...]:
         """The database, the files and git, to see that nothing is changed."""
@@ -113,7 +122,7 @@ class Place:
 
     def contents(self) -> tuple[Any, ...]:
         """The schema and every row."""
-        with create_plain_engine(self.url).connect() as connection:
+        with self.engine.connect() as connection:
             tables = sa.inspect(connection).get_table_names()
             rows = {table: connection.execute(sa.text(f"SELECT * FROM {table} ORDER BY 1")).all() for table in tables}
             return schema_of(connection), rows
