@@ -77,6 +77,26 @@ def config_of(folder: Path) -> Config:
     return config
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[Any, Schema]:
+    """The schemas that were made to compare with."""
+    return {}
+
+
+@pytest.fixture
+def _made_once(made: dict[Any, Schema], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make them once for all tests that change nothing but a database."""
+    for function in (schema_of_models, schema_of_revision):
+
+        def remember(connection: sa.Connection, *arguments: Any, make: Any = function) -> Schema:
+            key = (make, connection.dialect.name)
+            if key not in made:
+                made[key] = make(connection, *arguments)
+            return made[key]
+
+        monkeypatch.setattr(comparison, function.__name__, remember)
+
+
 # --- what is as it should be ------------------------------------------------------------------------------------------
 
 
@@ -109,6 +129,7 @@ def test_what_a_revision_makes_from_nothing_is_what_migrating_to_it_makes(
     assert schema_at(empty_url).keys() == SQLModel.metadata.tables.keys()
 
 
+@pytest.mark.usefixtures("_made_once")
 def test_a_column_in_another_place_is_no_difference(url: str) -> None:
     query(url, "ALTER TABLE access_tokens DROP COLUMN name")
     query(url, "ALTER TABLE access_tokens ADD COLUMN name VARCHAR(50)")
@@ -300,26 +321,6 @@ CHANGES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def made() -> dict[Any, Schema]:
-    """The schemas that were made to compare with."""
-    return {}
-
-
-@pytest.fixture
-def _made_once(made: dict[Any, Schema], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make them once for all tests that change nothing but a database."""
-    for function in (schema_of_models, schema_of_revision):
-
-        def remember(connection: sa.Connection, *arguments: Any, make: Any = function) -> Schema:
-            key = (make, connection.dialect.name)
-            if key not in made:
-                made[key] = make(connection, *arguments)
-            return made[key]
-
-        monkeypatch.setattr(comparison, function.__name__, remember)
-
-
 @pytest.mark.usefixtures("_made_once")
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_was_changed_by_hand_is_found_once(url: str, engine: str, change: str) -> None:
@@ -494,6 +495,7 @@ def test_a_file_that_was_edited_after_it_was_applied_is_found(url: str, folder: 
     assert text.startswith(f"{edited} is not what was recorded on 20")
 
 
+@pytest.mark.usefixtures("_made_once")
 def test_the_newest_checksum_in_the_record_counts(url: str) -> None:
     assert [kind for kind, _ in found(url)] == []
     query(url, f"UPDATE applied_revisions SET checksum = 'another' WHERE revision = '{HEAD}'")
@@ -530,6 +532,7 @@ def test_an_empty_database_is_only_behind(empty_url: str) -> None:
     assert found(empty_url) == [("behind", f"The database is at no revision; pending: {', '.join(REVISIONS)}")]
 
 
+@pytest.mark.usefixtures("_made_once")
 def test_an_unknown_revision_is_found_and_its_schema_is_not_compared(url: str) -> None:
     query(url, f"UPDATE alembic_version SET version_num = '{NEW}'")
     query(url, "ALTER TABLE users ADD COLUMN nickname VARCHAR(30)")
@@ -709,6 +712,7 @@ def test_the_command_says_that_nothing_was_found(url: str, monkeypatch: pytest.M
     assert run_check("--json").stdout == "[]\n"
 
 
+@pytest.mark.usefixtures("_made_once")
 def test_the_command_names_each_finding_and_what_to_do_once_for_all_of_a_kind(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

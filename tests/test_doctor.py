@@ -177,7 +177,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache)
     (folder / ".gitignore").write_text("__pycache__/\n")
-    for line in ("init --quiet --initial-branch=main", "add --all", "commit --quiet -m start"):
+    # In few files, since each test copies them.
+    for line in (
+        "init --quiet --template= --initial-branch=main",
+        "add --all",
+        "commit --quiet -m start",
+        "gc --quiet",
+    ):
         subprocess.run(["git", *line.split()], cwd=folder, env={**os.environ, **GIT}, check=True)
     return folder
 
