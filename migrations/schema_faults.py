@@ -186,8 +186,8 @@ def undone_by_hand(schema: SchemaAtHand, differs: list[Difference], like: Likene
         return [], []
     record = [line for id in current for line in schema.case.record_of(id)]
     doubt = (
-        f"Either is possible: alembic_version is wrong, or what came after {schema.named(earlier[-1])} was applied and"
-        " undone by hand"
+        f"Either is possible: alembic_version is wrong, or what came after {' and '.join(earlier[-1])} was applied"
+        " and undone by hand"
     )
     first, *rest = mending(schema, differs)
     return [*record, doubt], [replace(first, what=f"Or, if it was undone by hand: {first.what}"), *rest]

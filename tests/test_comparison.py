@@ -104,12 +104,6 @@ def test_nothing_is_found_at_head(url: str) -> None:
     assert found(url) == []
 
 
-def test_nothing_is_found_at_head_with_rows_in_every_table(url: str) -> None:
-    fill(url, *REVISIONS)
-
-    assert found(url) == []
-
-
 def test_nothing_is_found_in_a_database_that_was_loaded_from_a_save(url: str, tmp_path: Path) -> None:
     saves.save(url, tmp_path, "kept")
     saves.load(url, tmp_path, "kept")
