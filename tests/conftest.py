@@ -147,7 +147,8 @@ def new_database(
         yield f"sqlite:///{path}"
         return
     server: str = request.getfixturevalue("postgresql_url")
-    execute_on_server(server, f"CREATE DATABASE {name} TEMPLATE {template or 'template0'}")
+    # A third less work for the server than to write the copy to the WAL.
+    execute_on_server(server, f"CREATE DATABASE {name} TEMPLATE {template or 'template0'} STRATEGY file_copy")
     try:
         yield server.format(name)
     finally:

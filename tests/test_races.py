@@ -26,9 +26,11 @@ class Running(NamedTuple):
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     engine, workers = request.param
     folder, metrics = tmp_path_factory.mktemp("races"), tmp_path_factory.mktemp("metrics")
+    # So long that only a deadlock ends a wait: two workers on SQLite take turns, and the machine may be busy.
+    patience = {"LOCK_TIMEOUT": "30"}
     with (
         new_database(engine, folder, request, request.getfixturevalue(f"{engine}_template")) as url,
-        serving(url, folder, workers, PROMETHEUS_MULTIPROC_DIR=str(metrics)) as server,
+        serving(url, folder, workers, PROMETHEUS_MULTIPROC_DIR=str(metrics), **patience) as server,
     ):
         yield Running(engine, url, server)
 
