@@ -23,9 +23,9 @@ import problems
 from batching import Batcher
 from currencies import list_currencies
 from database import Database
-from direct_route import DirectRoute
+from direct_route import DirectAPI
 from ledger import OPERATOR, Order
-from middleware import CatchUnexpected, CountRequests, LimitBody
+from middleware import CatchUnexpected, LimitBody
 from models import (
     AccountPublic,
     AccountRequest,
@@ -240,7 +240,7 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
 
 
-app = FastAPI(
+app = DirectAPI(
     docs_url=None,  # see docs_pages.py
     redoc_url=None,
     title="Savepoint",
@@ -269,11 +269,9 @@ app = FastAPI(
         HTTPException: problems.handle_http_error,
     },
 )
-app.router.route_class = DirectRoute
 # The last one added is the outermost.
 app.add_middleware(LimitBody)
 app.add_middleware(CatchUnexpected)
-app.add_middleware(CountRequests)
 
 
 # --- who calls --------------------------------------------------------------------------------------------------------
@@ -952,6 +950,3 @@ async def get_metrics() -> Response:
 # Last, since each request is compared with the routes in order.
 app.include_router(docs_pages.router)
 app.mount("/docs/assets", docs_pages.assets)
-
-# What is asked for most comes first, for the same reason.
-app.router.routes.sort(key=lambda route: getattr(route, "path", None) not in ("/register", "/transfers", "/me"))

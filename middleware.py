@@ -39,8 +39,9 @@ class CountRequests:
             await self.app(scope, receive, note_status)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
-            metrics.REQUESTS.labels(scope["method"], route, status).inc()
-            metrics.REQUEST_SECONDS.labels(scope["method"], route).observe(time.perf_counter() - began)
+            answers, seconds = metrics.of_route(scope["method"], route, status)
+            answers.inc()
+            seconds.observe(time.perf_counter() - began)
 
 
 class CatchUnexpected:

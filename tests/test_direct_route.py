@@ -1,4 +1,4 @@
-"""A route that reads requests by itself answers, byte for byte, what FastAPI answers."""
+"""What is answered directly is, byte for byte, what FastAPI answers."""
 
 import json
 from typing import Any
@@ -53,7 +53,7 @@ BODIES = [
 def answers_both_ways(client: TestClient, monkeypatch: pytest.MonkeyPatch, *request: Any, **parts: Any) -> list[Any]:
     """Status, headers and body of the answer, as the route gives it and as FastAPI gives it."""
 
-    async def read_nothing(*_: Any) -> None:
+    def read_nothing(*_: Any) -> None:
         return None
 
     responses = [client.request(*request, **parts)]
@@ -112,3 +112,12 @@ def test_any_token_is_answered_as_by_fastapi(
     direct, fastapi = answers_both_ways(client, monkeypatch, "GET", path, headers=headers)
 
     assert direct == fastapi
+
+
+def test_a_body_in_pieces_is_answered_as_in_one(client: TestClient) -> None:
+    pieces = (VALID[:9], VALID[9:])
+
+    response = client.post("/register", content=iter(pieces), headers={"Content-Type": JSON})
+
+    assert response.status_code == 201
+    assert response.json()["user"]["username"] == "alice"
