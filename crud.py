@@ -5,17 +5,18 @@ and answers a list of outcomes in the order of the items: what is true now, or a
 nothing is rolled back for them.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache, wraps
+from functools import wraps
 from operator import itemgetter
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSessionTransaction
 from sqlalchemy.orm import aliased
-from sqlmodel import col, select
+from sqlmodel import SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
@@ -39,6 +40,7 @@ from models import (
     UserPublic,
     now,
 )
+from prepared import execute, prepared
 from refusals import (
     AccountExists,
     AccountNotFound,
@@ -57,12 +59,13 @@ from refusals import (
     UserNotActive,
     UserNotFound,
 )
-from statements import among, insert_rows, table_of, update_rows
+from statements import among, dialect_of, insert_rows, table_of, update_rows
 from tokens import hash_secret, make_token
 
 P = ParamSpec("P")
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+Shown = TypeVar("Shown", bound=SQLModel)
 Write = Callable[Concatenate[AsyncSession, Sequence[Item], P], Awaitable[list[Outcome | Refusal]]]
 IsolatedWrite = Callable[Concatenate[AsyncSession, Sequence[Item], P], Awaitable[list[Outcome | Exception]]]
 
@@ -73,9 +76,13 @@ REPLAY_WINDOW = timedelta(minutes=15)
 # --- transactions -----------------------------------------------------------------------------------------------------
 
 
-def begin(session: AsyncSession) -> AsyncSessionTransaction:
+@asynccontextmanager
+async def begin(session: AsyncSession) -> AsyncIterator[AsyncSessionTransaction]:
     """A transaction, or a savepoint within the one that replays a batch."""
-    return session.begin_nested() if session.in_transaction() else session.begin()
+    async with session.begin_nested() if session.in_transaction() else session.begin() as transaction:
+        # The session itself would begin at its first statement, and does not see those that the driver executes.
+        await session.connection()
+        yield transaction
 
 
 def isolating_failures(write: Write[Item, P, Outcome]) -> IsolatedWrite[Item, P, Outcome]:
@@ -112,7 +119,7 @@ def all_or_nothing(write: Write[Item, P, Outcome]) -> Write[Item, P, Outcome]:
     async def whole(
         session: AsyncSession, items: Sequence[Item], /, *args: P.args, **kwargs: P.kwargs
     ) -> list[Outcome | Refusal]:
-        async with session.begin() as transaction:
+        async with begin(session) as transaction:
             outcomes = await write(session, items, *args, **kwargs)
             if any(isinstance(outcome, Refusal) for outcome in outcomes):
                 await transaction.rollback()
@@ -313,10 +320,10 @@ def hash_import(registration: Registration) -> str:
 
 async def find_imported(session: AsyncSession, keys: Sequence[str]) -> set[str | None]:
     """Those of the keys with which somebody registered."""
-    return set(await session.exec(imported_statement(dialect_of(session)), params={"keys": keys}))
+    return {key for (key,) in await execute(session, imported_statement(dialect_of(session)), keys=keys)}
 
 
-@cache
+@prepared
 def imported_statement(dialect: str) -> Any:
     """SELECT for find_imported."""
     key = col(User.registration_key_hash)
@@ -423,30 +430,33 @@ async def list_users(
 
 async def authenticate(session: AsyncSession, token_hashes: Sequence[str]) -> list[UserPublic | Refusal]:
     """The user of each token. Refusals: Unauthenticated, UserNotActive."""
-    statement = token_statement(dialect_of(session))
-    rows = await session.exec(statement, params={"hashes": [*set(token_hashes)]})
+    rows = await execute(session, token_statement(dialect_of(session)), hashes=[*set(token_hashes)])
     moment = now()
-    owners = {row.token_hash: admit(row, moment) for row in rows}
+    owners = {row[0]: admit(row, moment) for row in rows}
     return [owners.get(token_hash) or Unauthenticated() for token_hash in token_hashes]
 
 
-@cache
+@prepared
 def token_statement(dialect: str) -> Any:
     """SELECT for authenticate: columns instead of objects, since every call of a user begins with it."""
-    token, user = table_of(AccessToken), table_of(User)
+    token, columns = table_of(AccessToken).c, {**table_of(User).c, "status": table_of(Profile).c.status}
     return (
-        sa.select(token.c.token_hash, token.c.revoked_at, token.c.expires_at, user, table_of(Profile).c.status)
-        .join_from(token, user)
+        sa.select(
+            token.token_hash, token.revoked_at, token.expires_at, *(columns[name] for name in UserPublic.model_fields)
+        )
+        .join_from(table_of(AccessToken), table_of(User))
         .join(table_of(Profile))
-        .where(among(dialect, token.c.token_hash, "hashes"))
+        .where(among(dialect, token.token_hash, "hashes"))
     )
 
 
-def admit(row: Any, moment: datetime) -> UserPublic | Refusal:
+def admit(row: Sequence[Any], moment: datetime) -> UserPublic | Refusal:
     """The user whom this token lets in at this moment, or why not."""
-    if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= moment):
+    _, revoked_at, expires_at, *values = row
+    if revoked_at is not None or (expires_at is not None and expires_at <= moment):
         return Unauthenticated()
-    return show_user(row, row.status) if row.status == "active" else UserNotActive()
+    user = construct(UserPublic, values)
+    return user if user.status == "active" else UserNotActive()
 
 
 @dataclass(frozen=True, slots=True)
@@ -564,39 +574,53 @@ async def list_accounts(session: AsyncSession, *, user_id: int | None, after: in
     query = select(Account).where(col(Account.id) > after).order_by(col(Account.id)).limit(limit)
     if user_id is not None:
         query = query.where(Account.user_id == user_id)
-    return [show_account(account) for account in await session.exec(query)]
+    return [
+        AccountPublic.model_construct(**account.model_dump(exclude={"updated_at"}))
+        for account in await session.exec(query)
+    ]
 
 
 async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPublic:
     """The account as it is now. Raises AccountNotFound, also where it is neither the caller's nor the operator asks."""
-    account = await session.get(Account, id)
-    if account is None or caller not in (OPERATOR, account.user_id):
-        raise AccountNotFound
-    return show_account(account)
+    for row in await execute(session, account_statement(dialect_of(session)), id=id):
+        account = construct(AccountPublic, row)
+        if caller in (OPERATOR, account.user_id):
+            return account
+    raise AccountNotFound
+
+
+@prepared
+def account_statement(_: str) -> Any:
+    """SELECT of an account's fields."""
+    account = table_of(Account).c
+    return sa.select(*(account[name] for name in AccountPublic.model_fields)).where(account.id == sa.bindparam("id"))
 
 
 async def get_account_at(session: AsyncSession, id: int, caller: int, at: datetime) -> AccountPublic:
     """The account as it was at an instant. Raises AccountNotFound as get_account does."""
     account = await get_account(session, id, caller)
-    entry = (await session.exec(newest_entry(id, at))).one_or_none()
-    account.balance, account.version = entry or (0, 0)
+    account.balance, account.version = 0, 0
+    for row in await execute(session, newest_entry_statement(dialect_of(session)), id=id, at=at):
+        account.balance, account.version = row
     return account
 
 
-def newest_entry(account_id: int, at: datetime) -> Any:
-    """The balance and seq that an account's newest entry of this instant or before left."""
+@prepared
+def newest_entry_statement(_: str) -> Any:
+    """SELECT of the balance and seq that an account's newest entry of this instant or before left."""
+    entry = table_of(Entry).c
     return (
-        select(Entry.balance_after, Entry.seq)
-        .where(Entry.account_id == account_id, col(Entry.created_at) <= at)
+        sa.select(entry.balance_after, entry.seq)
+        .where(entry.account_id == sa.bindparam("id"), entry.created_at <= sa.bindparam("at"))
         # As their index is; entries of one instant are in order of seq.
-        .order_by(col(Entry.created_at).desc(), col(Entry.seq).desc())
+        .order_by(entry.created_at.desc(), entry.seq.desc())
         .limit(1)
     )
 
 
-def show_account(account: Account) -> AccountPublic:
-    """The account as the API shows it."""
-    return AccountPublic.model_construct(**account.model_dump(exclude={"updated_at"}))
+def construct(model: type[Shown], row: Sequence[Any]) -> Shown:
+    """What the API shows of a row that has the model's fields in their order; they were validated when they came in."""
+    return model.model_construct(**dict(zip(model.model_fields, row, strict=True)))
 
 
 async def list_entries(session: AsyncSession, id: int, caller: int, *, before: int, limit: int) -> list[EntryPublic]:
@@ -604,23 +628,14 @@ async def list_entries(session: AsyncSession, id: int, caller: int, *, before: i
 
     Raises AccountNotFound as get_account does.
     """
-    owners = (await session.exec(owner_statement(), params={"id": id})).all()
-    if not owners or caller not in (OPERATOR, owners[0].user_id):
-        raise AccountNotFound
-    rows = await session.exec(entries_statement(), params={"id": id, "before": before, "limit": limit})
-    names = tuple(EntryPublic.model_fields)
-    return [EntryPublic.model_construct(**dict(zip(names, row, strict=True))) for row in rows]
+    await get_account(session, id, caller)
+    statement = entries_statement(dialect_of(session))
+    rows = await execute(session, statement, id=id, before=before, limit=limit)
+    return [construct(EntryPublic, row) for row in rows]
 
 
-@cache
-def owner_statement() -> Any:
-    """SELECT of an account's user."""
-    account = table_of(Account).c
-    return sa.select(account.user_id).where(account.id == sa.bindparam("id"))
-
-
-@cache
-def entries_statement() -> Any:
+@prepared
+def entries_statement(_: str) -> Any:
     """SELECT for list_entries: the fields of EntryPublic, and no objects, since a page would need a hundred of them."""
     entry, transfer = table_of(Entry).c, table_of(Transfer).c
     counterparty = sa.case((entry.amount < 0, transfer.credit_account_id), else_=transfer.debit_account_id)
@@ -675,11 +690,11 @@ async def open_ledger(session: AsyncSession, orders: Sequence[Order]) -> Ledger:
 
 async def lock_holdings(session: AsyncSession, account_ids: Iterable[int]) -> list[Holding]:
     """Lock these accounts for this transaction."""
-    rows = await session.exec(lock_statement(dialect_of(session)), params={"ids": sorted(account_ids)})
+    rows = await execute(session, lock_statement(dialect_of(session)), ids=sorted(account_ids))
     return [Holding(*row) for row in rows]
 
 
-@cache
+@prepared
 def lock_statement(dialect: str) -> Any:
     """SELECT … FOR UPDATE for lock_holdings."""
     accounts = table_of(Account).c
@@ -696,11 +711,11 @@ def lock_statement(dialect: str) -> Any:
 
 async def find_inactive(session: AsyncSession, user_ids: Collection[int]) -> set[int]:
     """Those of these users who are suspended or closed."""
-    rows = await session.exec(inactive_statement(dialect_of(session)), params={"ids": sorted(user_ids)})
+    rows = await execute(session, inactive_statement(dialect_of(session)), ids=sorted(user_ids))
     return {user_id for (user_id,) in rows}
 
 
-@cache
+@prepared
 def inactive_statement(dialect: str) -> Any:
     """SELECT for find_inactive."""
     profiles = table_of(Profile).c
@@ -711,40 +726,44 @@ async def find_postings(session: AsyncSession, orders: Sequence[Order]) -> list[
     """What the callers of these orders did under the same keys before."""
     if not orders:
         return []
-    dialect = dialect_of(session)
-    statement = select_postings().where(
-        among(dialect, col(Transfer.initiator), "callers"), among(dialect, col(Transfer.idempotency_key), "keys")
-    )
     keys = sorted({order.idempotency_key for order in orders if order.idempotency_key is not None})
     callers = sorted({order.caller for order in orders})
-    return [read_posting(*row) for row in await session.exec(statement, params={"callers": callers, "keys": keys})]
+    rows = await execute(session, postings_statement(dialect_of(session)), callers=callers, keys=keys)
+    return [read_posting(*row) for row in rows]
 
 
-def select_postings() -> Any:
-    """SELECT of transfers with the balances that they left on both accounts."""
-    debit, credit = aliased(Entry), aliased(Entry)
+@prepared
+def postings_statement(dialect: str) -> Any:
+    """SELECT for find_postings: the transfers, and the balances that they left on both accounts."""
+    transfers, debit, credit = table_of(Transfer), table_of(Entry).alias(), table_of(Entry).alias()
+    transfer = transfers.c
     return (
-        select(Transfer, debit.balance_after, credit.balance_after)
-        .join(debit, (col(debit.transfer_id) == Transfer.id) & (col(debit.account_id) == Transfer.debit_account_id))
-        .join(credit, (col(credit.transfer_id) == Transfer.id) & (col(credit.account_id) == Transfer.credit_account_id))
+        sa.select(
+            transfer.id,
+            transfer.currency,
+            transfer.created_at,
+            debit.c.balance_after,
+            credit.c.balance_after,
+            *(transfer[name] for name in CONTENT),
+        )
+        .join_from(
+            transfers,
+            debit,
+            (debit.c.transfer_id == transfer.id) & (debit.c.account_id == transfer.debit_account_id),
+        )
+        .join(credit, (credit.c.transfer_id == transfer.id) & (credit.c.account_id == transfer.credit_account_id))
+        .where(
+            among(dialect, transfer.initiator, "callers"),
+            among(dialect, transfer.idempotency_key, "keys"),
+        )
     )
 
 
-def read_posting(transfer: Transfer, debit_balance_after: int, credit_balance_after: int) -> Posting:
+def read_posting(
+    id: int, currency: str, created_at: datetime, debit_balance_after: int, credit_balance_after: int, *content: Any
+) -> Posting:
     """A transfer that was stored, as the ledger knows it."""
-    order = Order(
-        caller=transfer.initiator,
-        debit_account_id=transfer.debit_account_id,
-        credit_account_id=transfer.credit_account_id,
-        amount=transfer.amount,
-        memo=transfer.memo,
-        idempotency_key=transfer.idempotency_key,
-        reverses_id=transfer.reverses_id,
-    )
-    assert transfer.id is not None
-    return Posting(
-        order, transfer.currency, debit_balance_after, credit_balance_after, transfer.created_at, id=transfer.id
-    )
+    return Posting(Order(*content), currency, debit_balance_after, credit_balance_after, created_at, id=id)
 
 
 async def find_reversed(session: AsyncSession, transfer_ids: Collection[int]) -> list[int | None]:
@@ -811,7 +830,7 @@ async def insert_transfers(session: AsyncSession, ledger: Ledger) -> None:
         # Another transaction used one of the keys with other accounts, just now. Run again, this one sees it.
         raise Conflict
     ids: dict[Any, list[int]] = {}
-    for id, *content in sorted(inserted, key=lambda row: -row.id):
+    for id, *content in sorted(inserted, key=itemgetter(0), reverse=True):
         ids.setdefault(tuple(content), []).append(id)
     for content, posting in zip(contents, ledger.postings, strict=True):
         posting.id = ids[content].pop()
@@ -961,8 +980,3 @@ async def find_system_accounts(session: AsyncSession, account_ids: Collection[in
         await insert_rows(session, Account, [{"currency": each} for each in missing], returning=("id",))
         found = (await session.exec(query)).all()
     return {id: system_id for id, _, system_id in found if id is not None and system_id is not None}
-
-
-def dialect_of(session: AsyncSession) -> str:
-    """The name of the engine's dialect."""
-    return session.get_bind().dialect.name

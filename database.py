@@ -5,7 +5,7 @@ import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -15,9 +15,11 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+from sqlalchemy.util import await_only
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
+import prepared
 import sqlite_thread
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, SchemaBehind
 from settings import Settings
@@ -45,16 +47,14 @@ class Database:
             pool_size=settings.database_pool_size,
             max_overflow=0,
             pool_timeout=settings.lock_timeout,
-            # Whoever returns a connection has ended its transaction; to make sure costs a change of threads on SQLite.
-            pool_reset_on_return=None if self.is_sqlite else "rollback",
+            # Whoever returns a connection has ended its transaction; to make sure costs another call of the driver.
+            pool_reset_on_return=None,
             hide_parameters=True,
         )
-        prepare_engine(self.engine.sync_engine)
+        prepare_engine(self.engine.sync_engine, begin_async)
         event.listen(self.engine.sync_engine, "handle_error", explain)
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
-        self.reader = self.engine.execution_options(
-            **({"no_begin": True} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"})
-        )
+        self.reader = self.engine.execution_options(no_begin=True)
         # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
         self.turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.is_sqlite else nullcontext()
 
@@ -109,12 +109,14 @@ async def retrying(run: Callable[[], Awaitable[T]]) -> T:
 @asynccontextmanager
 async def connect(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection from the pool. Raises DatabaseUnavailable where none is free in time."""
-    async with AsyncExitStack() as stack:
-        try:
-            connection = await stack.enter_async_context(engine.connect())
-        except sqlalchemy.exc.TimeoutError as error:
-            raise DatabaseUnavailable from error
+    try:
+        connection = await engine.connect()
+    except sqlalchemy.exc.TimeoutError as error:
+        raise DatabaseUnavailable from error
+    try:
         yield connection
+    finally:
+        await connection.close()
 
 
 def create_migration_engine(url: str) -> Engine:
@@ -130,7 +132,7 @@ def create_migration_engine(url: str) -> Engine:
         # Seconds to wait for another process that migrates.
         connect_args={"timeout": 60} if is_sqlite else {},
     )
-    prepare_engine(engine)
+    prepare_engine(engine, begin_immediate if is_sqlite else None)
     if is_sqlite:
         event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=OFF"))
     return engine
@@ -186,6 +188,8 @@ def connect_args(url: URL, settings: Settings) -> dict[str, Any]:
         "idle_in_transaction_session_timeout": settings.request_timeout,
     }
     return {
+        # Transactions begin in begin_async, and single statements do without.
+        "autocommit": True,
         "application_name": "savepoint",
         "connect_timeout": 3,
         "keepalives_idle": 10,
@@ -196,14 +200,13 @@ def connect_args(url: URL, settings: Settings) -> dict[str, Any]:
     }
 
 
-def prepare_engine(engine: Engine) -> None:
-    """Make every transaction whole, and its COMMIT one whose outcome is known."""
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", prepare_sqlite)
-        event.listen(engine, "begin", begin_immediate)
-    else:
-        event.listen(engine, "connect", watch_notices)
+def prepare_engine(engine: Engine, begin: Callable[[Connection], None] | None) -> None:
+    """Make every transaction whole, and its COMMIT one whose outcome is known; without `begin`, the driver begins."""
+    event.listen(engine, "connect", prepare_sqlite if engine.dialect.name == "sqlite" else watch_notices)
+    # Before BEGIN, which may be what finds that the connection broke.
     event.listen(engine, "begin", partial(remember_committing, False))
+    if begin is not None:
+        event.listen(engine, "begin", begin)
     event.listen(engine, "commit", partial(remember_committing, True))
 
 
@@ -229,6 +232,17 @@ def switch_to_wal(cursor: Any) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+def begin_async(connection: Connection) -> None:
+    """Begin in the database too, unless a single statement comes; on SQLite as begin_immediate says."""
+    if connection.get_execution_options().get("no_begin"):
+        return
+    begin = "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else "BEGIN"
+    try:
+        await_only(prepared.run(connection, begin))
+    except BaseException as error:
+        prepared.explain(connection, error, begin)
 
 
 def begin_immediate(connection: Connection) -> None:

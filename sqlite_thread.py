@@ -19,6 +19,16 @@ class Connection(aiosqlite.Connection):
         """A cursor that has yet to enter the thread."""
         return Cursor(self)
 
+    async def fetch(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Execute one statement; all rows."""
+        rows: Sequence[Any] = await self._execute(self.fetch_in_thread, sql, parameters)  # type: ignore[no-untyped-call]
+        return rows
+
+    def fetch_in_thread(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Execute in this connection's thread."""
+        with closing(self._conn.execute(sql, parameters)) as cursor:
+            return cursor.fetchall()
+
 
 class Cursor:
     """The results of a statement, and what SQLAlchemy asks of an asynchronous cursor."""

@@ -1,7 +1,6 @@
 """Statements for any number of rows at once, each built, compiled and prepared only once."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -13,14 +12,18 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    literal,
     select,
     true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.schema import ScalarElementColumnDefault
 from sqlalchemy.types import ARRAY, String
 from sqlmodel import AutoString, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
+
+from prepared import execute, prepared
 
 
 async def insert_rows(
@@ -35,23 +38,21 @@ async def insert_rows(
 
     With `returning`, rows whose unique values are taken are skipped, and these columns of the others are answered.
     """
-    dialect = session.get_bind().dialect.name
-    statement = insert_statement(dialect, model, tuple(rows[0]), tuple(same), returning)
-    result = await session.exec(statement, params={"rows": rows, **{f"same_{name}": same[name] for name in same}})
-    return result.all() if returning else ()
+    statement = insert_statement(dialect_of(session), model, tuple(rows[0]), tuple(same), returning)
+    return await execute(session, statement, rows=rows, **{f"same_{name}": same[name] for name in same})
 
 
-@cache
+@prepared
 def insert_statement(
     dialect: str, model: type[SQLModel], names: tuple[str, ...], same: tuple[str, ...], returning: tuple[str, ...]
 ) -> Any:
     """INSERT … SELECT for insert_rows."""
     table = table_of(model)
-    values = {**same_values(table, same), **row_values(dialect, table, names)}
+    values = {**default_values(table), **same_values(table, same), **row_values(dialect, table, names)}
     # Without a WHERE, SQLite would take ON CONFLICT for the beginning of a join.
     source = select(*values.values()).where(true())
     insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
-    statement = insert.from_select([*values], source)
+    statement = insert.from_select([*values], source, include_defaults=False)
     if not returning:
         return statement
     return statement.on_conflict_do_nothing().returning(*(table.c[name] for name in returning))
@@ -61,11 +62,11 @@ async def update_rows(
     session: AsyncSession, model: type[SQLModel], rows: Sequence[dict[str, Any]], **same: Any
 ) -> None:
     """Give the row of each `id` these values, and those that are the `same` in all of them."""
-    statement = update_statement(session.get_bind().dialect.name, model, tuple(rows[0]), tuple(same))
-    await session.exec(statement, params={"rows": rows, **{f"same_{name}": same[name] for name in same}})
+    statement = update_statement(dialect_of(session), model, tuple(rows[0]), tuple(same))
+    await execute(session, statement, rows=rows, **{f"same_{name}": same[name] for name in same})
 
 
-@cache
+@prepared
 def update_statement(dialect: str, model: type[SQLModel], names: tuple[str, ...], same: tuple[str, ...]) -> Any:
     """UPDATE … FROM for update_rows."""
     table = table_of(model)
@@ -89,6 +90,15 @@ def row_values(dialect: str, table: Table, names: tuple[str, ...]) -> dict[str, 
     }
 
 
+def default_values(table: Table) -> dict[str, ColumnElement[Any]]:
+    """The values that columns have unless told otherwise."""
+    return {
+        each.name: literal(each.default.arg, each.type)
+        for each in table.c
+        if isinstance(each.default, ScalarElementColumnDefault)
+    }
+
+
 def same_values(table: Table, names: tuple[str, ...]) -> dict[str, ColumnElement[Any]]:
     """The values of these columns that are one parameter each."""
     return {name: bindparam(f"same_{name}", type_=table.c[name].type) for name in names}
@@ -104,3 +114,8 @@ def among(dialect: str, column: Any, name: str) -> Any:
 def table_of(model: type[SQLModel]) -> Table:
     """The table that a class describes."""
     return SQLModel.metadata.tables[str(model.__tablename__)]
+
+
+def dialect_of(session: AsyncSession) -> str:
+    """The name of the engine's dialect."""
+    return session.get_bind().dialect.name

@@ -29,6 +29,7 @@ from starlette.testclient import TestClient
 
 import audit
 import main
+import prepared
 from database import Database
 from operations import Operations
 from settings import Settings
@@ -228,6 +229,21 @@ def audited(url: str, request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 # --- the service ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def noting_statements() -> Iterator[list[tuple[str, Any]]]:
+    """The statements that crud lets the driver execute, with their parameters."""
+    sent: list[tuple[str, Any]] = []
+    run = prepared.run
+
+    async def note(connection: Any, text: str, parameters: Any = (), **options: Any) -> Any:
+        sent.append((text, parameters))
+        return await run(connection, text, parameters, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "run", note)
+        yield sent
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import AS_OPERATOR, Rows
+from conftest import AS_OPERATOR, Rows, noting_statements
 from httpx2 import Client, Response
-from sqlalchemy import event
 from starlette.testclient import TestClient
 from test_registration import CURSED, count, named
 
@@ -606,19 +605,15 @@ def fill(rows: Rows, engine: str, debit_account_id: int, credit_account_id: int)
 
 async def plan_of_last_statement(database: Database, query: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """How the engine runs the last statement that a query of crud sends."""
-    sent: list[tuple[str, Any]] = []
-
-    def note(_: Any, __: Any, sql: str, parameters: Any, *___: Any) -> None:
-        sent.append((sql, parameters))
-
-    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
-    await database.read(query, *args, **kwargs)
-    event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+    with noting_statements() as sent:
+        await database.read(query, *args, **kwargs)
     sql, parameters = sent[-1]
     assert "FROM entries" in sql
     explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
     async with database.engine.connect() as connection:
-        plan = await connection.exec_driver_sql(f"{explain} {sql}", parameters)
+        plan = await connection.exec_driver_sql(
+            f"{explain} {sql}", tuple(parameters) if database.is_sqlite else parameters
+        )
         return "\n".join(str(row[-1]) for row in plan)
 
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, Rows
+from conftest import AS_OPERATOR, Rows, noting_statements
 from httpx2 import Response
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError
 from starlette.testclient import TestClient
 from test_accounts import (
@@ -25,7 +25,6 @@ from test_accounts import (
     send,
 )
 
-import main
 from database import Database
 from ledger import Order
 from operations import Operations
@@ -843,9 +842,6 @@ def test_transfers_that_are_alike_each_count(client: TestClient, rows: Rows) -> 
 
 def test_a_batch_of_10000_costs_as_many_statements_as_one_of_10(client: TestClient, rows: Rows) -> None:
     alice, *others = register_all(client, alice=1000, **{f"user{number}": 0 for number in range(100)})
-    statements: list[str] = []
-    engine = main.app.state.operations.database.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
 
     def sent(size: int) -> int:
         """How many statements a batch of this size costs, that sends all of alice's money to others and back."""
@@ -857,8 +853,8 @@ def test_a_batch_of_10000_costs_as_many_statements_as_one_of_10(client: TestClie
                 order(*accounts, 1000, memo=f"{number}", idempotency_key=f"{size} {number} {accounts}")
                 for accounts in (there, back)
             ]
-        statements.clear()
-        results = results_of(send_batch(client, AS_OPERATOR, transfers))
+        with noting_statements() as statements:
+            results = results_of(send_batch(client, AS_OPERATOR, transfers))
         assert [result["transfer"]["memo"] for result in results] == [transfer["memo"] for transfer in transfers]
         return len(statements)
 

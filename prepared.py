@@ -1,0 +1,118 @@
+"""Statements that are rendered once and executed by the driver itself.
+
+SQLAlchemy remembers how it rendered a statement too, but what it does around each execution costs several times what
+the driver takes.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Concatenate, NoReturn, ParamSpec
+
+from pydantic_core import to_json
+from sqlalchemy import JSON, Connection, Dialect, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+import sqlite_thread
+
+P = ParamSpec("P")
+
+
+class Prepared:
+    """A statement as a driver takes it, and how its parameters and columns are converted."""
+
+    def __init__(self, statement: Any, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        self.text: str = compiled.string
+        # None where the driver takes the parameters by name.
+        self.order: Sequence[str] | None = compiled.positiontup
+        self.constants: dict[str, Any] = {}
+        self.from_python: dict[str, Callable[[Any], Any]] = {}
+        for parameter, name in compiled.bind_names.items():
+            convert = converter_to_driver(parameter.type, dialect)
+            if not parameter.required:
+                self.constants[name] = convert(parameter.value) if convert else parameter.value
+            elif convert:
+                self.from_python[name] = convert
+        columns = [*statement.exported_columns] if statement.is_select or statement._returning else []
+        self.has_rows = bool(columns)
+        self.to_python = {
+            index: convert
+            for index, column in enumerate(columns)
+            if (convert := column.type.dialect_impl(dialect).result_processor(dialect, None)) is not None
+        }
+
+    def bind(self, parameters: dict[str, Any]) -> Any:
+        """The parameters as the driver takes them."""
+        values = self.constants | parameters
+        for name, convert in self.from_python.items():
+            values[name] = convert(values[name])
+        return values if self.order is None else [values[name] for name in self.order]
+
+    def read(self, row: Sequence[Any]) -> Sequence[Any]:
+        """A row with the values that the columns have in Python."""
+        values = [*row]
+        for index, convert in self.to_python.items():
+            values[index] = convert(values[index])
+        return values
+
+
+def converter_to_driver(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
+    """What makes a parameter of this type one that the driver takes; JSON travels as text."""
+    if isinstance(type_, JSON):
+        return lambda value: to_json(value).decode()
+    converter: Callable[[Any], Any] | None = type_.dialect_impl(dialect).bind_processor(dialect)
+    return converter
+
+
+def prepared(build: Callable[Concatenate[str, P], Any]) -> Callable[Concatenate[str, P], Prepared]:
+    """Let a function that builds a statement, for the dialect of this name, answer it rendered, and the same each time.
+
+    The arguments must be hashable.
+    """
+
+    def render(dialect: str, /, *args: P.args, **kwargs: P.kwargs) -> Prepared:
+        return Prepared(build(dialect, *args, **kwargs), dialect_named(dialect))
+
+    return cache(render)  # type: ignore[return-value]
+
+
+@cache
+def dialect_named(name: str) -> Dialect:
+    """A dialect for the driver that Savepoint uses with this engine."""
+    url = make_url({"sqlite": "sqlite+aiosqlite://", "postgresql": "postgresql+psycopg://"}[name])
+    return url.get_dialect(_is_async=True)()
+
+
+async def execute(session: AsyncSession, statement: Prepared, **parameters: Any) -> Sequence[Sequence[Any]]:
+    """Execute the statement on the connection that the session is bound to; its rows.
+
+    What the session has not flushed, it does not see.
+    """
+    connection = session.bind
+    assert isinstance(connection, AsyncConnection)
+    try:
+        rows = await run(
+            connection.sync_connection, statement.text, statement.bind(parameters), has_rows=statement.has_rows
+        )
+    except BaseException as error:
+        await connection.run_sync(explain, error, statement.text)
+    return [statement.read(row) for row in rows] if statement.to_python else rows
+
+
+async def run(
+    connection: Connection | None, text: str, parameters: Any = (), *, has_rows: bool = False
+) -> Sequence[Sequence[Any]]:
+    """Let the driver execute a statement; all rows."""
+    assert connection is not None
+    driver: Any = connection.connection.driver_connection
+    if isinstance(driver, sqlite_thread.Connection):
+        return await driver.fetch(text, parameters)
+    cursor = await driver.execute(text, parameters)
+    rows: Sequence[Sequence[Any]] = await cursor.fetchall() if has_rows else ()
+    return rows
+
+
+def explain(connection: Connection, error: BaseException, text: str) -> NoReturn:
+    """Raise what SQLAlchemy makes of an error of the driver; a connection that broke is not used again."""
+    connection._handle_dbapi_exception(error, text, None, None, None)
