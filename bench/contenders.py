@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,38 +37,45 @@ WATCHED = Contender("Savepoint, watched", "bench.watched:app")
 
 
 @contextmanager
-def serving(contender: Contender, database_url: str, folder: Path) -> Iterator[tuple[int | None, str]]:
-    """The contender under uvicorn, the same settings for all: its process id, and its URL on loopback.
+def serving(contender: Contender, database_url: str, folder: Path) -> Iterator[tuple[list[int], list[str]]]:
+    """The contender under uvicorn, the same settings for all: the process ids of the workers, and their URLs.
 
-    Where there is no application, nothing is started, and the URL is the database's own.
+    Each worker has a port of its own, as behind a proxy that shares the connections out: of 32 connections that come
+    at once to a port that two workers share, one of them takes up to 30. Where there is no application, nothing is
+    started, and the URL is the database's own.
     """
     if contender.app is None:
-        yield None, database_url
+        yield [], [database_url]
         return
+    with ExitStack() as stack:
+        workers = [stack.enter_context(worker(contender.app, database_url, folder)) for _ in range(contender.workers)]
+        yield [pid for pid, _ in workers], [url for _, url in workers]
+
+
+@contextmanager
+def worker(app: str, database_url: str, folder: Path) -> Iterator[tuple[int, str]]:
+    """One process of uvicorn on loopback: its id and its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    uvicorn = f"-m uvicorn {contender.app} --port {port} --workers {contender.workers} --loop uvloop --http httptools"
-    log = folder / "uvicorn.log"
+    uvicorn = f"-m uvicorn {app} --port {port} --loop uvloop --http httptools --no-access-log --app-dir {ROOT}"
+    log = folder / f"uvicorn-{port}.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, *uvicorn.split(), "--no-access-log", "--app-dir", str(ROOT)],
-            cwd=folder,
-            env=environment(database_url),
-            stderr=output,
+            [sys.executable, *uvicorn.split()], cwd=folder, env=environment(database_url), stderr=output
         )
     try:
-        wait_until_started(process, log, contender.workers)
+        wait_until_started(process, log)
         yield process.pid, f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(60)
 
 
-def wait_until_started(process: subprocess.Popen[bytes], log: Path, workers: int) -> None:
-    """Wait for every worker to start; a port that answers tells of one only."""
+def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the server to start."""
     deadline = time.monotonic() + 30
-    while log.read_text().count("Application startup complete") < workers:
+    while "Application startup complete" not in log.read_text():
         if process.poll() is not None or time.monotonic() > deadline:
             sys.exit(f"The server did not start:\n{log.read_text()}")
         time.sleep(0.05)

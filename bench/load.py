@@ -1,10 +1,12 @@
 """The load: wrk over HTTP, or pgbench without it; each connection sends the next request once it has its answer."""
 
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -53,13 +55,18 @@ class Measurement:
     disturbance: float = 0
 
 
-def run_wrk(workload: Workload, origin: str, load: Load) -> Measurement:
-    """Send requests over HTTP."""
+def run_wrk(workload: Workload, origins: Sequence[str], load: Load) -> Measurement:
+    """Send requests over HTTP, each worker its share; where there are fewer connections, to the first ones alone."""
+    origins = origins[: load.connections]
     # As patient as SQLite's busy_timeout in bench/usual_sync.py: what is slow is counted as slow, not left out.
-    wrk = f"wrk -t1 -c{load.connections} -d{load.seconds}s --timeout 30s -s"
+    wrk = f"wrk -t{len(origins)} -c{load.connections} -d{load.seconds}s --timeout 30s -s"
     arguments = (workload.kind, next(PREFIXES), str(load.accounts), str(workload.hot).lower())
     output = subprocess.run(
-        [*wrk.split(), HERE / "requests.lua", origin, "--", *arguments], stdout=subprocess.PIPE, text=True, check=True
+        [*wrk.split(), HERE / "requests.lua", origins[0], "--", *arguments],
+        env={**os.environ, "PORTS": " ".join(origin.rpartition(":")[2] for origin in origins)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     ).stdout
     measurement = Measurement(**json.loads(output.splitlines()[-1]))
     if measurement.answers:

@@ -43,7 +43,7 @@ def measure(
             send = partial(measure_load, contender, engine, served)
             for workload, loads in steps:
                 if contender.app is not None:
-                    check_answer(workload, served[1])
+                    check_answer(workload, served[1][0])
                     answers[workload.kind] += 1
                 answers[workload.kind] += send(workload, replace(loads[0], connections=BUSY, seconds=WARM_UP)).answers
                 for load in loads:
@@ -57,21 +57,22 @@ def measure(
 
 
 def measure_load(
-    contender: Contender, engine: Engine, served: tuple[int | None, str], workload: Workload, load: Load
+    contender: Contender, engine: Engine, served: tuple[list[int], list[str]], workload: Workload, load: Load
 ) -> Measurement:
     """Send the load, and find what it took."""
-    pid, target = served
+    pids, urls = served
     if contender.app is not None:
-        # It waits its turn behind what the load before hung up on.
-        ask(target, ME)
-    forget_peaks(pid)
-    before = cpu_seconds(pid, engine)
-    watched = watch(target) if contender is WATCHED else None
-    measured = (run_pgbench if contender.app is None else run_wrk)(workload, target, load)
-    after = cpu_seconds(pid, engine)
+        for url in urls:
+            # It waits its turn behind what the load before hung up on.
+            ask(url, ME)
+    forget_peaks(pids)
+    before = cpu_seconds(pids, engine)
+    watched = watch(urls[0]) if contender is WATCHED else None
+    measured = run_pgbench(workload, urls[0], load) if contender.app is None else run_wrk(workload, urls, load)
+    after = cpu_seconds(pids, engine)
     answers = max(1, measured.answers)
     if watched is not None:
-        batches, calls, waited = (late - early for early, late in zip(watched, watch(target), strict=True))
+        batches, calls, waited = (late - early for early, late in zip(watched, watch(urls[0]), strict=True))
         measured = replace(measured, batch_size=calls / max(1, batches), waited=waited * 1000 / answers)
     server_cpu, database_cpu, sender_cpu, machine_cpu = (
         late - early for early, late in zip(before, after, strict=True)
@@ -80,7 +81,7 @@ def measure_load(
         measured,
         server_cpu=server_cpu * 1000 / answers,
         database_cpu=database_cpu * 1000 / answers,
-        memory=sum(peak_memory(each) for each in tree(pid)) / 1e6,
+        memory=sum(peak_memory(each) for each in trees(pids)) / 1e6,
         disturbance=max(0, machine_cpu - server_cpu - database_cpu - sender_cpu) / load.seconds,
     )
 
@@ -134,23 +135,24 @@ def watch(origin: str) -> tuple[float, float, float]:
     return batches, calls, waited
 
 
-def cpu_seconds(server_pid: int | None, engine: Engine) -> tuple[float, float, float, float]:
+def cpu_seconds(server_pids: list[int], engine: Engine) -> tuple[float, float, float, float]:
     """The CPU time that server, database server, sender of the load and the whole machine have used so far."""
     # The processes of connections that were just closed end, and their parent takes over what they used.
     time.sleep(0.1)
     sender = resource.getrusage(resource.RUSAGE_CHILDREN)
     machine = psutil.cpu_times()
+    database = engine.server.get_pid() if engine.server else None
     return (
-        sum(map(process_seconds, tree(server_pid))),
-        sum(map(process_seconds, tree(engine.server.get_pid() if engine.server else None))),
+        sum(map(process_seconds, trees(server_pids))),
+        sum(map(process_seconds, trees([database] if database else []))),
         sender.ru_utime + sender.ru_stime,
         sum(machine) - machine.idle - getattr(machine, "iowait", 0),
     )
 
 
-def tree(pid: int | None) -> list[psutil.Process]:
-    """A process and its descendants."""
-    return [] if pid is None else [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+def trees(pids: list[int]) -> list[psutil.Process]:
+    """Processes and their descendants."""
+    return [each for pid in pids for each in (*psutil.Process(pid).children(recursive=True), psutil.Process(pid))]
 
 
 def process_seconds(process: psutil.Process) -> float:
@@ -160,9 +162,9 @@ def process_seconds(process: psutil.Process) -> float:
     return 0
 
 
-def forget_peaks(pid: int | None) -> None:
+def forget_peaks(pids: list[int]) -> None:
     """Let Linux begin anew with the peak memory of these processes (proc_pid_clear_refs(5))."""
-    for process in tree(pid):
+    for process in trees(pids):
         Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
 

@@ -1,13 +1,15 @@
 -- Sends one kind of request over and over, and prints one line of JSON at the end.
 -- Arguments: the kind; what goes before each username, so that no two runs share one; how many accounts there are;
--- whether account 1 gets all money.
+-- whether account 1 gets all money. The environment variable PORTS has a port for each thread.
 
 local threads = 0
 local kinds = {}
+local ports = string.gmatch(os.getenv("PORTS"), "%d+")
 
 function setup(thread)
    threads = threads + 1
    thread:set("number", threads)
+   thread.addr = wrk.lookup(wrk.host, ports())[1]
 end
 
 function init(args)
