@@ -65,7 +65,7 @@ class Batcher(Generic[Item, Outcome]):
         if len(self.waiting) >= self.queue_limit:
             raise Overloaded
         loop = asyncio.get_running_loop()
-        call = Call[Item, Outcome](item, loop.create_future())
+        call: Call[Item, Outcome] = Call(item, loop.create_future())
         self.waiting.append(call)
         self.queue_length.set(len(self.waiting))
         if len(self.running) < self.tasks:

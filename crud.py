@@ -20,7 +20,7 @@ from sqlmodel import SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
-from ledger import OPERATOR, Holding, Ledger, Order, Posting, Replay
+from ledger import OPERATOR, Holding, Ledger, Order, Posted, Posting
 from models import (
     AccessToken,
     Account,
@@ -31,7 +31,6 @@ from models import (
     KeyedRegistration,
     Profile,
     Registration,
-    SettledTransfer,
     Status,
     TokenPublic,
     Transfer,
@@ -652,15 +651,7 @@ def entries_statement(_: str) -> Any:
 # --- transfers --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Transferred:
-    """A transfer that was made, now or when its key was first used."""
-
-    transfer: SettledTransfer
-    replayed: bool
-
-
-async def post_orders(session: AsyncSession, orders: Sequence[Order | Refusal]) -> list[Transferred | Refusal]:
+async def post_orders(session: AsyncSession, orders: Sequence[Order | Refusal]) -> list[Posted | Refusal]:
     """Make the transfers in order, each as if it came alone: one may spend what another before it brought.
 
     A key that its caller used before, here or earlier, answers what it did then. What is refused already stays so.
@@ -671,7 +662,7 @@ async def post_orders(session: AsyncSession, orders: Sequence[Order | Refusal]) 
     outcomes = [order if isinstance(order, Refusal) else ledger.post(order) for order in orders]
     if ledger.postings:
         await store_postings(session, ledger)
-    return [outcome if isinstance(outcome, Refusal) else show_posting(outcome) for outcome in outcomes]
+    return outcomes
 
 
 async def open_ledger(session: AsyncSession, orders: Sequence[Order]) -> Ledger:
@@ -836,34 +827,14 @@ async def insert_transfers(session: AsyncSession, ledger: Ledger) -> None:
         posting.id = ids[content].pop()
 
 
-def show_posting(outcome: Posting | Replay) -> Transferred:
-    """The transfer as the operator sees it, now that it has an id."""
-    replayed = isinstance(outcome, Replay)
-    posting = outcome.posting if isinstance(outcome, Replay) else outcome
-    order = posting.order
-    transfer = SettledTransfer.model_construct(
-        id=posting.id,
-        debit_account_id=order.debit_account_id,
-        credit_account_id=order.credit_account_id,
-        currency=posting.currency,
-        amount=order.amount,
-        memo=order.memo,
-        reverses_id=order.reverses_id,
-        created_at=posting.created_at,
-        debit_balance_after=posting.debit_balance_after,
-        credit_balance_after=posting.credit_balance_after,
-    )
-    return Transferred(transfer, replayed)
-
-
 @isolating_failures
-async def make_transfers(session: AsyncSession, orders: Sequence[Order]) -> list[Transferred | Refusal]:
+async def make_transfers(session: AsyncSession, orders: Sequence[Order]) -> list[Posted | Refusal]:
     """Make each transfer that is not refused, as post_orders says."""
     async with begin(session):
         return await post_orders(session, orders)
 
 
-make_all_transfers: Write[Order, [], Transferred] = all_or_nothing(post_orders)
+make_all_transfers: Write[Order, [], Posted] = all_or_nothing(post_orders)
 
 
 async def get_transfer(session: AsyncSession, id: int, caller: int) -> TransferPublic:
@@ -905,7 +876,7 @@ class Reversal:
 
 
 @isolating_failures
-async def reverse_transfers(session: AsyncSession, reversals: Sequence[Reversal]) -> list[Transferred | Refusal]:
+async def reverse_transfers(session: AsyncSession, reversals: Sequence[Reversal]) -> list[Posted | Refusal]:
     """Send the money of each transfer back, once.
 
     Refusals: TransferNotFound, ReceiverOnly, ReversalNotReversible, and those of post_orders.
@@ -946,7 +917,7 @@ class Payment:
 
 
 @isolating_failures
-async def make_payments(session: AsyncSession, payments: Sequence[Payment]) -> list[Transferred | Refusal]:
+async def make_payments(session: AsyncSession, payments: Sequence[Payment]) -> list[Posted | Refusal]:
     """Transfer each amount from or to the system account of its currency. Refusals: as post_orders."""
     async with begin(session):
         system = await find_system_accounts(session, {payment.account_id for payment in payments})

@@ -64,10 +64,11 @@ class Posting:
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
-    """What a key did when it was first used, for whoever uses it again."""
+class Posted:
+    """A posting, for one who wanted it: replayed where its key was used before, which then did this."""
 
     posting: Posting
+    replayed: bool = False
 
 
 class Ledger:
@@ -99,12 +100,12 @@ class Ledger:
         ids = {id for each in self.postings for id in (each.order.debit_account_id, each.order.credit_account_id)}
         return [self.holdings[id] for id in sorted(ids)]
 
-    def post(self, order: Order) -> Posting | Replay | Refusal:
+    def post(self, order: Order) -> Posted | Refusal:
         """Move the money, or say why not; a key that was used answers what it did then."""
         key = (order.caller, order.idempotency_key)
         if key in self.by_key:
             earlier = self.by_key[key]
-            return Replay(earlier) if earlier.order == order else IdempotencyKeyReused()
+            return Posted(earlier, replayed=True) if earlier.order == order else IdempotencyKeyReused()
         debit, credit = self.holdings.get(order.debit_account_id), self.holdings.get(order.credit_account_id)
         if debit is None or credit is None:
             return AccountNotFound()
@@ -123,7 +124,7 @@ class Ledger:
             self.by_key[key] = posting
         if order.reverses_id is not None:
             self.reversed.add(order.reverses_id)
-        return posting
+        return Posted(posting)
 
     def judge(self, order: Order, debit: Holding, credit: Holding) -> Refusal | None:
         """Why the money must not move, or None."""

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Concatenate, NoReturn, ParamSpec
 
 from pydantic_core import to_json
-from sqlalchemy import JSON, Connection, Dialect, make_url
+from sqlalchemy import ARRAY, JSON, Connection, Dialect, Integer, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -58,9 +58,11 @@ class Prepared:
 
 
 def converter_to_driver(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
-    """What makes a parameter of this type one that the driver takes; JSON travels as text."""
+    """What makes a parameter of this type one that the driver takes; JSON, and arrays of integers, travel as text."""
     if isinstance(type_, JSON):
         return lambda value: to_json(value).decode()
+    if isinstance(type_, ARRAY) and isinstance(type_.item_type, Integer):
+        return lambda value: f"{{{','.join(map(str, value))}}}"
     converter: Callable[[Any], Any] | None = type_.dialect_impl(dialect).bind_processor(dialect)
     return converter
 

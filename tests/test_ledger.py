@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import BALANCE_MAX, BALANCE_MIN, OPERATOR, Holding, Ledger, Order, Posting, Replay
+from ledger import BALANCE_MAX, BALANCE_MIN, OPERATOR, Holding, Ledger, Order, Posted, Posting
 from refusals import (
     AccountNotActive,
     AccountNotFound,
@@ -34,6 +34,13 @@ def open_ledger(inactive: frozenset[int] = frozenset({EVE}), reversed: tuple[int
         Holding(DOLLARS, BOB, "USD", 5, 1, None),
     ]
     return Ledger(holdings, inactive, [], reversed)
+
+
+def posting_of(outcome: Posted | Refusal) -> Posting:
+    """What was done now."""
+    assert isinstance(outcome, Posted)
+    assert not outcome.replayed
+    return outcome.posting
 
 
 @pytest.mark.parametrize(
@@ -85,9 +92,8 @@ def test_what_is_posted_moves_the_amount_between_two_accounts(order: Order) -> N
     ledger = open_ledger()
     before = {id: holding.balance for id, holding in ledger.holdings.items()}
 
-    posting = ledger.post(order)
+    posting = posting_of(ledger.post(order))
 
-    assert isinstance(posting, Posting)
     moved = {order.debit_account_id: -order.amount, order.credit_account_id: order.amount}
     after = {id: holding.balance for id, holding in ledger.holdings.items()}
     assert after == {id: balance + moved.get(id, 0) for id, balance in before.items()}
@@ -102,19 +108,18 @@ def test_a_balance_goes_to_the_limits_of_64_bits_and_no_further() -> None:
     ledger.holdings[ALICES].balance = BALANCE_MAX - 5
 
     assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, ALICES, 6)), BalanceLimit)
-    assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, ALICES, 5)), Posting)
+    assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, ALICES, 5)), Posted)
     assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, BOBS, 6)), BalanceLimit)
-    assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, BOBS, 5)), Posting)
+    assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, BOBS, 5)), Posted)
     assert (ledger.holdings[SYSTEM_ID].balance, ledger.holdings[ALICES].balance) == (BALANCE_MIN, BALANCE_MAX)
 
 
 def test_a_key_answers_what_it_did_even_where_that_would_now_be_refused() -> None:
     order = Order(ALICE, ALICES, BOBS, 100, "rent", "key")
-    first = open_ledger().post(order)
-    assert isinstance(first, Posting)
+    first = posting_of(open_ledger().post(order))
     ledger = Ledger(open_ledger().holdings.values(), frozenset({ALICE, BOB}), [first], [])
 
-    assert ledger.post(order) == Replay(first)
+    assert ledger.post(order) == Posted(first, replayed=True)
     assert isinstance(ledger.post(Order(ALICE, ALICES, BOBS, 99, "rent", "key")), IdempotencyKeyReused)
     assert isinstance(ledger.post(Order(ALICE, ALICES, BOBS, 100, "rent", "key", 5)), IdempotencyKeyReused)
     assert isinstance(ledger.post(Order(ALICE, MISSING, BOBS, 100, "rent", "key")), IdempotencyKeyReused)
@@ -131,14 +136,14 @@ def test_in_one_batch_each_caller_has_keys_of_its_own() -> None:
         for caller, debit, credit in ((OPERATOR, ALICES, BOBS), (ALICE, ALICES, BOBS), (BOB, BOBS, ALICES))
     )
 
-    assert ledger.postings == [first, second, third]
+    assert ledger.postings == [posting_of(first), posting_of(second), posting_of(third)]
 
 
 def test_a_transfer_is_reversed_once_in_a_batch() -> None:
     ledger = open_ledger()
     reversal = Order(BOB, BOBS, ALICES, 5, reverses_id=8)
 
-    assert isinstance(ledger.post(reversal), Posting)
+    assert isinstance(ledger.post(reversal), Posted)
     assert isinstance(ledger.post(reversal), AlreadyReversed)
 
 
@@ -148,10 +153,8 @@ def test_no_entry_is_older_than_the_newest_one_of_its_account() -> None:
     ahead = Ledger(holdings, frozenset(), [], []).post(Order(ALICE, ALICES, BOBS, 1))
     behind = open_ledger().post(Order(ALICE, ALICES, BOBS, 1))
 
-    assert isinstance(ahead, Posting)
-    assert ahead.created_at == future
-    assert isinstance(behind, Posting)
-    assert LONG_AGO < behind.created_at <= datetime.now(UTC)
+    assert posting_of(ahead).created_at == future
+    assert LONG_AGO < posting_of(behind).created_at <= datetime.now(UTC)
 
 
 ORDERS = st.builds(
@@ -174,7 +177,8 @@ def test_whatever_is_asked_no_money_is_made_or_lost(orders: list[Order]) -> None
 
     outcomes = [ledger.post(order) for order in orders]
 
-    assert [outcome for outcome in outcomes if isinstance(outcome, Posting)] == ledger.postings
+    new = [outcome.posting for outcome in outcomes if isinstance(outcome, Posted) and not outcome.replayed]
+    assert new == ledger.postings
     totals: dict[str, int] = {}
     for holding in ledger.holdings.values():
         totals[holding.currency] = totals.get(holding.currency, 0) + holding.balance
