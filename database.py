@@ -46,6 +46,8 @@ class Database:
             connect_args=connect_args(url, settings),
             pool_size=settings.database_pool_size,
             max_overflow=0,
+            # The last one used again: what it has prepared and cached is of use.
+            pool_use_lifo=True,
             pool_timeout=settings.lock_timeout,
             # Whoever returns a connection has ended its transaction; to make sure costs another call of the driver.
             pool_reset_on_return=None,
@@ -217,6 +219,8 @@ def prepare_sqlite(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
     switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
+    # KiB: enough for the pages that a batch changes.
+    cursor.execute("PRAGMA cache_size=-8000")
     cursor.close()
 
 
