@@ -26,6 +26,8 @@ PAYMENTS = 25
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 """Users of the databases that growth is measured on, each with an account and a transfer."""
+SOAKED = 1_000_000
+"""Requests after which a worker's memory is looked at."""
 
 
 def main() -> None:
@@ -37,6 +39,11 @@ def main() -> None:
     options.into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="savepoint-bench-") as folder, both_engines(Path(folder)) as both:
         engines = [engine for engine in both if engine.name in options.engines]
+        if options.part == "soak":
+            for engine in engines:
+                make_template(engine, "compared", ACCOUNTS, 0)
+                soak(engine, Path(folder))
+            return
         if options.part != "growth":
             for engine in engines:
                 make_template(engine, "compared", ACCOUNTS, PAYMENTS)
@@ -52,7 +59,7 @@ def main() -> None:
 def option_parser() -> argparse.ArgumentParser:
     """The options that run a part of it."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compare with the usual way, side by side.")
-    parser.add_argument("part", nargs="?", choices=("all", "comparison", "growth"), default="all")
+    parser.add_argument("part", nargs="?", choices=("all", "comparison", "growth", "soak"), default="all")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, BUSY, 128])
     parser.add_argument("--seconds", type=int, default=3, help=f"of load at {BUSY} connections; elsewhere at most 2")
     parser.add_argument("--rounds", type=int, default=3)
@@ -95,6 +102,19 @@ def growth(options: argparse.Namespace, engines: list[Engine]) -> Iterator[Run]:
             load = Load(size, BUSY, options.seconds)
             steps = [(each, [load]) for each in (ME, SPREAD, REGISTRATION) if each.name in options.workloads]
             yield SAVEPOINT, steps, engine, f"size_{size}"
+
+
+def soak(engine: Engine, folder: Path) -> None:
+    """Send one worker a million requests, and print how much memory it takes in the end."""
+    answers = 0
+
+    def steps() -> Iterator[Step]:
+        while answers < SOAKED:
+            yield from ((workload, [Load(ACCOUNTS, 128, 30)]) for workload in (ME, SPREAD, REGISTRATION, ME))
+
+    for _, _, measured in measure(SAVEPOINT, steps(), engine, "compared", folder):
+        answers += measured.answers
+        print(f"{engine.name}: after {answers:,} requests, {measured.memory:.0f} MB at most")
 
 
 def run(results: Results, rounds: int, runs: list[Run], folder: Path) -> None:

@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ Step = tuple[Workload, Sequence[Load]]
 
 
 def measure(
-    contender: Contender, steps: Sequence[Step], engine: Engine, template: str, folder: Path
+    contender: Contender, steps: Iterable[Step], engine: Engine, template: str, folder: Path
 ) -> Iterator[tuple[Workload, Load, Measurement]]:
     """Put the contender under each load in turn, and check that nothing was lost, halved or made.
 

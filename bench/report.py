@@ -65,6 +65,7 @@ Requests that failed: {"; ".join(failures) or "none"}.
 SELECT … FOR UPDATE; the same tables, constraints and answers.
 - pgbench sends the same statements ([.sql](.)) straight to the database, one transaction at a time on each \
 connection, prepared.
+- Two workers have a port each, and half of the connections, as behind a proxy that shares them out.
 - The ceiling: [ceiling.py](ceiling.py), FastAPI with the same bodies and answers, and nothing behind it.
 - 10,000 users with 50 entries each. Latencies are corrected for coordinated omission, as wrk does it. \
 CPU is in ms per request, of all processes (SQLite is part of the server). Peak MB are the server's processes added up.
