@@ -32,7 +32,7 @@ coverage: .venv/dev ## Run the tests again, slower, and measure what they reach
 browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chromium)
 	$(BIN)/pytest tests/browser
 
-bench: .venv/dev ## Compare with the usual way, side by side, for about 45 minutes (needs Debian's wrk)
+bench: .venv/dev ## Compare with the usual way, side by side, for about an hour (needs Debian's wrk)
 	$(BIN)/python -m bench
 
 clean:

@@ -220,7 +220,7 @@ def prepare_sqlite(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     # KiB: enough for the pages that a batch changes.
-    cursor.execute("PRAGMA cache_size=-8000")
+    cursor.execute("PRAGMA cache_size=-4000")
     cursor.close()
 
 
