@@ -392,7 +392,7 @@ def update_user(
     return show_user(user, profile.status)
 
 
-def show_user(user: User | sa.Row[Any], status: str) -> UserPublic:
+def show_user(user: User, status: str) -> UserPublic:
     """The user as the API shows it; it was validated when it came in."""
     return UserPublic.model_construct(
         id=user.id,

@@ -239,7 +239,7 @@ def switch_to_wal(cursor: Any) -> None:
 
 
 # The statements of writes are constant, with arrays of any length for parameters. To plan them anew each time takes a
-# sixth of the server's CPU time, and finds the same plans.
+# sixth of PostgreSQL's CPU time, and finds the same plans.
 BEGIN_POSTGRESQL = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan"
 
 

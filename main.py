@@ -217,7 +217,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.schema = Schema()
     await check_schema(app.state.schema, operations)
     # What is loaded by now stays: the garbage collector need not look through it again while callers wait. Nor need it
-    # look for cycles every 700 objects, since requests leave none; as often as that, it took a tenth of their CPU time.
+    # look for cycles every 700 objects, since few requests leave any: that took a tenth of the CPU time.
     gc.freeze()
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     yield

@@ -58,11 +58,14 @@ def worker(app: str, database_url: str, folder: Path) -> Iterator[tuple[int, str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    uvicorn = f"-m uvicorn {app} --port {port} --loop uvloop --http httptools --no-access-log --app-dir {ROOT}"
+    uvicorn = f"-m uvicorn {app} --port {port} --loop uvloop --http httptools --no-access-log"
     log = folder / f"uvicorn-{port}.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, *uvicorn.split()], cwd=folder, env=environment(database_url), stderr=output
+            [sys.executable, *uvicorn.split(), "--app-dir", str(ROOT)],
+            cwd=folder,
+            env=environment(database_url),
+            stderr=output,
         )
     try:
         wait_until_started(process, log)
