@@ -767,12 +767,6 @@ async def find_reversed(session: AsyncSession, transfer_ids: Collection[int]) ->
 
 async def store_postings(session: AsyncSession, ledger: Ledger) -> None:
     """Write balances, transfers and entries, with one statement each; give each posting its id."""
-    await update_rows(
-        session,
-        Account,
-        [{"id": each.id, "balance": each.balance, "version": each.version} for each in ledger.changed],
-        updated_at=ledger.moment,
-    )
     await insert_transfers(session, ledger)
     entries = []
     for posting in ledger.postings:
@@ -792,6 +786,13 @@ async def store_postings(session: AsyncSession, ledger: Ledger) -> None:
                 }
             )
     await insert_rows(session, Entry, entries, created_at=ledger.moment)
+    # Last: a foreign key that refers to an account need not lock it again while it is as it was locked.
+    await update_rows(
+        session,
+        Account,
+        [{"id": each.id, "balance": each.balance, "version": each.version} for each in ledger.changed],
+        updated_at=ledger.moment,
+    )
 
 
 # What tells the transfers of one batch apart. Those that are alike in all of it may swap their ids.
