@@ -786,7 +786,7 @@ async def store_postings(session: AsyncSession, ledger: Ledger) -> None:
                 }
             )
     await insert_rows(session, Entry, entries, created_at=ledger.moment)
-    # Last: a foreign key that refers to an account need not lock it again while it is as it was locked.
+    # Last: while an account is still the row that was locked, foreign keys that refer to it need no lock of their own.
     await update_rows(
         session,
         Account,

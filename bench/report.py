@@ -152,15 +152,20 @@ def growth(results: Results) -> list[Chart]:
 
 
 def charts_of(title: str, below: str, results: Results, lines: dict[str, list[Case]], figure: str) -> Iterator[Chart]:
-    """A chart of the medians, where all of a line were measured; none where there is no line."""
+    """A chart of the medians, where all of a line were measured; none where there is no line.
+
+    SQLite's CPU time is part of the server's: a line that is 0 everywhere would tell of something that is not there.
+    """
     measured = {
         name: [results.median(case, figure) for case in cases]
         for name, cases in lines.items()
         if cases and all(case in results.rounds for case in cases)
     }
+    measured = {name: line for name, line in measured.items() if any(line)}
     if measured:
-        points = [f"{point_of(case, below):,}" for case in next(iter(lines.values()))]
-        yield Chart(title, below, points, measured)
+        points = [point_of(case, below) for case in next(iter(lines.values()))]
+        marks = [f"{point // 1000}k" if point >= 1000 else str(point) for point in points]
+        yield Chart(title, below, marks, measured)
 
 
 def point_of(case: Case, below: str) -> int:
