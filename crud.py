@@ -606,15 +606,25 @@ async def get_account_at(session: AsyncSession, id: int, caller: int, at: dateti
 
 @prepared
 def newest_entry_statement(_: str) -> Any:
-    """SELECT of the balance and seq that an account's newest entry of this instant or before left."""
+    """SELECT of the balance and seq that an account's newest entry of this instant or before left.
+
+    No entry is older than the one before it (Ledger.moment). So this halves what is left to search until one entry
+    is: 20 look-ups by primary key among a million. An index by instant would make each transfer write to it twice.
+    """
     entry = table_of(Entry).c
-    return (
-        sa.select(entry.balance_after, entry.seq)
-        .where(entry.account_id == sa.bindparam("id"), entry.created_at <= sa.bindparam("at"))
-        # As their index is; entries of one instant are in order of seq.
-        .order_by(entry.created_at.desc(), entry.seq.desc())
-        .limit(1)
+    is_the_accounts = entry.account_id == sa.bindparam("id")
+    # It is that of seq `low`, or a newer one up to `high`; 0 is none.
+    nothing, newest = sa.literal(0, sa.BigInteger), sa.func.max(entry.seq)
+    search = sa.select(nothing.label("low"), newest.label("high")).where(is_the_accounts).cte(recursive=True)
+    low, high = search.c
+    is_not_newer = entry.created_at <= sa.bindparam("at")
+    search = search.union_all(
+        sa.select(sa.case((is_not_newer, entry.seq), else_=low), sa.case((is_not_newer, high), else_=entry.seq - 1))
+        .join_from(search, table_of(Entry), is_the_accounts & (entry.seq == (low + high + 1) // 2))
+        .where(low < high)
     )
+    found = sa.select(sa.func.max(search.c.low)).scalar_subquery()
+    return sa.select(entry.balance_after, entry.seq).where(is_the_accounts, entry.seq == found)
 
 
 def construct(model: type[Shown], row: Sequence[Any]) -> Shown:

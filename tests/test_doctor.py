@@ -21,7 +21,9 @@ from test_migrating import somebody_who_migrates
 from test_migrations import (
     ACCOUNTS,
     BEFORE_ACCOUNTS,
+    HEAD,
     REVISIONS,
+    SCRIPTS,
     add_revision,
     copy_of_the_repository,
     create_plain_engine,
@@ -43,7 +45,8 @@ from migrations.schema_faults import statement
 
 NEW, OTHER = "ffffffffffff", "abcdef123456"
 """A revision that a test adds, and one that nobody has heard of."""
-USERS = REVISIONS[0]
+USERS, BEFORE_HEAD = REVISIONS[0], REVISIONS[-2]
+MESSAGE = SCRIPTS.get_revision(HEAD).doc
 ADD_COLUMN = '    op.add_column("users", sa.Column("nickname", sa.String(length=30), nullable=True))'
 DROP_COLUMN = '    op.drop_column("users", "nickname")'
 GIT = {
@@ -53,7 +56,7 @@ GIT = {
 }
 """So that the developer's own configuration has no influence."""
 on_one_engine = only_sqlite
-REPAIR = ("python manage.py doctor --repair", f"Write {ACCOUNTS} into alembic_version:")
+REPAIR = ("python manage.py doctor --repair", f"Write {HEAD} into alembic_version:")
 
 
 @dataclass(frozen=True)
@@ -219,12 +222,12 @@ def test_a_database_at_head_is_healthy(place: Place, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_behind_is_told_and_healthy(place: Place) -> None:
-    place.downgrade(BEFORE_ACCOUNTS)
+    place.downgrade(BEFORE_HEAD)
 
     found = place.only("behind", 0)
 
     assert found["summary"] == "1 revision is not applied yet."
-    assert f"Pending: {ACCOUNTS} 'accounts, transfers and entries' ({place.name_of(ACCOUNTS)})" in evidence(found)
+    assert f"Pending: {HEAD} '{MESSAGE}' ({place.name_of(HEAD)})" in evidence(found)
     assert commands(found) == ["alembic upgrade head"]
     assert place.command().stdout.endswith("Otherwise healthy.\n")
     place.run("alembic upgrade head")
@@ -234,35 +237,35 @@ def test_what_is_behind_is_told_and_healthy(place: Place) -> None:
 def test_an_empty_database_is_only_behind(place: Place) -> None:
     place.downgrade("base")
 
-    assert place.only("behind", 0)["summary"] == "4 revisions are not applied yet."
+    assert place.only("behind", 0)["summary"] == f"{len(REVISIONS)} revisions are not applied yet."
 
 
 # --- a revision that no file has --------------------------------------------------------------------------------------
 
 
 def test_a_database_ahead_of_the_code_is_told_from_its_record(place: Place) -> None:
-    place.add(NEW, ACCOUNTS)
+    place.add(NEW, HEAD)
     place.upgrade()
     text = place.file_of(NEW).read_text()
     place.file_of(NEW).unlink()
 
     found = place.only("ahead", 21)
 
-    assert re.search(f"The record of the database: upgrade {NEW} 'added', after {ACCOUNTS}, on 20", evidence(found))
+    assert re.search(f"The record of the database: upgrade {NEW} 'added', after {HEAD}, on 20", evidence(found))
     assert steps(found) == [
         (None, "To go on with it: deploy the code again that migrated the database."),
-        (f"alembic downgrade {ACCOUNTS}", "Or to take the database back to what this code knows, run with that code:"),
+        (f"alembic downgrade {HEAD}", "Or to take the database back to what this code knows, run with that code:"),
     ]
     assert "stamp" not in place.command().stdout
     (place.versions / f"{NEW}_added.py").write_text(text)
-    place.run(f"alembic downgrade {ACCOUNTS}")
+    place.run(f"alembic downgrade {HEAD}")
     place.file_of(NEW).unlink()
     assert place.is_healthy
 
 
 def test_a_database_two_revisions_ahead_is_told_the_branch_that_has_them(place: Place) -> None:
     place.git("checkout", "--quiet", "-b", "newer")
-    place.add(OTHER, ACCOUNTS)
+    place.add(OTHER, HEAD)
     first = place.commit("other")
     place.add(NEW, OTHER, "    pass", "    pass")
     second = place.commit("new")
@@ -276,7 +279,7 @@ def test_a_database_two_revisions_ahead_is_told_the_branch_that_has_them(place: 
     new, other = (f"migrations/versions/{id}_added.py" for id in (NEW, OTHER))
     assert re.search(rf"Git: commit {second} of \S+ has {new} \(branch newer\)", evidence(found))
     assert re.search(rf"Git: commit {first} of \S+ has {other} \(branch newer\)", evidence(found))
-    back = f"git checkout newer && alembic downgrade {ACCOUNTS} && git checkout -"
+    back = f"git checkout newer && alembic downgrade {HEAD} && git checkout -"
     files = f"git checkout {second} -- {new} && git checkout {first} -- {other}"
     assert commands(found) == ["git checkout newer", "git merge newer", back, files]
     place.run(files)
@@ -325,7 +328,7 @@ def test_a_revision_of_a_branch_that_git_does_not_have_is_told_from_the_record(p
 
 @pytest.mark.parametrize("is_committed", [False, True])
 def test_a_file_that_this_branch_lost_is_brought_back(place: Place, is_committed: bool) -> None:
-    place.add(NEW, ACCOUNTS)
+    place.add(NEW, HEAD)
     commit = place.commit("new")
     place.upgrade()
     name = place.name_of(NEW)
@@ -346,14 +349,14 @@ def test_a_file_that_this_branch_lost_is_brought_back(place: Place, is_committed
 
 
 def test_a_file_whose_id_was_changed_is_told_from_one_that_is_gone(place: Place) -> None:
-    path = place.file_of(ACCOUNTS)
-    path.write_text(path.read_text().replace(f'"{ACCOUNTS}"', f'"{NEW}"'))
+    path = place.file_of(HEAD)
+    path.write_text(path.read_text().replace(f'"{HEAD}"', f'"{NEW}"'))
     place.commit("renumber")
 
     found = place.only("lost-file", 20)
 
-    name = place.name_of(ACCOUNTS)
-    assert f"Git: {name} had this id, and is {NEW} 'accounts, transfers and entries' now" in found["evidence"]
+    name = place.name_of(HEAD)
+    assert f"Git: {name} had this id, and is {NEW} '{MESSAGE}' now" in found["evidence"]
     place.run(commands(found)[0])
     assert place.is_healthy
 
@@ -363,16 +366,16 @@ def test_a_revision_of_which_nothing_is_known_is_repaired_where_the_schema_is_th
 
     found = place.only("unknown-revision", 23)
 
-    assert f"Its schema is exactly that of {ACCOUNTS} 'accounts, transfers and entries'" in evidence(found)
+    assert f"Its schema is exactly that of {HEAD} '{MESSAGE}'" in evidence(found)
     assert steps(found) == [REPAIR]
     schema, _ = place.contents()
     result = place.command("--repair", "--yes")
     assert result.exit_code == 0, result.output
-    assert f"To be written: alembic_version: {ACCOUNTS} instead of {OTHER}." in result.stderr
-    assert place.stamped == [(ACCOUNTS,)]
+    assert f"To be written: alembic_version: {HEAD} instead of {OTHER}." in result.stderr
+    assert place.stamped == [(HEAD,)]
     assert place.contents()[0] == schema
     assert query(place.url, "SELECT action, revision, parents, message FROM applied_revisions ORDER BY id DESC")[0] == (
-        "repair", ACCOUNTS, BEFORE_ACCOUNTS, f"was {OTHER}",
+        "repair", HEAD, BEFORE_HEAD, f"was {OTHER}",
     )  # fmt: skip
     assert place.is_healthy
     assert place.command("--repair").exit_code == 0
@@ -385,7 +388,7 @@ def test_an_unknown_schema_is_compared_with_the_nearest_and_not_repaired(place: 
 
     found = place.only("unknown-revision", 23)
 
-    assert f"No revision has its schema. The nearest is {ACCOUNTS} " in evidence(found)
+    assert f"No revision has its schema. The nearest is {HEAD} " in evidence(found)
     assert "users: column nickname is there and should not be" in found["evidence"]
     assert commands(found) == ["python manage.py saves"]
     result = place.command("--repair", "--yes")
@@ -403,26 +406,26 @@ def test_an_empty_or_missing_version_table_is_filled_where_one_revision_has_the_
     found = place.only("unversioned", 24)
 
     assert "Tables: access_tokens, accounts, entries, profiles, transfers, users" in found["evidence"]
-    assert f"The record of the database: upgrade {ACCOUNTS} " in evidence(found)
-    assert f"Its schema is exactly that of {ACCOUNTS} " in evidence(found)
+    assert f"The record of the database: upgrade {HEAD} " in evidence(found)
+    assert f"Its schema is exactly that of {HEAD} " in evidence(found)
     assert steps(found) == [REPAIR]
     assert place.command("--repair", "--yes").exit_code == 0
     assert place.is_healthy
-    assert place.stamped == [(ACCOUNTS,)]
+    assert place.stamped == [(HEAD,)]
     # Alembic goes on with the table as with its own.
     place.downgrade(BEFORE_ACCOUNTS)
     place.upgrade()
 
 
 def test_between_revisions_of_one_schema_doctor_does_not_choose(place: Place) -> None:
-    place.add(NEW, ACCOUNTS, "    pass", "    pass")
+    place.add(NEW, HEAD, "    pass", "    pass")
     query(place.url, "DELETE FROM alembic_version")
 
     found = place.only("unversioned", 24)
 
-    for id in (ACCOUNTS, NEW):
+    for id in (HEAD, NEW):
         assert f"Its schema is exactly that of {id} " in evidence(found)
-    assert commands(found) == [f"alembic stamp --purge {ACCOUNTS}", f"alembic stamp --purge {NEW}"]
+    assert commands(found) == [f"alembic stamp --purge {HEAD}", f"alembic stamp --purge {NEW}"]
     assert place.command("--repair", "--yes").exit_code == 24
     assert place.stamped == []
     place.run(f"alembic stamp --purge {NEW}")
@@ -435,7 +438,7 @@ def test_a_schema_of_another_revision_than_the_one_stamped_is_repaired(place: Pl
     found = place.only("wrong-revision", 25)
 
     assert "accounts: table is there and should not be" in found["evidence"]
-    assert f"Its schema is exactly that of {ACCOUNTS} " in evidence(found)
+    assert f"Its schema is exactly that of {HEAD} " in evidence(found)
     assert steps(found) == [REPAIR]
     assert place.command("--repair", "--yes").exit_code == 0
     assert place.is_healthy
@@ -446,22 +449,22 @@ def test_a_revision_that_is_stamped_besides_the_one_that_comes_after_it_is_taken
 
     found = place.only("wrong-revision", 25)
 
-    assert found["summary"] == (f"alembic_version holds {BEFORE_ACCOUNTS} as well as {ACCOUNTS}, which comes after it.")
+    assert found["summary"] == f"alembic_version holds {BEFORE_ACCOUNTS} as well as {HEAD}, which comes after it."
     assert steps(found) == [REPAIR]
     assert place.command("--repair", "--yes").exit_code == 0
-    assert place.stamped == [(ACCOUNTS,)]
+    assert place.stamped == [(HEAD,)]
 
 
 def test_what_came_after_another_revision_may_have_been_undone_by_hand(place: Place) -> None:
-    place.add(NEW, ACCOUNTS, '    op.create_index("ix_users_email", "users", ["email"])')
+    place.add(NEW, HEAD, '    op.create_index("ix_users_email", "users", ["email"])')
     place.upgrade()
     query(place.url, "DROP INDEX ix_users_email")
 
     found = place.only("wrong-revision", 25)
 
-    assert f"Its schema is exactly that of {ACCOUNTS} " in evidence(found)
-    assert f"The record of the database: upgrade {NEW} 'added', after {ACCOUNTS}, on 20" in evidence(found)
-    assert f"Either is possible: alembic_version is wrong, or what came after {ACCOUNTS} " in evidence(found)
+    assert f"Its schema is exactly that of {HEAD} " in evidence(found)
+    assert f"The record of the database: upgrade {NEW} 'added', after {HEAD}, on 20" in evidence(found)
+    assert f"Either is possible: alembic_version is wrong, or what came after {HEAD} " in evidence(found)
     repair, (mends, words), again = steps(found)
     assert (repair, again[0]) == (REPAIR, "python manage.py doctor")
     assert words.startswith("Or, if it was undone by hand: In ")
@@ -469,7 +472,7 @@ def test_what_came_after_another_revision_may_have_been_undone_by_hand(place: Pl
     assert place.is_healthy
 
 
-@pytest.mark.parametrize("revision", [ACCOUNTS, NEW])
+@pytest.mark.parametrize("revision", [HEAD, NEW])
 def test_of_two_branches_the_one_whose_schema_it_is_is_found(place: Place, revision: str) -> None:
     place.add(NEW, BEFORE_ACCOUNTS)
     place.downgrade(BEFORE_ACCOUNTS)
@@ -483,7 +486,7 @@ def test_of_two_branches_the_one_whose_schema_it_is_is_found(place: Place, revis
 
 @on_one_engine
 def test_each_revision_is_run_once_to_find_the_one_whose_schema_it_is(place: Place) -> None:
-    for revision, parent in ((NEW, ACCOUNTS), (OTHER, NEW)):
+    for revision, parent in ((NEW, HEAD), (OTHER, NEW)):
         place.add(
             revision,
             parent,
@@ -549,8 +552,8 @@ def test_drift_that_is_clear_is_mended_by_the_printed_sql(place: Place, change: 
 
     found = place.only("drift", 30)
 
-    assert found["summary"] == f"The schema is not what {ACCOUNTS} makes: 1 difference."
-    assert found["evidence"][0].startswith(f"alembic_version: {ACCOUNTS} ")
+    assert found["summary"] == f"The schema is not what {HEAD} makes: 1 difference."
+    assert found["evidence"][0].startswith(f"alembic_version: {HEAD} ")
     assert found["evidence"][1].startswith(difference)
     [mends, again] = commands(found)
     assert again == "python manage.py doctor"
@@ -727,8 +730,8 @@ def follow(place: Place, found: dict[str, Any]) -> None:
 
 def copy_of_head(place: Place) -> None:
     copy = place.versions / "0_copy.py"
-    text = place.file_of(ACCOUNTS).read_text()
-    body = text.partition("def upgrade()")[0].replace("accounts, transfers", "a copy of accounts, transfers")
+    text = place.file_of(HEAD).read_text()
+    body = text.partition("def upgrade()")[0].replace(MESSAGE, f"a copy: {MESSAGE}")
     copy.write_text(f"{body}def upgrade() -> None:\n    pass\n\n\ndef downgrade() -> None:\n    pass\n")
 
 
@@ -743,9 +746,10 @@ def test_of_two_files_with_one_id_the_intruder_gets_an_id_of_its_own(place: Plac
 
     found = place.only("duplicate-id", 11)
 
-    name = place.name_of(ACCOUNTS)
-    assert "migrations/versions/0_copy.py, line 16: revision: str = " in evidence(found)
-    assert f"{name}, line 16: revision: str = " in evidence(found)
+    name = place.name_of(HEAD)
+    line = place.file_of(HEAD).read_text().splitlines().index(f'revision: str = "{HEAD}"') + 1
+    assert f"migrations/versions/0_copy.py, line {line}: revision: str = " in evidence(found)
+    assert f"{name}, line {line}: revision: str = " in evidence(found)
     words = {
         "record": f"The record of the database: {name} is what was applied on 20",
         "git": f"Git: of these files, only {name} is in the last commit",
@@ -753,7 +757,7 @@ def test_of_two_files_with_one_id_the_intruder_gets_an_id_of_its_own(place: Plac
     assert words[told_by] in evidence(found)
     [new_id, parent] = commands(found)
     assert re.fullmatch(r'revision = "[0-9a-f]{12}"', new_id)
-    assert parent == f'down_revision = "{ACCOUNTS}"'
+    assert parent == f'down_revision = "{HEAD}"'
     follow(place, found)
     assert place.only("behind", 0)
     place.run("alembic upgrade head")
@@ -820,7 +824,7 @@ def test_a_cycle_of_which_nothing_is_known_is_shown_line_by_line(place: Place) -
 @on_one_engine
 def test_a_missing_parent_is_brought_back_from_another_branch(place: Place) -> None:
     place.git("checkout", "--quiet", "-b", "wishes")
-    place.add(OTHER, ACCOUNTS)
+    place.add(OTHER, HEAD)
     commit = place.commit("other")
     place.git("checkout", "--quiet", "main")
     place.add(NEW, OTHER, "    pass")
@@ -852,7 +856,7 @@ def test_a_parent_that_was_changed_to_one_that_is_missing_is_told_from_the_recor
     ]
 
 
-@pytest.mark.parametrize(("typed", "words"), [("e8a4c05b7d13", "misspelled"), ("0" * 12, "Neither git nor")])
+@pytest.mark.parametrize(("typed", "words"), [(HEAD[1:] + HEAD[0], "misspelled"), ("0" * 12, "Neither git nor")])
 @on_one_engine
 def test_a_missing_parent_that_nothing_knows_is_guessed_as_a_guess(place: Place, typed: str, words: str) -> None:
     place.add(NEW, typed, "    pass")
@@ -860,7 +864,7 @@ def test_a_missing_parent_that_nothing_knows_is_guessed_as_a_guess(place: Place,
     found = place.only("missing-parent", 13)
 
     [(line, what)] = steps(found)
-    assert line == f'down_revision = "{ACCOUNTS}"'
+    assert line == f'down_revision = "{HEAD}"'
     assert words in what
     follow(place, {"next_commands": [{"command": line, "what": re.sub("in (?=migrations)", "In ", what)}]})
     assert place.only("behind", 0)
@@ -872,9 +876,9 @@ def test_several_heads_are_joined(place: Place) -> None:
     found, behind = place.doctor()
 
     assert (found["kind"], found["exit_code"], behind["kind"]) == ("several-heads", 34, "behind")
-    assert f"{ACCOUNTS} 'accounts, transfers and entries' ({place.name_of(ACCOUNTS)}): applied" in found["evidence"]
+    assert f"{HEAD} '{MESSAGE}' ({place.name_of(HEAD)}): applied" in found["evidence"]
     assert f"{NEW} 'added' ({place.name_of(NEW)}): not applied" in found["evidence"]
-    heads = sorted([ACCOUNTS, NEW])
+    heads = sorted([HEAD, NEW])
     assert commands(found) == [
         f'alembic merge -m "merge {heads[0]} and {heads[1]}" {heads[0]} {heads[1]}', "alembic upgrade heads",
     ]  # fmt: skip
@@ -892,14 +896,14 @@ def test_several_heads_that_are_applied_are_compared_together(place: Place) -> N
     assert [each["kind"] for each in place.doctor()] == ["unversioned", "several-heads"]
     assert place.command("--repair", "--yes").exit_code == 34
 
-    assert sorted(place.stamped) == sorted([(ACCOUNTS,), (NEW,)])
+    assert sorted(place.stamped) == sorted([(HEAD,), (NEW,)])
 
 
 @on_one_engine
 def test_a_head_that_another_one_depends_on_is_not_stamped_besides_it(place: Place) -> None:
     place.add(NEW, BEFORE_ACCOUNTS)
     path = place.file_of(NEW)
-    path.write_text(path.read_text().replace("\n\n\n", f'\ndepends_on = "{ACCOUNTS}"\n\n\n', 1))
+    path.write_text(path.read_text().replace("\n\n\n", f'\ndepends_on = "{HEAD}"\n\n\n', 1))
     place.upgrade("heads")
     was = place.stamped
     query(place.url, "DELETE FROM alembic_version")
@@ -936,7 +940,7 @@ def test_all_that_is_wrong_is_told_and_nothing_broken_is_executed(place: Place) 
 
 
 def test_revisions_that_fail_are_no_reason_to_say_nothing(place: Place) -> None:
-    place.add(NEW, ACCOUNTS, '    raise RuntimeError("not here")')
+    place.add(NEW, HEAD, '    raise RuntimeError("not here")')
     place.stamp(NEW)
 
     found = place.only("not-compared", 31)
@@ -980,7 +984,7 @@ def test_a_repair_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_database_ahead_of_the_code_is_never_restamped(place: Place) -> None:
     # The schema is exactly that of the head, and still it would be wrong.
-    place.add(NEW, ACCOUNTS, "    pass")
+    place.add(NEW, HEAD, "    pass")
     place.upgrade()
     place.file_of(NEW).unlink()
 
@@ -992,12 +996,12 @@ def test_a_database_ahead_of_the_code_is_never_restamped(place: Place) -> None:
 
 
 def test_a_repair_does_not_hide_that_a_file_was_edited(place: Place) -> None:
-    path = place.file_of(ACCOUNTS)
+    path = place.file_of(HEAD)
     path.write_text(path.read_text() + "# polished\n")
     query(place.url, "DELETE FROM alembic_version")
 
     assert place.command("--repair", "--yes").exit_code == 33
-    assert place.stamped == [(ACCOUNTS,)]
+    assert place.stamped == [(HEAD,)]
     assert place.only("edited-file", 33)
 
 

@@ -59,6 +59,7 @@ ROWS = {
 
 ACCOUNTS = "e8a4c05b7d31"
 BEFORE_ACCOUNTS = "d27f60b8e913"
+HEAD = REVISIONS[-1]
 
 only_sqlite = pytest.mark.parametrize("engine", ["sqlite"])
 only_postgresql = pytest.mark.parametrize("engine", ["postgresql"])
@@ -308,7 +309,7 @@ def test_the_way_back_begins_with_rows_in_every_table(journey: Journey) -> None:
 
 
 def test_each_downgrade_that_drops_rows_or_values_has_to_be_told(journey: Journey) -> None:
-    assert [step.revision for step in journey.down if step.refused] == REVISIONS[::-1]
+    assert [step.revision for step in journey.down if step.refused] == [*reversed(ROWS)]
 
 
 def test_each_downgrade_keeps_every_row_that_it_does_not_drop(journey: Journey) -> None:
@@ -586,6 +587,7 @@ def test_the_balance_of_a_system_account_is_nobodys_money(full_url: str) -> None
 
 @only_postgresql  # On SQLite there is one writer at a time.
 def test_a_transfer_that_is_under_way_is_not_dropped_unseen(url: str) -> None:
+    migrate(url, "downgrade", ACCOUNTS)
     fill(url, *REVISIONS[: REVISIONS.index(ACCOUNTS)])
     with ThreadPoolExecutor() as threads, psycopg.connect(url) as transfer:
         for sql in ROWS[ACCOUNTS]:
@@ -602,7 +604,7 @@ def test_a_transfer_that_is_under_way_is_not_dropped_unseen(url: str) -> None:
 
 
 def test_there_is_exactly_one_head() -> None:
-    assert SCRIPTS.get_heads() == [REVISIONS[-1]]
+    assert SCRIPTS.get_heads() == [HEAD]
 
 
 def test_each_revision_says_what_it_does() -> None:
@@ -624,6 +626,18 @@ def test_alembic_check_finds_nothing_to_do_at_head(url: str) -> None:
     result = alembic(url, "check")
 
     assert (result.returncode, result.stdout) == (0, "No new upgrade operations detected.\n")
+
+
+@only_postgresql
+def test_each_table_has_the_storage_parameters_that_its_model_names(url: str) -> None:
+    # Alembic's comparison does not look at them.
+    named = {
+        name: [f"{key}={value}" for key, value in (table.dialect_options["postgresql"]["with"] or {}).items()]
+        for name, table in SQLModel.metadata.tables.items()
+    }
+
+    stored = dict(query(url, "SELECT relname, coalesce(reloptions, '{}') FROM pg_class WHERE relkind = 'r'"))
+    assert {table: stored[table] for table in named} == named
 
 
 def test_each_constraint_has_a_name(url: str) -> None:
@@ -804,7 +818,7 @@ def test_a_generated_script_undone_leaves_the_database_as_it_was(generation: Gen
 def test_a_rebuild_of_accounts_keeps_its_rows_its_constraints_and_the_condition_of_its_partial_index(
     full_url: str, fork: Path
 ) -> None:
-    add_revision(fork, "ffffffffffff", REVISIONS[-1], REBUILD)
+    add_revision(fork, "ffffffffffff", HEAD, REBUILD)
     before = look(full_url)
 
     after = migrate(full_url, "upgrade", "head", cwd=fork)
@@ -848,7 +862,7 @@ DOOMED = """
 def test_a_revision_that_fails_half_way_takes_back_all_that_it_did_and_none_before_it(
     full_url: str, fork: Path
 ) -> None:
-    add_revision(fork, "eeeeeeeeeeee", REVISIONS[-1], BLESSED, '    op.drop_table("gifts")')
+    add_revision(fork, "eeeeeeeeeeee", HEAD, BLESSED, '    op.drop_table("gifts")')
     blessed = migrate(full_url, "upgrade", "head", cwd=fork)
     assert query(full_url, "SELECT id FROM gifts") == [(1,)]
     migrate(full_url, "-x", "accept-loss=gifts", "downgrade", "-1", cwd=fork)
@@ -877,7 +891,7 @@ def test_a_downgrade_that_fails_takes_back_all_that_it_did_and_none_before_it(fu
 
 @only_sqlite  # PostgreSQL refuses the statement itself.
 def test_a_migration_that_would_leave_orphans_is_refused_in_one_line(full_url: str, fork: Path) -> None:
-    add_revision(fork, "ffffffffffff", REVISIONS[-1], '    op.execute("DELETE FROM users")')
+    add_revision(fork, "ffffffffffff", HEAD, '    op.execute("DELETE FROM users")')
     before = look(full_url)
 
     result = alembic(full_url, "upgrade", "head", cwd=fork)
@@ -902,7 +916,7 @@ def test_prod_alembic_ini_migrates_the_production_database_and_no_other(empty_ur
     )
 
     assert result.returncode == 0, result.stderr
-    assert query(empty_url, "SELECT version_num FROM alembic_version") == [(REVISIONS[-1],)]
+    assert query(empty_url, "SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert not other.exists()
 
 
@@ -961,7 +975,7 @@ def test_alembic_works_from_any_folder(empty_url: str, tmp_path: Path) -> None:
     result = alembic(empty_url, "-c", str(ALEMBIC_INI), "upgrade", "head", cwd=tmp_path)
 
     assert result.returncode == 0, result.stderr
-    assert query(empty_url, "SELECT version_num FROM alembic_version") == [(REVISIONS[-1],)]
+    assert query(empty_url, "SELECT version_num FROM alembic_version") == [(HEAD,)]
 
 
 @only_postgresql

@@ -30,6 +30,7 @@ from sqlalchemy import create_engine, make_url
 from test_migrations import (
     ACCOUNTS,
     BEFORE_ACCOUNTS,
+    HEAD,
     REVISIONS,
     add_revision,
     fill,
@@ -93,7 +94,15 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def full_url(engine: str, filled: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
     """A database at head with rows in its tables, which only rehearsals use."""
-    url = filled(engine, REVISIONS[-1])
+    url = filled(engine, HEAD)
+    monkeypatch.setenv("DATABASE_URL", url)
+    return url
+
+
+@pytest.fixture
+def accounts_url(engine: str, filled: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database with rows where accounts, transfers and entries came last, which only rehearsals use."""
+    url = filled(engine, ACCOUNTS)
     monkeypatch.setenv("DATABASE_URL", url)
     return url
 
@@ -142,7 +151,7 @@ def rehearsed(url: str, target: str = "head", *, copy: bool = False) -> Rehearsa
 
 def tried(url: str, upgrade: str, folder: Path) -> Rehearsal:
     """The rehearsal of one revision that a test adds."""
-    add_revision(folder, NEW, REVISIONS[-1], upgrade)
+    add_revision(folder, NEW, HEAD, upgrade)
     return rehearsed(url)
 
 
@@ -198,7 +207,7 @@ def databases(url: str) -> list[tuple[str]]:
 def test_an_upgrade_with_rows_leaves_no_trace(older_url: str, copy: bool) -> None:
     before = everything(older_url)
 
-    result = rehearsed(older_url, copy=copy)
+    result = rehearsed(older_url, ACCOUNTS, copy=copy)
 
     assert [trial.id for trial in result.revisions] == [ACCOUNTS]
     assert (result.failure, result.warnings, result.notes) == (None, 0, [])
@@ -290,7 +299,7 @@ def test_who_is_interrupted_or_killed_leaves_no_trace(
     before = everything(own_url)
     half_way = folder / "half way"
     wait = f"    open({str(half_way)!r}, 'w').close(); import time; time.sleep(60)"
-    add_revision(folder, NEW, REVISIONS[-1], f"{ALL_EMAILS}{wait}")
+    add_revision(folder, NEW, HEAD, f"{ALL_EMAILS}{wait}")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
     with started(lambda: manage.app(["rehearse", *(["--copy"] if copy else [])])) as process:
@@ -360,13 +369,13 @@ def query_alone(url: str, sql: str) -> None:
 @pytest.mark.parametrize(
     ("at", "target", "real", "revisions"),
     [
-        (BEFORE_ACCOUNTS, "head", "alembic upgrade head", [ACCOUNTS]),
+        (BEFORE_ACCOUNTS, "head", "alembic upgrade head", REVISIONS[REVISIONS.index(ACCOUNTS) :]),
         (BEFORE_ACCOUNTS, "+1", "alembic upgrade +1", [ACCOUNTS]),
         (BEFORE_ACCOUNTS, ACCOUNTS[:5], f"alembic upgrade {ACCOUNTS[:5]}", [ACCOUNTS]),
         (BEFORE_ACCOUNTS, "-1", "alembic -x accept-loss=access_tokens downgrade -1", [BEFORE_ACCOUNTS]),
         (ACCOUNTS, BEFORE_ACCOUNTS, f"alembic {LOSING} downgrade {BEFORE_ACCOUNTS}", [ACCOUNTS]),
         (ACCOUNTS, f"{ACCOUNTS}-1", f"alembic {LOSING} downgrade {ACCOUNTS}-1", [ACCOUNTS]),
-        (ACCOUNTS, "head", "alembic upgrade head", []),
+        (HEAD, "head", "alembic upgrade head", []),
     ],
 )
 def test_the_direction_follows_from_the_target(
@@ -392,7 +401,7 @@ def test_what_is_named_as_the_real_command_does_it(own_url: str) -> None:
 def test_without_anything_to_do_nothing_is_done(full_url: str) -> None:
     result = run()
 
-    assert (result.exit_code, result.stdout) == (0, f"There is nothing to do: the database is at {ACCOUNTS}.\n")
+    assert (result.exit_code, result.stdout) == (0, f"There is nothing to do: the database is at {HEAD}.\n")
 
 
 @pytest.mark.parametrize("target", ["nonsense", "+1", "head@nowhere"])
@@ -450,7 +459,7 @@ def test_the_locks_of_what_runs_outside_of_transactions_are_not_made_up(full_url
 
 
 def reason_for_a_copy(upgrade: str, downgrade: str, folder: Path) -> str | None:
-    add_revision(folder, NEW, REVISIONS[-1], upgrade, downgrade)
+    add_revision(folder, NEW, HEAD, upgrade, downgrade)
     planned = Rehearsal("postgresql", "head", (), "upgrade", [Trial(NEW, "", {})])
     return rehearsal.why_not_in_one_transaction(planned, read_history(folder / "migrations/versions"))
 
@@ -505,7 +514,7 @@ DEFERRED = '    op.execute("ALTER TABLE users ADD UNIQUE (email) DEFERRABLE INIT
 @only_postgresql
 @pytest.mark.parametrize("copy", [False, True], ids=["in place", "on a copy"])
 def test_what_the_commit_would_refuse_is_a_failure(full_url: str, folder: Path, copy: bool) -> None:
-    add_revision(folder, NEW, REVISIONS[-1], f"{DEFERRED}{ALL_EMAILS}")
+    add_revision(folder, NEW, HEAD, f"{DEFERRED}{ALL_EMAILS}")
 
     failure = rehearsed(full_url, copy=copy).failure
 
@@ -516,7 +525,7 @@ def test_what_the_commit_would_refuse_is_a_failure(full_url: str, folder: Path, 
 @only_postgresql
 def test_what_a_commit_would_have_checked_is_not_in_the_way_of_the_next_revision(full_url: str, folder: Path) -> None:
     wrong_for_a_while = f'{ALL_EMAILS}    op.execute("UPDATE users SET email = username")'
-    add_revision(folder, NEW, REVISIONS[-1], f"{DEFERRED}{wrong_for_a_while}")
+    add_revision(folder, NEW, HEAD, f"{DEFERRED}{wrong_for_a_while}")
     add_revision(folder, "f" * 13, NEW, f"{ADD_COLUMN}{wrong_for_a_while}")
 
     assert rehearsed(full_url).failure is None
@@ -547,7 +556,7 @@ def test_the_lock_of_a_statement_is_named(
 
 @only_postgresql
 def test_a_lock_is_told_where_it_is_taken_and_only_on_tables_that_were_there(older_url: str) -> None:
-    result = rehearsed(older_url)
+    result = rehearsed(older_url, ACCOUNTS)
 
     told = [(each.sql.split("(")[0].strip(), each.locks) for each in only(result).statements if each.locks]
     assert [(sql, lock.table, lock.mode) for sql, locks in told for lock in locks if lock.is_felt] == [
@@ -563,9 +572,9 @@ def test_a_lock_is_on_the_name_that_others_know(full_url: str, folder: Path) -> 
 
 
 @only_postgresql
-def test_locks_that_an_earlier_revision_hides_are_seen_on_a_copy(full_url: str) -> None:
-    in_place = rehearsed(full_url, "base")
-    on_a_copy = rehearsed(full_url, "base", copy=True)
+def test_locks_that_an_earlier_revision_hides_are_seen_on_a_copy(accounts_url: str) -> None:
+    in_place = rehearsed(accounts_url, "base")
+    on_a_copy = rehearsed(accounts_url, "base", copy=True)
 
     assert [trial.locked_before for trial in in_place.revisions] == [[], ["users"], ["users"], ["users"]]
     assert [trial.locked_before for trial in on_a_copy.revisions] == [[], [], [], []]
@@ -590,7 +599,7 @@ def test_the_record_is_kept_as_the_real_one_keeps_it(full_url: str, folder: Path
 
     around = [each.sql for each in only(result).statements if each.kind == "around"]
     assert [sql.split(" (")[0] for sql in around if sql.startswith(("INSERT", "UPDATE"))] == [
-        f"UPDATE alembic_version SET version_num='{NEW}' WHERE alembic_version.version_num = '{REVISIONS[-1]}'",
+        f"UPDATE alembic_version SET version_num='{NEW}' WHERE alembic_version.version_num = '{HEAD}'",
         "INSERT INTO applied_revisions",
     ]
 
@@ -633,8 +642,8 @@ def test_numbers_that_others_took_meanwhile_are_not_told(own_url: str, folder: P
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_downgrade_loses_is_counted_and_is_a_warning(full_url: str) -> None:
-    result = rehearsed(full_url, REVISIONS[0])
+def test_what_a_downgrade_loses_is_counted_and_is_a_warning(accounts_url: str) -> None:
+    result = rehearsed(accounts_url, REVISIONS[0])
 
     assert [trial.losses for trial in result.revisions] == [
         {"transfers": 1, "accounts": 1},
@@ -647,7 +656,7 @@ def test_what_a_downgrade_loses_is_counted_and_is_a_warning(full_url: str) -> No
 
 
 def test_a_loss_that_the_file_does_not_tell_is_not_counted(own_url: str, folder: Path) -> None:
-    add_revision(folder, NEW, REVISIONS[-1], "    pass", "    for table in ():\n        op.drop_table(table)")
+    add_revision(folder, NEW, HEAD, "    pass", "    for table in ():\n        op.drop_table(table)")
     command.upgrade(config_of(folder), NEW)
 
     assert "! It loses data (what it drops cannot be told from its file)." in printed(rehearsed(own_url, "-1"))
@@ -655,7 +664,7 @@ def test_a_loss_that_the_file_does_not_tell_is_not_counted(own_url: str, folder:
 
 def test_what_an_earlier_revision_would_take_away_has_to_be_accepted_too(own_url: str, folder: Path) -> None:
     # The real command counts everything before it begins.
-    add_revision(folder, NEW, REVISIONS[-1], "    pass", '    op.execute("DELETE FROM access_tokens")')
+    add_revision(folder, NEW, HEAD, "    pass", '    op.execute("DELETE FROM access_tokens")')
     command.upgrade(config_of(folder), NEW)
 
     result = rehearsed(own_url, REVISIONS[1])
@@ -665,8 +674,8 @@ def test_what_an_earlier_revision_would_take_away_has_to_be_accepted_too(own_url
 
 
 @only_postgresql
-def test_a_downgrade_locks_what_it_counts_as_the_real_one_does(full_url: str) -> None:
-    locked = statement(rehearsed(full_url, "-1"), "LOCK TABLE")
+def test_a_downgrade_locks_what_it_counts_as_the_real_one_does(accounts_url: str) -> None:
+    locked = statement(rehearsed(accounts_url, "-1"), "LOCK TABLE")
 
     assert {(lock.table, lock.mode) for lock in locked.locks} == {
         (table, "AccessExclusiveLock") for table in ("accounts", "transfers", "entries")
@@ -1041,7 +1050,7 @@ def test_a_lock_that_somebody_holds_ends_the_rehearsal_in_time(full_url: str, fo
 
 
 def test_on_a_copy_nobody_is_in_the_way(full_url: str, folder: Path) -> None:
-    add_revision(folder, NEW, REVISIONS[-1], ADD_COLUMN)
+    add_revision(folder, NEW, HEAD, ADD_COLUMN)
 
     with somebody_at_work(full_url):
         result = rehearsed(full_url, copy=True)
@@ -1082,7 +1091,7 @@ def test_a_server_that_does_not_answer_is_exit_code_2(full_url: str, monkeypatch
 
 
 def test_a_rehearsal_without_warnings_is_exit_code_0_and_says_what_to_do(older_url: str) -> None:
-    result = run()
+    result = run(ACCOUNTS)
 
     assert result.exit_code == 0
     lines = [line.strip() for line in result.stdout.splitlines()]
@@ -1092,11 +1101,11 @@ def test_a_rehearsal_without_warnings_is_exit_code_0_and_says_what_to_do(older_u
     assert lines[-3:] == [
         "No warnings.",
         "Rolled back: the database is as it was.",
-        "To do it for real: alembic upgrade head",
+        f"To do it for real: alembic upgrade {ACCOUNTS}",
     ]
 
 
-def test_a_rehearsal_with_warnings_is_exit_code_1_and_says_what_to_do(full_url: str) -> None:
+def test_a_rehearsal_with_warnings_is_exit_code_1_and_says_what_to_do(accounts_url: str) -> None:
     result = run("-1")
 
     assert result.exit_code == 1
@@ -1110,7 +1119,7 @@ def test_a_rehearsal_with_warnings_is_exit_code_1_and_says_what_to_do(full_url: 
 def test_a_migration_that_fails_is_exit_code_1_and_is_not_recommended(
     full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_revision(folder, NEW, REVISIONS[-1], '    op.execute("SELECT nonsense")')
+    add_revision(folder, NEW, HEAD, '    op.execute("SELECT nonsense")')
     add_revision(folder, "f" * 13, NEW, "    pass")
 
     result = run()
@@ -1123,12 +1132,12 @@ def test_a_migration_that_fails_is_exit_code_1_and_is_not_recommended(
 
 
 def test_the_document_has_the_same_facts(older_url: str) -> None:
-    result = run("--json", "--copy")
+    result = run(ACCOUNTS, "--json", "--copy")
 
     document = json.loads(result.stdout)
     assert (result.exit_code, document["warnings"], document["failure"]) == (0, 0, None)
-    assert (document["place"], document["heads"], document["target"]) == ("copy", [BEFORE_ACCOUNTS], "head")
-    assert document["command"] == "alembic upgrade head"
+    assert (document["place"], document["heads"], document["target"]) == ("copy", [BEFORE_ACCOUNTS], ACCOUNTS)
+    assert document["command"] == f"alembic upgrade {ACCOUNTS}"
     (revision,) = document["revisions"]
     (insert,) = (each for each in revision["statements"] if each["sql"].startswith("INSERT INTO accounts"))
     assert (insert["rows"], insert["kind"], insert["findings"]) == (2, "revision", [])
@@ -1140,7 +1149,7 @@ def test_the_document_has_the_same_facts(older_url: str) -> None:
 def test_the_document_of_a_failure_names_the_statement(
     full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_revision(folder, NEW, REVISIONS[-1], '    op.execute("SELECT nonsense")')
+    add_revision(folder, NEW, HEAD, '    op.execute("SELECT nonsense")')
 
     result = run("--json")
 
@@ -1152,7 +1161,7 @@ def test_the_document_of_a_failure_names_the_statement(
 def test_what_a_revision_prints_is_not_in_the_document(
     full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_revision(folder, NEW, REVISIONS[-1], "    print('half way')")
+    add_revision(folder, NEW, HEAD, "    print('half way')")
 
     result = run("--json")
 

@@ -503,10 +503,13 @@ def test_what_the_repositorys_own_revisions_drop() -> None:
         "9b3e5d8a1c74": [Drop("users", "phone_number")],
         "d27f60b8e913": [Drop("access_tokens")],
         "e8a4c05b7d31": [Drop("entries"), Drop("transfers"), Drop("accounts")],
+        "a6d2e91f4c08": [],
     }
-    assert [drops(revision, "upgrade") for revision in own.values()] == [[]] * 4
-    assert [rebuilds(revision, "upgrade") for revision in own.values()] == [[]] * 4
-    assert rebuilds(own["9b3e5d8a1c74"], "downgrade") == ["users"]
+    assert [drops(revision, "upgrade") for revision in own.values()] == [[]] * len(own)
+    assert [rebuilds(revision, "upgrade") for revision in own.values()] == [[]] * len(own)
+    assert {id: rebuilds(revision, "downgrade") for id, revision in own.items()} == {
+        id: ["users"] if id == "9b3e5d8a1c74" else [] for id in own
+    }
 
 
 # --- what they rebuild on SQLite --------------------------------------------------------------------------------------
