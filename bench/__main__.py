@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.contenders import CONTENDERS, SAVEPOINT, WATCHED, Contender
 from bench.engines import Engine, both_engines, create_database, tidy
 from bench.filling import fill_database
-from bench.load import BUSY, Load
+from bench.load import BUSY, LONG_WARM_UP, Load
 from bench.measure import Step, measure
 from bench.report import write_report
 from bench.results import Case, Results
@@ -99,7 +99,7 @@ def growth(options: argparse.Namespace, engines: list[Engine]) -> Iterator[Run]:
     """Savepoint on databases of each size."""
     for engine in engines:
         for size in options.sizes:
-            load = Load(size, BUSY, options.seconds)
+            load = Load(size, BUSY, options.seconds, LONG_WARM_UP)
             steps = [(each, [load]) for each in (ME, SPREAD, REGISTRATION) if each.name in options.workloads]
             yield SAVEPOINT, steps, engine, f"size_{size}"
 

@@ -19,6 +19,12 @@ from bench.workloads import Workload
 HERE = Path(__file__).parent
 BUSY = 32
 """The number of connections that most is told of."""
+LONG_WARM_UP = 10
+"""Seconds of load before growth is measured.
+
+A database that was just copied is in no cache, and PostgreSQL logs each page whole that is changed for the first time
+since a checkpoint: with a million users, each of the first 10,000 transfers reads and logs several.
+"""
 
 PREFIXES = map("run{}".format, count())
 """What goes before the usernames of one run, so that no two runs share one."""
@@ -26,11 +32,15 @@ PREFIXES = map("run{}".format, count())
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """From how many accounts, over how many connections, for how many seconds."""
+    """From how many accounts, over how many connections, for how many seconds, and for how many before that.
+
+    In warm_up connections open, statements are compiled and prepared, and pages come into the caches.
+    """
 
     accounts: int
     connections: int
     seconds: int
+    warm_up: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,6 @@ from bench.load import BUSY, Load, Measurement, run_pgbench, run_wrk
 from bench.workloads import ME, ROWS, Workload
 from database import create_migration_engine
 
-WARM_UP = 1
-"""Seconds of load before the measured ones: connections open, statements are compiled and prepared."""
-
 Step = tuple[Workload, Sequence[Load]]
 
 
@@ -47,7 +44,8 @@ def measure(
                     check_answer(workload, served[1][0])
                     checked.add(workload)
                     answers[workload.kind] += 1
-                answers[workload.kind] += send(workload, replace(loads[0], connections=BUSY, seconds=WARM_UP)).answers
+                warm_up = replace(loads[0], connections=BUSY, seconds=loads[0].warm_up)
+                answers[workload.kind] += send(workload, warm_up).answers
                 for load in loads:
                     measured = send(workload, load)
                     answers[workload.kind] += measured.answers

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from bench.contenders import CONTENDERS, PGBENCH, SAVEPOINT, USUAL, WATCHED
 from bench.engines import Engine
-from bench.load import BUSY
+from bench.load import BUSY, LONG_WARM_UP
 from bench.plot import Chart, draw
 from bench.results import ENGINES, Case, Results, Target, compared_workloads, spread_of, targets
 from bench.workloads import SPREAD, WORKLOADS, Workload
@@ -67,6 +67,8 @@ SELECT … FOR UPDATE; the same tables, constraints and answers.
 connection, prepared.
 - Two workers have a port each, and half of the connections, as behind a proxy that shares them out.
 - The ceiling: [ceiling.py](ceiling.py), FastAPI with the same bodies and answers, and nothing behind it.
+- Growth is measured after {LONG_WARM_UP} s of load, once what is used of the database is in the caches; that adds \
+some ten thousand transfers and users.
 - 10,000 users with 50 entries each. Latencies are corrected for coordinated omission, as wrk does it. \
 CPU is in ms per request, of all processes (SQLite is part of the server). Peak MB are the server's processes added up.
 """
