@@ -1,7 +1,7 @@
 """Routes whose valid requests are answered at once, and all others as FastAPI does.
 
-A valid request to a DirectRoute passes through CountRequests alone. Whatever else comes, or comes of it, passes through
-all of FastAPI, which tells what is wrong.
+A valid request to a DirectRoute passes through WriteOnce and CountRequests alone. Whatever else comes, or comes of it,
+passes through all of FastAPI, which tells what is wrong.
 """
 
 from collections.abc import Callable, Coroutine, Iterable
@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from middleware import CountRequests
+from write_once import WriteOnce
 
 SMALL = 2**16
 """Bytes of a body that is read at once."""
@@ -146,5 +147,5 @@ class DirectAPI(FastAPI):
         self.router.route_class = DirectRoute
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Count the requests that are answered directly too."""
-        return CountRequests(AnswerDirectly(super().build_middleware_stack(), self.routes))
+        """Count the requests that are answered directly, and write their answers at once, too."""
+        return WriteOnce(CountRequests(AnswerDirectly(super().build_middleware_stack(), self.routes)))

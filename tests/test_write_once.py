@@ -1,0 +1,163 @@
+"""How answers reach the connection: head and body in one write, with either of uvicorn's HTTP implementations."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Literal
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from main import app as savepoint
+from write_once import WriteOnce
+
+Http = Literal["httptools", "h11"]
+
+pytestmark = pytest.mark.parametrize("http", ["httptools", "h11"])
+
+
+class RecordingTransport(asyncio.Transport):
+    """The end of a connection: each write, and b"" where it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.writes: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        if data:
+            self.writes.append(bytes(data))
+
+    def close(self) -> None:
+        self.writes.append(b"")
+
+    def is_closing(self) -> bool:
+        return b"" in self.writes
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+async def exchange(http: Http, app: ASGIApp, requests: str) -> list[bytes]:
+    """What an application writes to the connection over which these requests come."""
+    config = Config(app, http=http, lifespan="off", log_config=None)
+    config.load()
+    state, transport = ServerState(), RecordingTransport()
+    protocol: Any = config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
+    protocol.connection_made(transport)
+    protocol.data_received(requests.replace("\n", "\r\n").encode())
+    while state.tasks:
+        await asyncio.wait(state.tasks)
+    if protocol.timeout_keep_alive_task is not None:
+        protocol.timeout_keep_alive_task.cancel()
+    return transport.writes
+
+
+def answering(answer: Callable[[Request], Response]) -> ASGIApp:
+    """An application that reads each request and answers this."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        await request.body()
+        await answer(request)(scope, receive, send)
+
+    return WriteOnce(app)
+
+
+HELLO = answering(lambda _: PlainTextResponse("hello"))
+
+
+async def test_head_and_body_are_one_write(http: Http) -> None:
+    [answer] = await exchange(http, HELLO, "GET / HTTP/1.1\nHost: a\n\n")
+
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\nhello")
+
+
+async def test_an_answer_of_savepoint_is_one_write(http: Http) -> None:
+    [answer] = await exchange(http, savepoint, "GET /nowhere HTTP/1.1\nHost: a\n\n")
+
+    assert answer.startswith(b"HTTP/1.1 404 Not Found\r\n")
+    assert answer.endswith(b"}")
+
+
+async def test_pipelined_requests_are_answered_in_order(http: Http) -> None:
+    paths = answering(lambda request: PlainTextResponse(request.url.path))
+
+    first, second = await exchange(http, paths, "GET /1 HTTP/1.1\nHost: a\n\nGET /2 HTTP/1.1\nHost: a\n\n")
+
+    assert first.endswith(b"/1")
+    assert second.endswith(b"/2")
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [("HEAD", PlainTextResponse("hello")), ("GET", Response(status_code=204)), ("GET", Response(status_code=304))],
+)
+async def test_an_answer_without_a_body_does_not_wait_for_one(http: Http, method: str, answer: Response) -> None:
+    [head] = await exchange(http, answering(lambda _: answer), f"{method} / HTTP/1.1\nHost: a\n\n")
+
+    assert head.startswith(f"HTTP/1.1 {answer.status_code} ".encode())
+    assert head.endswith(b"\r\n\r\n")
+
+
+async def test_all_is_written_before_the_connection_closes(http: Http) -> None:
+    answer, end = await exchange(http, HELLO, "GET / HTTP/1.1\nHost: a\nConnection: close\n\n")
+
+    assert answer.endswith(b"hello")
+    assert end == b""
+
+
+async def test_later_pieces_are_written_as_they_come(http: Http) -> None:
+    async def pieces() -> AsyncIterator[str]:
+        for piece in ("one", "two", "three"):
+            yield piece
+
+    first, *later = await exchange(
+        http, answering(lambda _: StreamingResponse(pieces())), "GET / HTTP/1.1\nHost: a\n\n"
+    )
+
+    assert first.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"one" in first
+    assert b"two" in later[0]
+    assert b"three" in later[1]
+
+
+async def test_who_waits_to_be_asked_for_the_body_is_asked_at_once(http: Http) -> None:
+    asked, answer = await exchange(
+        http, HELLO, "POST / HTTP/1.1\nHost: a\nExpect: 100-continue\nContent-Length: 2\n\nhi"
+    )
+
+    assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer.endswith(b"hello")
+
+
+async def test_a_head_whose_body_failed_is_written_before_the_connection_closes(http: Http) -> None:
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        raise RuntimeError("no body")
+
+    head, end = await exchange(http, WriteOnce(fail), "GET / HTTP/1.1\nHost: a\n\n")
+
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert end == b""
+
+
+async def test_another_servers_answers_pass_as_they_are(http: Http) -> None:
+    sent: list[Message] = []
+
+    class Server:
+        async def send(self, message: Message) -> None:
+            sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    sends: list[Callable[[Message], Awaitable[None]]] = [Server().send, lambda message: Server().send(message)]
+    for send in sends:
+        sent.clear()
+        await HELLO({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
+        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
