@@ -648,6 +648,21 @@ async def test_balance_and_statement_are_read_from_an_index_without_sorting(
         assert not re.search(r"Sort|Seq Scan|Bitmap|TEMP B-TREE|SCAN entries", plan), plan
 
 
+@pytest.mark.wrong_books
+def test_among_many_entries_the_newest_of_an_instant_or_before_is_found(
+    client: TestClient, rows: Rows, engine: str
+) -> None:
+    alice, bob = register_all(client, alice=0, bob=0)
+    fill(rows, engine, alice.account_id, bob.account_id)
+    second, before_all = timedelta(seconds=1), datetime(2026, 1, 1, tzinfo=UTC)
+
+    for number in (0, 1, 2, 3, 4, 5, 4095, 4096, 4097, 8191, 8192, 9999, 10_000):
+        instant = before_all + number * second
+        assert at(client, bob, instant) == (number, number)
+        assert at(client, bob, instant + second - MICROSECOND) == (number, number)
+    assert at(client, bob, before_all + 10_001 * second) == (10_000, 10_000)
+
+
 # SQLite, which is never told to ANALYZE, goes by index anyway.
 @pytest.mark.wrong_books
 @pytest.mark.parametrize("engine", ["postgresql"])
