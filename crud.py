@@ -615,7 +615,7 @@ def newest_entry_statement(_: str) -> Any:
     is_the_accounts = entry.account_id == sa.bindparam("id")
     # It is that of seq `low`, or a newer one up to `high`; 0 is none.
     nothing, newest = sa.literal(0, sa.BigInteger), sa.func.max(entry.seq)
-    search = sa.select(nothing.label("low"), newest.label("high")).where(is_the_accounts).cte(recursive=True)
+    search = sa.select(nothing.label("low"), newest.label("high")).where(is_the_accounts).cte("search", recursive=True)
     low, high = search.c
     is_not_newer = entry.created_at <= sa.bindparam("at")
     search = search.union_all(

@@ -456,7 +456,7 @@ class Transfer(TransferFields, table=True):
 class Entry(SQLModel, table=True):
     """What one transfer did to one account: less on the debit account, more on the credit account.
 
-    created_at is never before that of the entry with the seq before.
+    In order of seq, created_at never falls.
     """
 
     __tablename__ = "entries"

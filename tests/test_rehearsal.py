@@ -802,6 +802,19 @@ def test_what_is_slow_is_named(full_url: str, folder: Path, monkeypatch: pytest.
     assert ("long-lock" in rules(only(result).findings)) == (result.engine == "postgresql")
 
 
+@only_postgresql
+def test_dropping_an_index_is_unsafe_where_others_wait_long_for_its_table(
+    full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unsafe, "SLOW", 100)
+    drop = '    op.drop_index("ix_access_tokens_user_id", "access_tokens")\n'
+
+    result = tried(full_url, f'{drop}    op.execute("SELECT pg_sleep(0.2)")', folder)
+
+    messages = [each.message for each in only(result).findings if each.rule == "long-lock"]
+    assert [message for message in messages if "of access_tokens wait for" in message] == messages != []
+
+
 # --- rebuilds on SQLite -----------------------------------------------------------------------------------------------
 
 THINGS = """
