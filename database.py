@@ -1,16 +1,21 @@
 """The engines, the sessions on them, and what their errors mean."""
 
 import asyncio
+import logging
+import os
 import random
+import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import psycopg
 import sqlalchemy.exc
-from psycopg.errors import Diagnostic
+from psycopg.errors import ConnectionTimeout, Diagnostic
+from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -24,11 +29,19 @@ import sqlite_thread
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, SchemaBehind
 from settings import Settings
 
+logger = logging.getLogger("savepoint")
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 ATTEMPTS = 5
 """How often a transaction runs before a conflict is the caller's to retry."""
+
+CONNECT_TIMEOUT = 3
+"""Seconds to wait for a server that does not answer, each."""
+
+LOST_STATEMENT = ("26000", "42P05", "08P01")
+"""No such prepared statement, one of that name already, or parameters that do not fit it."""
 
 # What is remembered with each connection.
 COMMITTING = "savepoint_committing"
@@ -41,9 +54,17 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         url = driver_url(settings.database_url, is_async=True)
         self.is_sqlite = url.get_backend_name() == "sqlite"
+        self.limits = time_limits(settings)
+        self.deadline = settings.request_timeout
+        self.prepares_statements = settings.prepared_statements
+        self.has_options = "options" in url.query
+        self.is_pooled = False
+        arguments = sqlite_arguments(settings) if self.is_sqlite else postgresql_arguments(url, self.limits)
+        if not self.is_sqlite:
+            arguments["async_creator_fn"] = self.connect_to_postgresql
         self.engine = create_async_engine(
             url,
-            connect_args=connect_args(url, settings),
+            connect_args=arguments,
             pool_size=settings.database_pool_size,
             max_overflow=0,
             # The last one used again: what it has prepared and cached is of use.
@@ -53,8 +74,9 @@ class Database:
             pool_reset_on_return=None,
             hide_parameters=True,
         )
-        prepare_engine(self.engine.sync_engine, begin_async)
-        event.listen(self.engine.sync_engine, "handle_error", explain)
+        prepare_engine(self.engine.sync_engine, self.begin)
+        event.listen(self.engine.sync_engine, "commit", require_transaction)
+        event.listen(self.engine.sync_engine, "handle_error", self.explain)
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
         self.reader = self.engine.execution_options(no_begin=True)
         # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
@@ -69,8 +91,8 @@ class Database:
         was not seen or not confirmed.
         """
 
-        async def run() -> T:
-            async with self.turn, connect(self.engine) as connection:
+        async def run(until: float) -> T:
+            async with self.turn, connect(self.engine, until) as connection:
                 # Closed with its connection, which rolls back what has not ended: a close of its own costs a task.
                 session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
                 outcome = await operation(session, *args, **kwargs)
@@ -78,47 +100,158 @@ class Database:
                     raise OutcomeUnknown
             return outcome
 
-        return await retrying(run)
+        return await self.retry(run)
 
     async def read(
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a query of one statement. Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind."""
 
-        async def run() -> T:
-            async with connect(self.reader) as connection:
+        async def run(until: float) -> T:
+            async with connect(self.reader, until) as connection:
                 return await query(AsyncSession(connection), *args, **kwargs)
 
-        return await retrying(run)
+        return await self.retry(run)
+
+    async def retry(self, run: Callable[[float], Awaitable[T]]) -> T:
+        """Run again what met a conflict, or a connection that had broken while it was idle; until the deadline."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + self.deadline
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return await run(until)
+            except Conflict:
+                if clock() >= until:
+                    raise
+                metrics.TRANSACTIONS_RETRIED.inc()
+                # Jitter, so that two that collided do not collide again.
+                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))
+        return await run(until)
+
+    async def connect_to_postgresql(
+        self, *args: Any, options: str, **kwargs: Any
+    ) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+        """Open a connection, directly or through a pooler, which gives each transaction another backend.
+
+        Nothing that a session keeps can be relied on there: statements are not prepared, and each transaction sets its
+        own time limits. Raises psycopg.OperationalError.
+        """
+        try:
+            driver = await psycopg.AsyncConnection.connect(*args, options=options, **kwargs)
+        except psycopg.OperationalError as error:
+            # PgBouncer and others refuse this start-up parameter; what the operator asked for is not left out.
+            if "options" not in str(error) or self.has_options:
+                raise
+            driver = await psycopg.AsyncConnection.connect(*args, **kwargs)
+        # Only what prepared.py prepares on purpose is prepared, never BEGIN, COMMIT or SAVEPOINT: under a pooler that
+        # does not keep statements apart, the name of one may be that of another session's statement.
+        driver.prepare_threshold = 2**31 if self.prepares_statements else None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                if await is_pooled(driver):
+                    driver.prepare_threshold = None
+                    self.note_pooler()
+        except TimeoutError:
+            await driver.close()
+            raise ConnectionTimeout("connected, but the server does not answer") from None
+        except BaseException:
+            await driver.close()
+            raise
+        return driver
+
+    def note_pooler(self) -> None:
+        """Say once that there is a pooler, and what follows."""
+        if not self.is_pooled:
+            self.is_pooled = True
+            logger.info(
+                "A connection pooler is in front of PostgreSQL: statements are not prepared, and each transaction sets "
+                "its own time limits. Run alembic and manage.py with the server's own address, not the pooler's."
+            )
+
+    def begin(self, connection: Connection) -> None:
+        """Begin in the database too, unless a single statement comes; on SQLite as begin_immediate says.
+
+        Raises Conflict where the server says that no transaction has begun.
+        """
+        if connection.get_execution_options().get("no_begin"):
+            return
+        driver: Any = connection.connection.driver_connection
+        begin = "BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN"
+        if not self.is_sqlite and driver.prepare_threshold is None:
+            # In one round trip with BEGIN, since the time limits of the session may be another session's.
+            begin = "; ".join((begin, *(f"SET LOCAL {name} = {value}" for name, value in self.limits.items())))
+        try:
+            await_only(prepared.run(connection, begin))
+        except BaseException as error:
+            prepared.explain(connection, error, begin)
+        require_transaction(connection)
+
+    def explain(self, context: ExceptionContext) -> Interruption | None:
+        """Return what an error of the driver means; SQLAlchemy raises what its "handle_error" listeners return."""
+        if (
+            getattr(context.original_exception, "sqlstate", None) in LOST_STATEMENT
+            and not context.is_disconnect
+            and self.prepares_statements
+        ):
+            self.prepares_statements = False
+            logger.warning(
+                "A prepared statement was not what this service had prepared: a connection pooler seems to be in front "
+                "of PostgreSQL. Statements are not prepared from now on. Set PREPARED_STATEMENTS=false."
+            )
+        meaning = meaning_of(context)
+        return None if meaning is None else meaning()
 
     async def close(self) -> None:
         """Close the connections, once nothing runs any more."""
         await self.engine.dispose()
 
 
-async def retrying(run: Callable[[], Awaitable[T]]) -> T:
-    """Run again what met a conflict, or a connection that had broken while it was idle."""
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return await run()
-        except Conflict:
-            metrics.TRANSACTIONS_RETRIED.inc()
-            # Jitter, so that two that collided do not collide again.
-            await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))
-    return await run()
+async def is_pooled(driver: psycopg.AsyncConnection[Any]) -> bool:
+    """Return whether a pooler is in between: the backend that answers is not the one that the connection was told of.
+
+    Raises psycopg.OperationalError where the pooler does not keep a transaction together (PgBouncer's pool_mode
+    statement).
+    """
+    cursor = await driver.execute("SELECT pg_backend_pid()", prepare=False)
+    [(pid,)] = await cursor.fetchall()
+    if pid == driver.info.backend_pid:
+        return False
+    await driver.execute("BEGIN", prepare=False)
+    await driver.rollback()
+    return True
 
 
 @asynccontextmanager
-async def connect(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection from the pool. Raises DatabaseUnavailable where none is free in time."""
+async def connect(engine: AsyncEngine, until: float) -> AsyncIterator[AsyncConnection]:
+    """A connection from the pool. Raises DatabaseUnavailable where none is free in time.
+
+    At the time `until` of the event loop's clock it is cut off from a PostgreSQL server that has not answered: every
+    caller was told by then that the outcome is unknown, and what hangs must not hold up those who come next.
+    """
     try:
         connection = await engine.connect()
     except sqlalchemy.exc.TimeoutError as error:
         raise DatabaseUnavailable from error
+    # A COMMIT that has ended before says nothing of what comes now.
+    connection.info.pop(COMMITTING, None)
+    timer = asyncio.get_running_loop().call_at(until, cut_off, connection)
     try:
         yield connection
     finally:
+        timer.cancel()
         await connection.close()
+
+
+def cut_off(connection: AsyncConnection) -> None:
+    """End the connection on this side. The server is not asked to cancel, since a COMMIT would then look done."""
+    record = connection.sync_connection
+    if record is None or record.closed or record.invalidated or record.dialect.name == "sqlite":
+        return
+    driver: Any = record.connection.driver_connection
+    if not driver.closed:
+        # A copy of the descriptor, since closing this object would close what psycopg waits for.
+        with socket.socket(fileno=os.dup(driver.fileno())) as copy, suppress(OSError):
+            copy.shutdown(socket.SHUT_RDWR)
 
 
 def create_migration_engine(url: str) -> Engine:
@@ -192,27 +325,36 @@ the planner would read a table of 10,000 accounts from end to end rather than lo
 """
 
 
-def connect_args(url: URL, settings: Settings) -> dict[str, Any]:
-    """The driver's options: nothing waits for ever, and a network that was cut is noticed."""
-    if url.get_backend_name() == "sqlite":
-        # Each attempt waits for its part of it.
-        return {"timeout": settings.lock_timeout / ATTEMPTS, "async_creator_fn": sqlite_thread.connect}
+def time_limits(settings: Settings) -> dict[str, int]:
+    """PostgreSQL's time limits in milliseconds, by their names."""
     limits = {
         "statement_timeout": settings.statement_timeout,
         "lock_timeout": settings.lock_timeout,
         "idle_in_transaction_session_timeout": settings.request_timeout,
     }
-    milliseconds = {name: round(seconds * 1000) for name, seconds in limits.items()}
+    return {name: round(seconds * 1000) for name, seconds in limits.items()}
+
+
+def sqlite_arguments(settings: Settings) -> dict[str, Any]:
+    """How SQLite's driver connects."""
+    # Each attempt waits for its part of the time.
+    return {"timeout": settings.lock_timeout / ATTEMPTS, "async_creator_fn": sqlite_thread.connect}
+
+
+def postgresql_arguments(url: URL, limits: dict[str, int]) -> dict[str, Any]:
+    """How psycopg connects: nothing waits for ever, and a network that was cut is noticed."""
+    ours = " ".join(f"-c {name}={value}" for name, value in {**limits, **PLANS}.items())
     return {
-        # Transactions begin in begin_async, and single statements do without.
+        # Transactions begin in Database.begin, and single statements do without.
         "autocommit": True,
         "application_name": "savepoint",
-        "connect_timeout": 3,
+        "connect_timeout": CONNECT_TIMEOUT,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 30_000,
-        "options": " ".join(f"-c {name}={value}" for name, value in {**milliseconds, **PLANS}.items()),
+        # The last one of a name counts, so that the operator's URL overrides.
+        "options": f"{ours} {url.query.get('options', '')}".strip(),
     }
 
 
@@ -252,17 +394,6 @@ def switch_to_wal(cursor: Any) -> None:
             return
 
 
-def begin_async(connection: Connection) -> None:
-    """Begin in the database too, unless a single statement comes; on SQLite as begin_immediate says."""
-    if connection.get_execution_options().get("no_begin"):
-        return
-    begin = "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else "BEGIN"
-    try:
-        await_only(prepared.run(connection, begin))
-    except BaseException as error:
-        prepared.explain(connection, error, begin)
-
-
 def begin_immediate(connection: Connection) -> None:
     """Take the writer's turn at once: a deferred BEGIN fails at its first write if another wrote in between."""
     if not connection.get_execution_options().get("no_begin"):
@@ -285,10 +416,13 @@ def remember_committing(committing: bool, connection: Connection) -> None:
     connection.info[COMMITTING] = committing
 
 
-def explain(context: ExceptionContext) -> Interruption | None:
-    """Tell what an error of the driver means; SQLAlchemy raises what its "handle_error" listeners answer."""
-    meaning = meaning_of(context)
-    return None if meaning is None else meaning()
+def require_transaction(connection: Connection) -> None:
+    """Raise Conflict unless the server is in a transaction: what comes would commit piece by piece."""
+    if connection.dialect.name == "postgresql":
+        driver: Any = connection.connection.driver_connection
+        if driver.info.transaction_status != TransactionStatus.INTRANS:
+            connection.invalidate()
+            raise Conflict
 
 
 def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
@@ -308,13 +442,18 @@ def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
             return SchemaBehind
         return sqlite_meaning(code, committing=committing)
     sqlstate = getattr(error, "sqlstate", None) or ""
-    if sqlstate == "25006":
-        # A standby answered where the primary was; the next connection finds the primary.
+    if sqlstate == "25006" or sqlstate in LOST_STATEMENT or is_stale_plan(error):
+        # A standby answered where the primary was, or what the connection has prepared is of no use: a new one helps.
         context.is_disconnect = True
-        return Conflict
     if context.is_disconnect:
         return OutcomeUnknown if committing else Conflict
     return postgresql_meaning(sqlstate)
+
+
+def is_stale_plan(error: Any) -> bool:
+    """Return whether a column has changed its type since the statement was prepared (plancache.c)."""
+    diagnostic = getattr(error, "diag", None)
+    return diagnostic is not None and diagnostic.source_function == "RevalidateCachedQuery"
 
 
 def sqlite_meaning(code: int, *, committing: bool) -> type[Interruption] | None:

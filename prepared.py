@@ -95,7 +95,11 @@ async def execute(session: AsyncSession, statement: Prepared, **parameters: Any)
     assert isinstance(connection, AsyncConnection)
     try:
         rows = await run(
-            connection.sync_connection, statement.text, statement.bind(parameters), has_rows=statement.has_rows
+            connection.sync_connection,
+            statement.text,
+            statement.bind(parameters),
+            has_rows=statement.has_rows,
+            is_prepared=True,
         )
     except BaseException as error:
         await connection.run_sync(explain, error, statement.text)
@@ -103,14 +107,19 @@ async def execute(session: AsyncSession, statement: Prepared, **parameters: Any)
 
 
 async def run(
-    connection: Connection | None, text: str, parameters: Any = (), *, has_rows: bool = False
+    connection: Connection | None,
+    text: str,
+    parameters: Any = None,
+    *,
+    has_rows: bool = False,
+    is_prepared: bool = False,
 ) -> Sequence[Sequence[Any]]:
     """Let the driver execute a statement; all rows."""
     assert connection is not None
     driver: Any = connection.connection.driver_connection
     if isinstance(driver, sqlite_thread.Connection):
-        return await driver.fetch(text, parameters)
-    cursor = await driver.execute(text, parameters)
+        return await driver.fetch(text, parameters or ())
+    cursor = await driver.execute(text, parameters, prepare=is_prepared)
     rows: Sequence[Sequence[Any]] = await cursor.fetchall() if has_rows else ()
     return rows
 

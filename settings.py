@@ -1,8 +1,10 @@
 """Every setting, from the environment (or a .env file beside it)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
+from psycopg.pq import Conninfo
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
@@ -27,7 +29,19 @@ def check_database_url(url: str) -> str:
         raise ValueError(f"{backend} is not supported; use sqlite:///./file.db or postgresql://user:password@host/name")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ValueError("an in-memory SQLite database is lost between connections; name a file: sqlite:///./file.db")
+    if backend == "postgresql":
+        check_url_parameters(parsed.query)
     return url
+
+
+def check_url_parameters(parameters: Iterable[str]) -> None:
+    """Refuse parameters of a URL that PostgreSQL's client library does not know."""
+    unknown = set(parameters) - {option.keyword.decode() for option in Conninfo.get_defaults()}
+    if unknown:
+        raise ValueError(
+            f"{min(unknown)} is not a parameter of a PostgreSQL URL; see the PostgreSQL manual, 34.1.2. "
+            "To turn prepared statements off, set PREPARED_STATEMENTS=false"
+        )
 
 
 def check_custom_currencies(text: str) -> str:
@@ -83,6 +97,9 @@ class Settings(BaseSettings):
     statement_timeout: float = Field(default=10, gt=0, description="Seconds that a PostgreSQL statement may run")
     lock_timeout: float = Field(
         default=5, gt=0, description="Seconds to wait for a lock (SQLite: for the writer's turn)"
+    )
+    prepared_statements: bool = Field(
+        default=True, description="Let PostgreSQL prepare statements; through a connection pooler it never does"
     )
     saves_dir: Path = Field(default=Path("saves"), description="Where manage.py save keeps its copies")
     save_before_migrations: bool = Field(

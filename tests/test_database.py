@@ -183,6 +183,7 @@ async def test_a_lock_that_is_not_let_go_is_answered_503_and_leaves_nothing(
     assert count(rows) == (0, 0, 0)
 
 
+@on_sqlite
 async def test_a_caller_is_answered_at_its_deadline_and_what_it_began_is_still_stored(
     service: Service, url: str, rows: Rows
 ) -> None:

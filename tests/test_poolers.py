@@ -1,0 +1,173 @@
+"""Behind PgBouncer in transaction mode, where transactions have different backends, every change is still whole."""
+
+import asyncio
+import os
+import shutil
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from conftest import Rows, Server, audited, free_port, serving, wait_until
+from sqlalchemy import make_url
+from test_accounts import order, register_all
+from test_database import Service, assert_refused_for_now, locked_elsewhere, run, service
+from test_registration import count, named
+from test_transfers import keyed
+
+from database import Database
+from refusals import DatabaseUnavailable
+from settings import Settings
+
+__all__ = ["service"]
+
+pytestmark = pytest.mark.parametrize("engine", ["postgresql"])
+
+needs_pgbouncer = pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="needs Debian's pgbouncer")
+
+POOLER = """
+[databases]
+* = host={host} port={port} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen_port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {pool_mode}
+default_pool_size = 3
+ignore_startup_parameters = {ignored}
+logfile = {folder}/pgbouncer.log
+"""
+
+
+@contextmanager
+def pooling(
+    url: str, folder: Path, pool_mode: str = "transaction", ignored: str = "extra_float_digits"
+) -> Iterator[str]:
+    """A PgBouncer with three backends in front of this database; the URL through it."""
+    parsed = make_url(url)
+    listen_port = free_port()
+    place = folder / f"pgbouncer-{listen_port}"
+    place.mkdir()
+    config = place / "pgbouncer.ini"
+    config.write_text(
+        POOLER.format(
+            host=parsed.query["host"],
+            port=parsed.port or 5432,
+            listen_port=listen_port,
+            pool_mode=pool_mode,
+            ignored=ignored,
+            folder=place,
+        )
+    )
+    # It refuses to run as root, and the server's socket is for the server's own user.
+    owner = Path(str(parsed.query["host"])).owner()
+    as_user = ["-u", owner] if os.getuid() == 0 else []
+    if as_user:
+        shutil.chown(place, owner)
+        for parent in (place, *place.parents)[:-2]:
+            parent.chmod(parent.stat().st_mode | stat.S_IXOTH)
+    process = subprocess.Popen(["pgbouncer", "-q", *as_user, config], stderr=subprocess.DEVNULL)
+    through = f"postgresql://postgres@127.0.0.1:{listen_port}/{parsed.database}"
+
+    def is_up() -> bool:
+        assert process.poll() is None, (place / "pgbouncer.log").read_text()
+        try:
+            psycopg.connect(through).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    try:
+        wait_until(is_up, "PgBouncer to start")
+        yield through
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+
+
+CALLS = int(os.environ.get("POOLER_CALLS", "400"))
+"""How many registrations, and how many transfers, go through the pooler; `make poolers` sends more."""
+
+
+async def send_all(servers: list[Server], requests: Iterator[dict[str, Any]], connections: int = 32) -> list[int]:
+    """Send each request once, over so many connections to each server; the statuses of the answers."""
+    statuses: list[int] = []
+
+    async def send_one_after_another(client: httpx2.AsyncClient) -> None:
+        statuses.extend([(await client.post(**request)).status_code for request in requests])
+
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(
+                httpx2.AsyncClient(base_url=server.url, limits=httpx2.Limits(max_connections=connections), timeout=60)
+            )
+            for server in servers
+        ]
+        await asyncio.gather(*(send_one_after_another(client) for client in clients for _ in range(connections)))
+    return statuses
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize("ignored", ["", "options"], ids=["options refused", "options ignored"])
+async def test_two_processes_behind_a_pooler_make_every_change_whole(
+    url: str, rows: Rows, tmp_path: Path, request: pytest.FixtureRequest, ignored: str
+) -> None:
+    with (
+        audited(url, request),
+        pooling(url, tmp_path, ignored=ignored) as through,
+        serving(through, tmp_path) as one,
+        serving(through, tmp_path) as other,
+    ):
+        with httpx2.Client(base_url=one.url) as client:
+            alice, bob = register_all(client, alice=CALLS, bob=CALLS)
+        registering = ({"url": "/register", "json": named(f"user{number}")} for number in range(CALLS))
+        pairs = ((alice, bob), (bob, alice))
+        transferring = (
+            {
+                "url": "/transfers",
+                "json": order(sender.account_id, recipient.account_id, 1),
+                "headers": keyed(sender.headers, str(number)),
+            }
+            for number in range(CALLS // 2)
+            for sender, recipient in pairs
+        )
+        registered, transferred = await asyncio.gather(
+            send_all([one, other], registering), send_all([one, other], transferring)
+        )
+
+        assert registered == transferred == [201] * CALLS
+        for server in (one, other):
+            assert server.log.count("A connection pooler is in front of PostgreSQL") == 1
+    assert count(rows) == (CALLS + 2,) * 3
+    assert rows("SELECT count(*) FROM entries") == [(2 * (CALLS + 2),)]
+
+
+@needs_pgbouncer
+async def test_time_limits_hold_behind_a_pooler(url: str, tmp_path: Path) -> None:
+    with pooling(url, tmp_path) as through:
+        database = Database(Settings(database_url=through, lock_timeout=0.1))
+
+        with locked_elsewhere(url), pytest.raises(DatabaseUnavailable):
+            await asyncio.wait_for(database.write(run, "LOCK TABLE users"), 5)
+
+        await database.close()
+
+
+@needs_pgbouncer
+async def test_a_pooler_that_allows_no_transactions_is_named(
+    service: Service, url: str, rows: Rows, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pooling(url, tmp_path, pool_mode="statement") as through:
+        async with service(through) as client:
+            refused = await client.post("/register", json=named("alice"))
+
+    assert_refused_for_now(refused, "database-unavailable")
+    assert "statement pooling mode" in caplog.text
+    assert count(rows) == (0, 0, 0)
