@@ -420,7 +420,7 @@ def require_transaction(connection: Connection) -> None:
     """Raise Conflict unless the server is in a transaction: what comes would commit piece by piece."""
     if connection.dialect.name == "postgresql":
         driver: Any = connection.connection.driver_connection
-        if driver.info.transaction_status != TransactionStatus.INTRANS:
+        if driver.pgconn.transaction_status != TransactionStatus.INTRANS:
             connection.invalidate()
             raise Conflict
 
