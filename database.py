@@ -180,6 +180,8 @@ class Database:
         if not self.is_sqlite and driver.prepare_threshold is None:
             # In one round trip with BEGIN, since the time limits of the session may be another session's.
             begin = "; ".join((begin, *(f"SET LOCAL {name} = {value}" for name, value in self.limits.items())))
+        # Else what a transaction before left undone would be committed with this one.
+        require_state(connection, TransactionStatus.IDLE)
         try:
             await_only(prepared.run(connection, begin))
         except BaseException as error:
@@ -418,9 +420,14 @@ def remember_committing(committing: bool, connection: Connection) -> None:
 
 def require_transaction(connection: Connection) -> None:
     """Raise Conflict unless the server is in a transaction: what comes would commit piece by piece."""
+    require_state(connection, TransactionStatus.INTRANS)
+
+
+def require_state(connection: Connection, state: TransactionStatus) -> None:
+    """Raise Conflict where a server says otherwise; the connection is not used again."""
     if connection.dialect.name == "postgresql":
         driver: Any = connection.connection.driver_connection
-        if driver.pgconn.transaction_status != TransactionStatus.INTRANS:
+        if driver.pgconn.transaction_status != state:
             connection.invalidate()
             raise Conflict
 
