@@ -20,6 +20,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
 import prepared
+import sqlite_file
 import sqlite_thread
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, SchemaBehind
 from settings import Settings
@@ -55,6 +56,9 @@ class Database:
         )
         prepare_engine(self.engine.sync_engine, begin_async)
         event.listen(self.engine.sync_engine, "handle_error", explain)
+        self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
+        if self.file is not None:
+            event.listen(self.engine.sync_engine, "do_connect", self.file.open)
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
         self.reader = self.engine.execution_options(no_begin=True)
         # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
@@ -70,7 +74,7 @@ class Database:
         """
 
         async def run() -> T:
-            async with self.turn, connect(self.engine) as connection:
+            async with self.turn, connect(self.engine, self.file) as connection:
                 # Closed with its connection, which rolls back what has not ended: a close of its own costs a task.
                 session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
                 outcome = await operation(session, *args, **kwargs)
@@ -86,7 +90,7 @@ class Database:
         """Run a query of one statement. Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind."""
 
         async def run() -> T:
-            async with connect(self.reader) as connection:
+            async with connect(self.reader, self.file) as connection:
                 return await query(AsyncSession(connection), *args, **kwargs)
 
         return await retrying(run)
@@ -109,8 +113,10 @@ async def retrying(run: Callable[[], Awaitable[T]]) -> T:
 
 
 @asynccontextmanager
-async def connect(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection from the pool. Raises DatabaseUnavailable where none is free in time."""
+async def connect(engine: AsyncEngine, file: sqlite_file.SQLiteFile | None = None) -> AsyncIterator[AsyncConnection]:
+    """A connection from the pool. Raises DatabaseUnavailable where none is free in time, or the file is another one."""
+    if file is not None:
+        file.check()
     try:
         connection = await engine.connect()
     except sqlalchemy.exc.TimeoutError as error:
@@ -136,6 +142,7 @@ def create_migration_engine(url: str) -> Engine:
     )
     prepare_engine(engine, begin_immediate if is_sqlite else None)
     if is_sqlite:
+        event.listen(engine, "do_connect", sqlite_file.open_private)
         event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=OFF"))
     return engine
 
@@ -152,6 +159,7 @@ def reading(url: str) -> Iterator[Connection]:
         connect_args={} if is_sqlite else {"connect_timeout": 3},
     )
     if is_sqlite:
+        event.listen(engine, "do_connect", sqlite_file.open_existing)
         event.listen(engine, "connect", only_read)
         # Not the writer's turn: from its first read on, a deferred transaction sees one state.
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from secrets import compare_digest
 from typing import Annotated, Any, Literal, TypeVar
 
+from alembic.util import CommandError
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -96,7 +97,8 @@ from refusals import (
     UserOnly,
 )
 from schema import Schema, SchemaState, get_revision, upgrade_to_head
-from settings import Settings
+from settings import SettingsError, settings_from_environment
+from starting import StartRefused
 from tokens import hash_secret, operator_token_hash
 
 logger = logging.getLogger("savepoint")
@@ -207,15 +209,20 @@ TRANSFER = (
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Connect, bring the SQLite default to head, and at the end finish what was accepted."""
+    """Connect, bring the SQLite default to head, and at the end finish what was accepted. Raises StartRefused."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
-    settings = Settings()
-    operations = Operations(Database(settings), settings)
-    app.state.operator_token_hash = operator_token_hash(settings)
-    app.state.operations = operations
-    app.state.currencies = list_currencies(settings.custom_currencies)
-    app.state.schema = Schema()
-    await check_schema(app.state.schema, operations)
+    try:
+        settings = settings_from_environment()
+        operations = Operations(Database(settings), settings)
+        app.state.operator_token_hash = operator_token_hash(settings)
+        app.state.operations = operations
+        app.state.currencies = list_currencies(settings.custom_currencies)
+        app.state.schema = Schema()
+        await check_schema(app.state.schema, operations)
+    except (SettingsError, CommandError, OSError) as error:
+        raise StartRefused(str(error)) from None
+    if app.state.operator_token_hash is None:
+        logger.warning("OPERATOR_TOKEN is not set: the operator's calls are refused.")
     # What is loaded by now stays: the garbage collector need not look through it again while callers wait. Nor need it
     # look for cycles every 700 objects, since few requests leave any: that took a tenth of the CPU time.
     gc.freeze()
@@ -226,19 +233,24 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def check_schema(schema: Schema, operations: Operations) -> None:
-    """Migrate SQLite to head; on a server database only say what is to be done."""
+    """Migrate SQLite to head; on a server database only say what is to be done. Raises StartRefused, CommandError."""
+    file = operations.database.file
+    if file is not None and not file.path.exists():
+        await upgrade_to_head()
     try:
         state = schema.compare(await operations.read(get_revision))
-        if state.status == "behind" and operations.database.is_sqlite:
-            await upgrade_to_head()
-            return
     except Interruption as error:
+        if file is not None and isinstance(error, DatabaseUnavailable):
+            # Nothing helps a file but that somebody puts it right.
+            raise StartRefused(f"The database {file.path} cannot be used{problems.cause_of(error)}.") from None
         logger.error("The database cannot be reached%s; /readyz tells when it can.", problems.cause_of(error))
         return
-    if state.status == "behind":
+    if state.status == "behind" and file is not None:
+        await upgrade_to_head()
+    elif state.status == "behind":
         needs = f"The schema is at {state.revision} and this code needs {state.head}."
         logger.error("%s Run: alembic upgrade head", needs)
-    if state.status == "ahead":
+    elif state.status == "ahead":
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
 
 
