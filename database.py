@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy.exc
+from psycopg import OperationalError
 from psycopg.errors import Diagnostic
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
@@ -164,6 +165,7 @@ def reading(url: str) -> Iterator[Connection]:
         # Not the writer's turn: from its first read on, a deferred transaction sees one state.
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     else:
+        event.listen(engine, "connect", require_utf8)
         engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     with engine.connect() as connection:
         yield connection
@@ -180,7 +182,8 @@ def driver_url(url: str, *, is_async: bool) -> URL:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return parsed.set(drivername="sqlite+aiosqlite" if is_async else "sqlite")
-    parsed = parsed.set(drivername="postgresql+psycopg")
+    # Otherwise it is the database's own, and psycopg reads SQL_ASCII as bytes.
+    parsed = parsed.set(drivername="postgresql+psycopg").update_query_dict({"client_encoding": "utf8"})
     if "target_session_attrs" in parsed.query:
         return parsed
     # After a failover a standby's address must not be taken for the primary's.
@@ -226,7 +229,10 @@ def connect_args(url: URL, settings: Settings) -> dict[str, Any]:
 
 def prepare_engine(engine: Engine, begin: Callable[[Connection], None] | None) -> None:
     """Make every transaction whole, and its COMMIT one whose outcome is known; without `begin`, the driver begins."""
-    event.listen(engine, "connect", prepare_sqlite if engine.dialect.name == "sqlite" else watch_notices)
+    is_sqlite = engine.dialect.name == "sqlite"
+    event.listen(engine, "connect", prepare_sqlite if is_sqlite else watch_notices)
+    if not is_sqlite:
+        event.listen(engine, "connect", require_utf8)
     # Before BEGIN, which may be what finds that the connection broke.
     event.listen(engine, "begin", partial(remember_committing, False))
     if begin is not None:
@@ -286,6 +292,22 @@ def watch_notices(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
             record.info[UNCONFIRMED] = True
 
     dbapi_connection.add_notice_handler(note)
+
+
+class EncodingRefused(OperationalError):
+    """The database cannot hold every name that users may have."""
+
+
+def require_utf8(_: Any, record: ConnectionPoolEntry) -> None:
+    """Raise EncodingRefused unless PostgreSQL keeps text as UTF-8."""
+    connection: Any = record.driver_connection
+    encoding = connection.info.parameter_status("server_encoding")
+    # None where the server is not PostgreSQL itself.
+    if encoding not in (None, "UTF8"):
+        raise EncodingRefused(
+            f"the database's encoding is {encoding}, and Savepoint needs UTF8. Create another database: CREATE "
+            "DATABASE … ENCODING 'UTF8' TEMPLATE template0. To move what is in this one: manage.py save, and load"
+        )
 
 
 def remember_committing(committing: bool, connection: Connection) -> None:

@@ -23,7 +23,7 @@ import metrics
 import problems
 from batching import Batcher
 from currencies import list_currencies
-from database import Database
+from database import Database, EncodingRefused
 from direct_route import DirectAPI
 from ledger import OPERATOR, Order, Posted, Posting
 from middleware import CatchUnexpected, LimitBody
@@ -240,6 +240,9 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
     try:
         state = schema.compare(await operations.read(get_revision))
     except Interruption as error:
+        cause = error.__cause__
+        if isinstance(cause, EncodingRefused):
+            raise StartRefused(str(cause)) from None
         if file is not None and isinstance(error, DatabaseUnavailable):
             # Nothing helps a file but that somebody puts it right.
             raise StartRefused(f"The database {file.path} cannot be used{problems.cause_of(error)}.") from None
