@@ -5,6 +5,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from secrets import compare_digest
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -87,6 +88,7 @@ from refusals import (
     ReversalNotReversible,
     SameAccount,
     SchemaBehind,
+    SchemaDiffers,
     ShuttingDown,
     TokenNotFound,
     TransferNotFound,
@@ -96,7 +98,7 @@ from refusals import (
     UserNotFound,
     UserOnly,
 )
-from schema import Schema, SchemaState, get_revision, upgrade_to_head
+from schema import Schema, SchemaState, get_revision, has_columns, upgrade_to_head
 from settings import SettingsError, settings_from_environment
 from starting import StartRefused
 from tokens import hash_secret, operator_token_hash
@@ -137,6 +139,7 @@ STATUSES: dict[type[Refusal], int] = {
     OutcomeUnknown: 503,
     Overloaded: 503,
     SchemaBehind: 503,
+    SchemaDiffers: 503,
     ShuttingDown: 503,
 }
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
@@ -165,10 +168,21 @@ def problem_of(refusal: Refusal, *item: str | int) -> Problem:
 async def handle_refusal(request: Request, error: Exception) -> Response:
     """Answer a refusal."""
     assert isinstance(error, Refusal)
-    problem = problem_of(error)
+    differs = isinstance(error, SchemaBehind) and await is_migrated(request)
+    problem = problem_of(SchemaDiffers() if differs else error)
     if problem.status == 503:
         logger.warning("%s %s: %s%s", request.method, request.url.path, problem.title, problems.cause_of(error))
     return problems.respond(problem, HEADERS.get(problem.status))
+
+
+async def is_migrated(request: Request) -> bool:
+    """Whether the database says that it is migrated to what this code needs, or further."""
+    try:
+        revision = await operations_of(request).read(get_revision)
+    except Interruption:
+        return False
+    schema: Schema = request.app.state.schema
+    return schema.compare(revision).status != "behind"
 
 
 def documented(
@@ -190,7 +204,7 @@ def documented(
     return responses
 
 
-ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, ShuttingDown, Conflict)
+ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, SchemaDiffers, ShuttingDown, Conflict)
 USER_ONLY = (Unauthenticated, UserOnly, UserNotActive)
 OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled, UserNotActive)
 USER_OR_OPERATOR = (Unauthenticated, UserNotActive)
@@ -953,15 +967,17 @@ async def healthz() -> Alive:
         503: {
             **problems.document([problem_of(DatabaseUnavailable())])[503],
             "model": SchemaState,
-            "description": "The schema is behind, or the database out of reach",
+            "description": "The schema is behind, or differs from its revision, or the database is out of reach",
         }
     },
 )
 async def readyz(request: Request, response: Response) -> SchemaState:
-    """503 while the database is out of reach or its schema is behind this code."""
+    """503 while the database is out of reach, or its schema behind this code or without a table or column of it."""
     schema: Schema = request.app.state.schema
     state = schema.compare(await operations_of(request).read(get_revision))
-    if state.status == "behind":
+    if state.status != "behind" and not await operations_of(request).read(has_columns):
+        state = replace(state, status="differs")
+    if state.status in ("behind", "differs"):
         response.status_code = 503
     return state
 
