@@ -1,6 +1,7 @@
 """A start with settings that cannot work: refused in words, by uvicorn, alembic and manage.py alike."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,14 @@ def test_a_wrong_setting_is_explained_in_plain_words(
 
     assert str(refusal.value).startswith(f"{name}: {words}")
     assert "\n" not in str(refusal.value)
+
+
+def test_make_run_names_the_docs_only_where_the_port_is_free() -> None:
+    port = free_port()
+    command = ["make", "-o", ".venv/run", "run", f"BIN={Path(sys.executable).parent}", f"PORT={port}"]
+    with socket.create_server(("127.0.0.1", port)):
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+    assert made.returncode != 0
+    assert f"Port {port} is in use. Stop what listens there, or choose another: make run PORT=8001" in made.stderr
+    assert "API docs" not in made.stdout
