@@ -132,6 +132,14 @@ def test_production_without_an_operator_token_starts_and_says_what_is_refused(
     assert "OPERATOR_TOKEN is not set: the operator's calls are refused." in caplog.text
 
 
+def test_a_development_token_that_cannot_be_kept_is_reported_as_that_setting(tmp_path: Path) -> None:
+    (tmp_path / ".operator-token").mkdir()
+
+    words = r"^OPERATOR_TOKEN: not set, and .*/\.operator-token cannot be used: "
+    with pytest.raises(StartRefused, match=words), TestClient(main.app):
+        pass
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
