@@ -6,6 +6,8 @@ BIN = .venv/bin
 .PHONY: run test check format lint types coverage browser bench clean
 
 run: .venv/run ## Serve on this machine, on SQLite
+	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); sys.exit(s.connect_ex(("127.0.0.1", $(PORT))) == 0)' \
+		|| { echo "Port $(PORT) is in use. Stop what listens there, or choose another: make run PORT=8001" >&2; exit 1; }
 	@echo "API docs: http://127.0.0.1:$(PORT)/docs"
 	@exec $(BIN)/uvicorn main:app --host 127.0.0.1 --port $(PORT)
 

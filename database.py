@@ -25,6 +25,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
 import prepared
+import sqlite_file
 import sqlite_thread
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, SchemaBehind
 from settings import Settings
@@ -77,6 +78,9 @@ class Database:
         prepare_engine(self.engine.sync_engine, self.begin)
         event.listen(self.engine.sync_engine, "commit", require_transaction)
         event.listen(self.engine.sync_engine, "handle_error", self.explain)
+        self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
+        if self.file is not None:
+            event.listen(self.engine.sync_engine, "do_connect", self.file.open)
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
         self.reader = self.engine.execution_options(no_begin=True)
         # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
@@ -92,7 +96,7 @@ class Database:
         """
 
         async def run(until: float) -> T:
-            async with self.turn, connect(self.engine, until) as connection:
+            async with self.turn, connect(self.engine, until, self.file) as connection:
                 # Closed with its connection, which rolls back what has not ended: a close of its own costs a task.
                 session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
                 outcome = await operation(session, *args, **kwargs)
@@ -108,7 +112,7 @@ class Database:
         """Run a query of one statement. Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind."""
 
         async def run(until: float) -> T:
-            async with connect(self.reader, until) as connection:
+            async with connect(self.reader, until, self.file) as connection:
                 return await query(AsyncSession(connection), *args, **kwargs)
 
         return await self.retry(run)
@@ -224,12 +228,16 @@ async def is_pooled(driver: psycopg.AsyncConnection[Any]) -> bool:
 
 
 @asynccontextmanager
-async def connect(engine: AsyncEngine, until: float) -> AsyncIterator[AsyncConnection]:
-    """A connection from the pool. Raises DatabaseUnavailable where none is free in time.
+async def connect(
+    engine: AsyncEngine, until: float, file: sqlite_file.SQLiteFile | None = None
+) -> AsyncIterator[AsyncConnection]:
+    """A connection from the pool. Raises DatabaseUnavailable where none is free in time, or the file is another one.
 
     At the time `until` of the event loop's clock it is cut off from a PostgreSQL server that has not answered: every
     caller was told by then that the outcome is unknown, and what hangs must not hold up those who come next.
     """
+    if file is not None:
+        file.check()
     try:
         connection = await engine.connect()
     except sqlalchemy.exc.TimeoutError as error:
@@ -271,6 +279,7 @@ def create_migration_engine(url: str) -> Engine:
     )
     prepare_engine(engine, begin_immediate if is_sqlite else None)
     if is_sqlite:
+        event.listen(engine, "do_connect", sqlite_file.open_private)
         event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=OFF"))
     return engine
 
@@ -287,10 +296,12 @@ def reading(url: str) -> Iterator[Connection]:
         connect_args={} if is_sqlite else {"connect_timeout": 3},
     )
     if is_sqlite:
+        event.listen(engine, "do_connect", sqlite_file.open_existing)
         event.listen(engine, "connect", only_read)
         # Not the writer's turn: from its first read on, a deferred transaction sees one state.
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     else:
+        event.listen(engine, "connect", require_utf8)
         engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     with engine.connect() as connection:
         yield connection
@@ -307,7 +318,8 @@ def driver_url(url: str, *, is_async: bool) -> URL:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return parsed.set(drivername="sqlite+aiosqlite" if is_async else "sqlite")
-    parsed = parsed.set(drivername="postgresql+psycopg")
+    # Otherwise it is the database's own, and psycopg reads SQL_ASCII as bytes.
+    parsed = parsed.set(drivername="postgresql+psycopg").update_query_dict({"client_encoding": "utf8"})
     if "target_session_attrs" in parsed.query:
         return parsed
     # After a failover a standby's address must not be taken for the primary's.
@@ -362,7 +374,10 @@ def postgresql_arguments(url: URL, limits: dict[str, int]) -> dict[str, Any]:
 
 def prepare_engine(engine: Engine, begin: Callable[[Connection], None] | None) -> None:
     """Make every transaction whole, and its COMMIT one whose outcome is known; without `begin`, the driver begins."""
-    event.listen(engine, "connect", prepare_sqlite if engine.dialect.name == "sqlite" else watch_notices)
+    is_sqlite = engine.dialect.name == "sqlite"
+    event.listen(engine, "connect", prepare_sqlite if is_sqlite else watch_notices)
+    if not is_sqlite:
+        event.listen(engine, "connect", require_utf8)
     # Before BEGIN, which may be what finds that the connection broke.
     event.listen(engine, "begin", partial(remember_committing, False))
     if begin is not None:
@@ -411,6 +426,22 @@ def watch_notices(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
             record.info[UNCONFIRMED] = True
 
     dbapi_connection.add_notice_handler(note)
+
+
+class EncodingRefused(psycopg.OperationalError):
+    """The database cannot hold every name that users may have."""
+
+
+def require_utf8(_: Any, record: ConnectionPoolEntry) -> None:
+    """Raise EncodingRefused unless PostgreSQL keeps text as UTF-8."""
+    connection: Any = record.driver_connection
+    encoding = connection.info.parameter_status("server_encoding")
+    # None where the server is not PostgreSQL itself.
+    if encoding not in (None, "UTF8"):
+        raise EncodingRefused(
+            f"the database's encoding is {encoding}, and Savepoint needs UTF8. Create another database: CREATE "
+            "DATABASE … ENCODING 'UTF8' TEMPLATE template0. To move what is in this one: manage.py save, and load"
+        )
 
 
 def remember_committing(committing: bool, connection: Connection) -> None:

@@ -24,8 +24,8 @@ import crud
 from database import Database
 from models import Registration
 from problems import cause_of, describe, field_errors
-from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, Refusal, SchemaBehind
-from schema import Schema, get_revision
+from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, Refusal, SchemaBehind, SchemaDiffers
+from schema import Schema, get_revision, has_columns
 from settings import Settings
 
 CHUNK = 20_000
@@ -330,7 +330,7 @@ class Import:
     async def run(self, settings: Settings, on_error: OnError) -> None:
         """Import everything that is not refused, chunk by chunk, or with "rollback" all or nothing.
 
-        Raises SchemaBehind and what Database.write does. What was committed until then stays.
+        Raises SchemaBehind, SchemaDiffers and what Database.write does. What was committed until then stays.
         """
         database = Database(settings)
         if database.is_sqlite:
@@ -338,6 +338,8 @@ class Import:
         try:
             if Schema().compare(await database.read(get_revision)).status == "behind":
                 raise SchemaBehind
+            if not await database.read(has_columns):
+                raise SchemaDiffers
             if on_error == "rollback":
                 await database.write(self.write_all, settings.default_currency)
             else:
@@ -389,7 +391,7 @@ class Import:
 
 def explain_stop(stop: Interruption) -> str:
     """Why the database stopped an import."""
-    if isinstance(stop, SchemaBehind):
+    if isinstance(stop, SchemaBehind | SchemaDiffers):
         return stop.detail
     if isinstance(stop, OutcomeUnknown):
         return "The connection broke during a COMMIT."

@@ -5,9 +5,11 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from secrets import compare_digest
 from typing import Annotated, Any, Literal, TypeVar
 
+from alembic.util import CommandError
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -22,7 +24,7 @@ import metrics
 import problems
 from batching import Batcher
 from currencies import list_currencies
-from database import Database
+from database import Database, EncodingRefused
 from direct_route import DirectAPI
 from ledger import OPERATOR, Order, Posted, Posting
 from middleware import CatchUnexpected, LimitBody
@@ -86,6 +88,7 @@ from refusals import (
     ReversalNotReversible,
     SameAccount,
     SchemaBehind,
+    SchemaDiffers,
     ShuttingDown,
     TokenNotFound,
     TransferNotFound,
@@ -95,8 +98,9 @@ from refusals import (
     UserNotFound,
     UserOnly,
 )
-from schema import Schema, SchemaState, get_revision, upgrade_to_head
-from settings import Settings
+from schema import Schema, SchemaState, get_revision, has_columns, upgrade_to_head
+from settings import SettingsError, settings_from_environment
+from starting import StartRefused
 from tokens import hash_secret, operator_token_hash
 
 logger = logging.getLogger("savepoint")
@@ -135,6 +139,7 @@ STATUSES: dict[type[Refusal], int] = {
     OutcomeUnknown: 503,
     Overloaded: 503,
     SchemaBehind: 503,
+    SchemaDiffers: 503,
     ShuttingDown: 503,
 }
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
@@ -163,10 +168,21 @@ def problem_of(refusal: Refusal, *item: str | int) -> Problem:
 async def handle_refusal(request: Request, error: Exception) -> Response:
     """Answer a refusal."""
     assert isinstance(error, Refusal)
-    problem = problem_of(error)
+    differs = isinstance(error, SchemaBehind) and await is_migrated(request)
+    problem = problem_of(SchemaDiffers() if differs else error)
     if problem.status == 503:
         logger.warning("%s %s: %s%s", request.method, request.url.path, problem.title, problems.cause_of(error))
     return problems.respond(problem, HEADERS.get(problem.status))
+
+
+async def is_migrated(request: Request) -> bool:
+    """Whether the database says that it is migrated to what this code needs, or further."""
+    try:
+        revision = await operations_of(request).read(get_revision)
+    except Interruption:
+        return False
+    schema: Schema = request.app.state.schema
+    return schema.compare(revision).status != "behind"
 
 
 def documented(
@@ -188,7 +204,7 @@ def documented(
     return responses
 
 
-ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, ShuttingDown, Conflict)
+ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, SchemaDiffers, ShuttingDown, Conflict)
 USER_ONLY = (Unauthenticated, UserOnly, UserNotActive)
 OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled, UserNotActive)
 USER_OR_OPERATOR = (Unauthenticated, UserNotActive)
@@ -207,15 +223,20 @@ TRANSFER = (
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Connect, bring the SQLite default to head, and at the end finish what was accepted."""
+    """Connect, bring the SQLite default to head, and at the end finish what was accepted. Raises StartRefused."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
-    settings = Settings()
-    operations = Operations(Database(settings), settings)
-    app.state.operator_token_hash = operator_token_hash(settings)
-    app.state.operations = operations
-    app.state.currencies = list_currencies(settings.custom_currencies)
-    app.state.schema = Schema()
-    await check_schema(app.state.schema, operations)
+    try:
+        settings = settings_from_environment()
+        operations = Operations(Database(settings), settings)
+        app.state.operator_token_hash = operator_token_hash(settings)
+        app.state.operations = operations
+        app.state.currencies = list_currencies(settings.custom_currencies)
+        app.state.schema = Schema()
+        await check_schema(app.state.schema, operations)
+    except (SettingsError, CommandError, OSError) as error:
+        raise StartRefused(str(error)) from None
+    if app.state.operator_token_hash is None:
+        logger.warning("OPERATOR_TOKEN is not set: the operator's calls are refused.")
     # What is loaded by now stays: the garbage collector need not look through it again while callers wait. Nor need it
     # look for cycles every 700 objects, since few requests leave any: that took a tenth of the CPU time.
     gc.freeze()
@@ -226,19 +247,27 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def check_schema(schema: Schema, operations: Operations) -> None:
-    """Migrate SQLite to head; on a server database only say what is to be done."""
+    """Migrate SQLite to head; on a server database only say what is to be done. Raises StartRefused, CommandError."""
+    file = operations.database.file
+    if file is not None and not file.path.exists():
+        await upgrade_to_head()
     try:
         state = schema.compare(await operations.read(get_revision))
-        if state.status == "behind" and operations.database.is_sqlite:
-            await upgrade_to_head()
-            return
     except Interruption as error:
+        cause = error.__cause__
+        if isinstance(cause, EncodingRefused):
+            raise StartRefused(str(cause)) from None
+        if file is not None and isinstance(error, DatabaseUnavailable):
+            # Nothing helps a file but that somebody puts it right.
+            raise StartRefused(f"The database {file.path} cannot be used{problems.cause_of(error)}.") from None
         logger.error("The database cannot be reached%s; /readyz tells when it can.", problems.cause_of(error))
         return
-    if state.status == "behind":
+    if state.status == "behind" and file is not None:
+        await upgrade_to_head()
+    elif state.status == "behind":
         needs = f"The schema is at {state.revision} and this code needs {state.head}."
         logger.error("%s Run: alembic upgrade head", needs)
-    if state.status == "ahead":
+    elif state.status == "ahead":
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
 
 
@@ -938,15 +967,17 @@ async def healthz() -> Alive:
         503: {
             **problems.document([problem_of(DatabaseUnavailable())])[503],
             "model": SchemaState,
-            "description": "The schema is behind, or the database out of reach",
+            "description": "The schema is behind, or differs from its revision, or the database is out of reach",
         }
     },
 )
 async def readyz(request: Request, response: Response) -> SchemaState:
-    """503 while the database is out of reach or its schema is behind this code."""
+    """503 while the database is out of reach, or its schema behind this code or without a table or column of it."""
     schema: Schema = request.app.state.schema
     state = schema.compare(await operations_of(request).read(get_revision))
-    if state.status == "behind":
+    if state.status != "behind" and not await operations_of(request).read(has_columns):
+        state = replace(state, status="differs")
+    if state.status in ("behind", "differs"):
         response.status_code = 503
     return state
 

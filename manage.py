@@ -15,7 +15,6 @@ from typing import Annotated, NoReturn
 import sqlalchemy.exc
 import typer
 from alembic.util import CommandError
-from pydantic import ValidationError
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.filesize import decimal
@@ -47,7 +46,7 @@ from migrations.repair import RepairRefused, accept, plan_repair, restamp
 from migrations.revisions import read_history, versions_folder
 from refusals import Interruption
 from schema import ALEMBIC_INI
-from settings import Settings, first_error
+from settings import Settings, SettingsError, settings_from_environment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -126,9 +125,9 @@ def graph(
 def applied_if_reachable() -> Applied | None:
     """What the database says was applied to it; None, and why, where it says nothing."""
     try:
-        return read_applied(Settings().database_url)
-    except ValidationError as error:
-        reason = first_error(error)
+        return read_applied(settings_from_environment().database_url)
+    except SettingsError as error:
+        reason = str(error)
     except (LookupError, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
     messages.print(
@@ -509,14 +508,16 @@ def steps() -> Iterator[saves.Progress]:
         fail(str(refusal), 1)
     except (saves.SaveError, CommandError) as error:
         fail(str(error))
+    except sqlalchemy.exc.DBAPIError as error:
+        fail(str(error.orig).splitlines()[0])
 
 
 def read_settings() -> Settings:
     """The settings; ends the command where they cannot work."""
     try:
-        return Settings()
-    except ValidationError as error:
-        fail(first_error(error))
+        return settings_from_environment()
+    except SettingsError as error:
+        fail(str(error))
 
 
 def existing_database() -> str:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import metrics
 import problems
+from starting import in_words
 
 logger = logging.getLogger("savepoint")
 
@@ -24,7 +25,7 @@ class CountRequests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, in_words(send))
             return
         began = time.perf_counter()
         status = 500

@@ -145,5 +145,9 @@ class SchemaBehind(Interruption):
     """The database has not been migrated to what this server needs. The operator runs: alembic upgrade head."""
 
 
+class SchemaDiffers(Interruption):
+    """A table or column is missing, though the database is migrated. The operator runs: python manage.py doctor."""
+
+
 class OutcomeUnknown(Interruption):
     """The change may have been stored, or not. Send it again if it had an Idempotency-Key; otherwise look first."""

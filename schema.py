@@ -8,15 +8,15 @@ from typing import Literal
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import String, column, table
-from sqlmodel import select
+from sqlalchemy import String, column, false, table
+from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from refusals import SchemaBehind
 
 ALEMBIC_INI = Path(__file__).with_name("alembic.ini")
 
-Readiness = Literal["ready", "behind", "ahead"]
+Readiness = Literal["ready", "behind", "ahead", "differs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,16 @@ async def get_revision(session: AsyncSession) -> str | None:
     except SchemaBehind:
         return None
     return ", ".join(revisions) or None
+
+
+async def has_columns(session: AsyncSession) -> bool:
+    """Whether every table and column of models.py is there; somebody may have renamed or dropped one by hand."""
+    reads = (select(*each.columns).where(false()).exists() for each in SQLModel.metadata.sorted_tables)
+    try:
+        await session.exec(select(*reads))
+    except SchemaBehind:
+        return False
+    return True
 
 
 async def upgrade_to_head() -> None:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from psycopg.pq import Conninfo
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -15,6 +15,11 @@ from currencies import ISO_4217, parse_custom_currencies
 
 def check_database_url(url: str) -> str:
     """Refuse what Savepoint cannot run on, in words that say what it can."""
+    if not url:
+        raise ValueError(
+            "not set; in production it must name the database: postgresql://user:password@host/name, or a file by its "
+            "full path: sqlite:////var/lib/savepoint/savepoint.db"
+        )
     # Hosting providers still hand out the scheme that SQLAlchemy dropped.
     url = url.replace("postgres://", "postgresql://", 1)
     try:
@@ -29,6 +34,8 @@ def check_database_url(url: str) -> str:
         raise ValueError(f"{backend} is not supported; use sqlite:///./file.db or postgresql://user:password@host/name")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ValueError("an in-memory SQLite database is lost between connections; name a file: sqlite:///./file.db")
+    if backend == "sqlite" and (parsed.host or parsed.query):
+        raise ValueError("a SQLite URL has three slashes, the file, and no options: sqlite:///./file.db")
     if backend == "postgresql":
         check_url_parameters(parsed.query)
     return url
@@ -44,6 +51,16 @@ def check_url_parameters(parameters: Iterable[str]) -> None:
         )
 
 
+def check_operator_token(token: SecretStr) -> SecretStr:
+    """Refuse a token that can be guessed."""
+    if len(token) < MINIMUM_TOKEN_LENGTH:
+        raise ValueError(
+            f"must have at least {MINIMUM_TOKEN_LENGTH} characters, so that nobody can guess it; make one: "
+            "openssl rand -base64 32"
+        )
+    return token
+
+
 def check_custom_currencies(text: str) -> str:
     """Refuse a list of currencies that cannot be read."""
     parse_custom_currencies(text)
@@ -52,12 +69,18 @@ def check_custom_currencies(text: str) -> str:
 
 def check_default_currency(code: str, info: ValidationInfo) -> str:
     """Refuse a currency that no account could be opened in."""
-    if code not in ISO_4217 | parse_custom_currencies(info.data.get("custom_currencies", "")):
+    if "custom_currencies" not in info.data:
+        return code  # That list is what is wrong, and is reported.
+    if code not in ISO_4217 | parse_custom_currencies(info.data["custom_currencies"]):
         raise ValueError(f"{code!r} is not a currency; use a code of ISO 4217, or list it in CUSTOM_CURRENCIES")
     return code
 
 
+MINIMUM_TOKEN_LENGTH = 16
+
 DatabaseUrl = Annotated[str, AfterValidator(check_database_url)]
+# At least a millisecond, since PostgreSQL takes 0 for no limit, and at most a day.
+Seconds = Annotated[float, Field(ge=0.001, le=86_400, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -67,7 +90,7 @@ class Settings(BaseSettings):
 
     database_url: DatabaseUrl = Field(
         default="sqlite:///./savepoint.db",
-        description="Where the data lives: sqlite:///… or postgresql://…",
+        description="Where the data lives: sqlite:///… or postgresql://…; must be set in production",
     )
     prod_database_url: DatabaseUrl | None = Field(
         default=None,
@@ -75,12 +98,11 @@ class Settings(BaseSettings):
     )
     environment: Literal["development", "production"] = Field(
         default="development",
-        description="In development an operator token is made and printed at start-up",
+        description="development or production; in development an operator token is made and printed at start-up",
     )
-    operator_token: SecretStr | None = Field(
+    operator_token: Annotated[SecretStr, AfterValidator(check_operator_token)] | None = Field(
         default=None,
-        min_length=16,
-        description="The operator's bearer token; unset in production, operator calls are refused",
+        description="The operator's bearer token, at least 16 characters; unset in production, its calls are refused",
     )
     custom_currencies: Annotated[str, AfterValidator(check_custom_currencies)] = Field(
         default="", description="Your own currencies besides ISO 4217's, with their decimals: POINTS,CREDITS:2"
@@ -93,11 +115,9 @@ class Settings(BaseSettings):
         default=1000, ge=1, description="Calls of one kind that may wait, per worker; more are 503"
     )
     batch_limit: int = Field(default=256, ge=1, description="Calls that share one transaction, at most")
-    request_timeout: float = Field(default=30, gt=0, description="Seconds after which a caller is answered 503")
-    statement_timeout: float = Field(default=10, gt=0, description="Seconds that a PostgreSQL statement may run")
-    lock_timeout: float = Field(
-        default=5, gt=0, description="Seconds to wait for a lock (SQLite: for the writer's turn)"
-    )
+    request_timeout: Seconds = Field(default=30, description="Seconds after which a caller is answered 503")
+    statement_timeout: Seconds = Field(default=10, description="Seconds that a PostgreSQL statement may run")
+    lock_timeout: Seconds = Field(default=5, description="Seconds to wait for a lock (SQLite: for the writer's turn)")
     prepared_statements: bool = Field(
         default=True, description="Let PostgreSQL prepare statements; through a connection pooler it never does"
     )
@@ -105,15 +125,54 @@ class Settings(BaseSettings):
     save_before_migrations: bool = Field(
         default=True, description="Save a copy before a migration that drops something or rebuilds a table on SQLite"
     )
-    migration_lock_timeout: float = Field(
-        default=2, gt=0, description="Seconds a migration on PostgreSQL waits for a lock before it lets others pass"
+    migration_lock_timeout: Seconds = Field(
+        default=2, description="Seconds a migration on PostgreSQL waits for a lock before it lets others pass"
     )
-    migration_timeout: float = Field(
-        default=60, gt=0, description="Seconds a migration tries to get its locks, or waits for another migration"
+    migration_timeout: Seconds = Field(
+        default=60, description="Seconds a migration tries to get its locks, or waits for another migration"
     )
 
 
-def first_error(error: ValidationError) -> str:
-    """What is wrong with the settings, in one line that names the variable."""
-    first = error.errors()[0]
-    return f"{str(first['loc'][0]).upper()}: {first['msg'].removeprefix('Value error, ')}"
+class NamedDatabase(Settings):
+    """The settings of a process that uses DATABASE_URL: in production there is no default for it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def require_database_url(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Have check_database_url report it with all else that is wrong."""
+        return {"database_url": "", **values} if values.get("environment") == "production" else values
+
+
+class SettingsError(Exception):
+    """Settings that are wrong or missing, each in a line that begins with its variable."""
+
+
+def settings_from_environment(kind: type[Settings] = NamedDatabase) -> Settings:
+    """The settings from the environment. Raises SettingsError."""
+    try:
+        return kind()
+    except ValidationError as error:
+        raise SettingsError("\n".join(map(in_words, error.errors()))) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The file .env cannot be read: {error}") from None
+
+
+def in_words(error: Any) -> str:
+    """What is wrong with a setting, for people who know neither Python nor pydantic."""
+    words = WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return f"{str(error['loc'][0]).upper()}: {words.format(**error.get('ctx', {}))}"
+
+
+WORDS = {
+    "bool_parsing": "must be true or false",
+    "finite_number": "must be a number of seconds, such as 2.5",
+    "float_parsing": "must be a number of seconds, such as 2.5",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be {ge:g} or more",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller number",
+    "less_than_equal": "must be {le:g} or less",
+    "literal_error": "must be {expected}",
+}
+"""Pydantic's errors in our words."""

@@ -5,7 +5,7 @@ import os
 import secrets
 from pathlib import Path
 
-from settings import Settings
+from settings import Settings, SettingsError
 
 DEVELOPMENT_OPERATOR_TOKEN = Path(".operator-token")
 
@@ -21,12 +21,16 @@ def hash_secret(secret: str) -> str:
 
 
 def operator_token_hash(settings: Settings) -> str | None:
-    """The hash of the operator's token; None where operator calls are refused."""
+    """The hash of the operator's token; None where operator calls are refused. Raises SettingsError."""
     if settings.operator_token is not None:
         return hash_secret(settings.operator_token.get_secret_value())
     if settings.environment == "production":
         return None
-    token = development_operator_token(DEVELOPMENT_OPERATOR_TOKEN)
+    try:
+        token = development_operator_token(DEVELOPMENT_OPERATOR_TOKEN)
+    except OSError as error:
+        where = DEVELOPMENT_OPERATOR_TOKEN.absolute()
+        raise SettingsError(f"OPERATOR_TOKEN: not set, and {where} cannot be used: {error.strerror}. Set it") from None
     print(f"Development operator token: {token}", flush=True)
     return hash_secret(token)
 

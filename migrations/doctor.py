@@ -13,6 +13,7 @@ from migrations.comparison import edited_revisions, pending_revisions
 from migrations.diagnosis import KINDS, Case, Diagnosis, Next, shell, told
 from migrations.lost_files import Git
 from migrations.revisions import path_text, read_history
+from migrations.saves_sqlite import is_sqlite
 from migrations.schema_faults import LEFT_OVER, SchemaAtHand, schema_faults
 from migrations.unknown_revisions import unknown_revision
 from schema import ALEMBIC_INI
@@ -31,7 +32,7 @@ def diagnose(url: str, versions_folder: Path, root: Path) -> list[Diagnosis]:
             case = Case(history, applied, root)
             found = [*chain_faults(case), *database_faults(case, connection, config_for(versions_folder))]
     except (LookupError, sa.exc.SQLAlchemyError) as error:
-        found = [*chain_faults(Case(history, Applied([], []), root)), unreadable_database(error)]
+        found = [*chain_faults(Case(history, Applied([], []), root)), unreadable_database(error, url)]
     return sorted(found, key=lambda diagnosis: list(KINDS).index(diagnosis.kind))
 
 
@@ -42,10 +43,19 @@ def config_for(versions_folder: Path) -> Config:
     return config
 
 
-def unreadable_database(error: Exception) -> Diagnosis:
+def unreadable_database(error: Exception, url: str) -> Diagnosis:
     """Why the database could not be asked."""
     words = str(getattr(error, "orig", None) or error).splitlines()[0]
-    step = Next("alembic upgrade head", "DATABASE_URL says which database is meant. If it is not there yet, make it:")
+    if isinstance(error, LookupError):
+        step = Next("alembic upgrade head", "DATABASE_URL says which database is meant. To create it:")
+    elif is_sqlite(url):
+        damaged = "If the file is damaged, stop the service, move it away with its -wal and -shm, and load a save:"
+        step = Next("python manage.py saves", f"DATABASE_URL says which database is meant. {damaged}")
+    else:
+        step = Next(
+            "python manage.py doctor",
+            "Start the database's server, or correct DATABASE_URL (host, port, name, user, password). Then look again:",
+        )
     return Diagnosis("database-unreadable", "The database cannot be read.", [words], [step])
 
 

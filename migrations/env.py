@@ -9,8 +9,7 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import AutoString, SQLModel, UTCDateTime
 
 import models  # noqa: F401 (its tables are what the database is compared with)
@@ -18,9 +17,10 @@ from database import create_migration_engine, driver_url
 from migrations.applied import RECORD
 from migrations.migrating import Run, only_migrator, refuse_unknown
 from migrations.revisions import read_history, refuse_broken_history, versions_folder
-from settings import Settings, first_error
+from settings import NamedDatabase, Settings, SettingsError, settings_from_environment
 
 config = context.config
+url_setting = config.get_main_option("url_setting", "database_url")
 
 # Only for the `alembic` command: the service has set up its own logging.
 if config.cmd_opts is not None and config.config_file_name is not None:
@@ -28,20 +28,19 @@ if config.cmd_opts is not None and config.config_file_name is not None:
 
 
 def read_settings() -> Settings:
-    """The settings. Raises CommandError."""
+    """The settings; where the ini file names another URL, DATABASE_URL may be missing. Raises CommandError."""
     try:
-        return Settings()
-    except ValidationError as error:
-        raise CommandError(first_error(error)) from None
+        return settings_from_environment(NamedDatabase if url_setting == "database_url" else Settings)
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
 
 
 def database_url(settings: Settings) -> str:
     """The URL in the setting that the ini file names."""
-    setting = config.get_main_option("url_setting", "database_url")
-    url: str | None = getattr(settings, setting)
+    url: str | None = getattr(settings, url_setting)
     if url is None:
         raise CommandError(
-            f"{setting.upper()} is not set: {config.config_file_name} migrates only the database that it names."
+            f"{url_setting.upper()} is not set: {config.config_file_name} migrates only the database that it names."
         )
     return url
 
@@ -103,8 +102,9 @@ def run_online(url: str, run: Run) -> None:
     engine = create_migration_engine(url)
     try:
         connection = engine.connect()
-    except OperationalError as error:
-        raise CommandError(f"The database cannot be reached: {str(error.orig).splitlines()[0]}") from None
+    except DBAPIError as error:
+        words = f"The database {engine.url.database} cannot be used: {str(error.orig).splitlines()[0]}"
+        raise CommandError(words) from None
     with connection:
         migration = configure(connection=connection, on_version_apply=run.record)
         if "destination_rev" not in migration.opts:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import make_url
 
+import sqlite_file
 from database import switch_to_wal
 from migrations.save_files import (
     NO_TABLES,
@@ -39,9 +40,9 @@ def sqlite_path(url: str) -> Path:
     return Path(str(make_url(url).database))
 
 
-def open_sqlite(path: Path, timeout: float, mode: str = "rw") -> sqlite3.Connection:
-    """A connection without transactions of the driver's own; it makes no file unless `mode` is "rwc"."""
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=timeout)
+def open_sqlite(path: Path, timeout: float) -> sqlite3.Connection:
+    """A connection without transactions of the driver's own; it makes no file."""
+    return sqlite3.connect(sqlite_file.uri(path), uri=True, isolation_level=None, timeout=timeout)
 
 
 def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float) -> Contents:
@@ -84,7 +85,8 @@ def load_sqlite(
             with sound(chosen.copy_in(folder)):
                 check_integrity(source, chosen.copy_in(folder))
                 check_contents(chosen, contents_of_sqlite(source, chosen.created_at))
-            with sound(path), closing(open_sqlite(path, 0, "rwc")) as live:
+            sqlite_file.make_private(path)
+            with sound(path), closing(open_sqlite(path, 0)) as live:
                 # The mode in which readers see what was there before until the transaction commits.
                 switch_to_wal(live.cursor())
                 fit_pages(source, live)

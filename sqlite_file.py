@@ -1,0 +1,86 @@
+"""The file of a SQLite database: only a migration or a load makes it, for its owner alone, and a server keeps to it."""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from refusals import DatabaseUnavailable
+
+
+def uri(path: str | Path) -> str:
+    """The name of a file as SQLite opens it: one that exists, and no new one."""
+    return f"{Path(path).absolute().as_uri()}?mode=rw"
+
+
+def make_private(path: str | Path) -> None:
+    """Create the file, readable by its owner alone, where there is none; SQLite gives -wal and -shm the same mode.
+
+    Raises sqlite3.OperationalError where it cannot be created, or where a database was here and its -wal still is.
+    """
+    # The target of a symbolic link. A file that exists is not opened: closing it would release SQLite's locks on it.
+    file = os.path.realpath(path)
+    log = f"{file}-wal"
+    try:
+        # Before the look at the file: another process may be making both.
+        has_log = os.path.exists(log) and os.path.getsize(log) > 0
+        if os.path.exists(file):
+            return
+        if has_log:
+            raise sqlite3.OperationalError(
+                f"{file} is missing, but {log} is there, with changes of a database that was moved away. A new file "
+                "would destroy them: move the database back, or the -wal to where it is now"
+            )
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise sqlite3.OperationalError(f"{file} cannot be created: {error.strerror}") from error
+
+
+def open_private(dialect: object, record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Create the file before SQLite opens it; for SQLAlchemy's event "do_connect"."""
+    if arguments[0] != ":memory:":
+        make_private(arguments[0])
+
+
+def open_existing(dialect: object, record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Have SQLite open the file only where there is one; for SQLAlchemy's event "do_connect"."""
+    arguments[0] = uri(arguments[0])
+    options["uri"] = True
+
+
+class FileGone(Exception):
+    """The path names another file than at start-up, or none."""
+
+
+class SQLiteFile:
+    """The file that a path names at first; where it names another one later, nothing is read or written any more.
+
+    SQLite would go on with the old file, and new connections with the new one and the old one's -wal.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).absolute()
+        self.identity: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        """Raise DatabaseUnavailable unless the path names the same file as the first time."""
+        try:
+            found = os.stat(self.path)
+        except OSError as error:
+            words = f"{self.path}: {error.strerror}; move the database back to its place"
+            raise DatabaseUnavailable from FileGone(words)
+        identity = (found.st_dev, found.st_ino)
+        if self.identity is None:
+            self.identity = identity
+        elif self.identity != identity:
+            raise DatabaseUnavailable from FileGone(
+                f"{self.path} is not the file that it was at start-up; move that back. To use this one, stop the "
+                f"service, move {self.path.name}-wal and -shm away, which belong to the old file, and start it again"
+            )
+
+    def open(self, dialect: object, record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+        """Have SQLite open this file and no other; for SQLAlchemy's event "do_connect"."""
+        self.check()
+        open_existing(dialect, record, arguments, options)
