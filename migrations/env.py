@@ -18,7 +18,9 @@ from database import create_migration_engine, driver_url
 from migrations.applied import RECORD
 from migrations.migrating import Run, only_migrator, refuse_unknown
 from migrations.revisions import read_history, refuse_broken_history, versions_folder
+from schema import database_url
 from settings import Settings, first_error
+from terminal import printable
 
 config = context.config
 
@@ -33,17 +35,6 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise CommandError(first_error(error)) from None
-
-
-def database_url(settings: Settings) -> str:
-    """The URL in the setting that the ini file names."""
-    setting = config.get_main_option("url_setting", "database_url")
-    url: str | None = getattr(settings, setting)
-    if url is None:
-        raise CommandError(
-            f"{setting.upper()} is not set: {config.config_file_name} migrates only the database that it names."
-        )
-    return url
 
 
 def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
@@ -124,7 +115,7 @@ def main() -> None:
     settings = read_settings()
     history = read_history(versions_folder(config))
     refuse_broken_history(history)
-    run = Run(database_url(settings), history, settings, context.get_x_argument(as_dictionary=True))
+    run = Run(database_url(settings, config), history, settings, context.get_x_argument(as_dictionary=True))
     (run_offline if context.is_offline_mode() else run_online)(run.url, run)
 
 
@@ -133,4 +124,4 @@ try:
 except CommandError as error:
     if config.cmd_opts is None:
         raise
-    sys.exit(f"FAILED: {error}")
+    sys.exit(f"FAILED: {printable(str(error))}")
