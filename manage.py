@@ -369,11 +369,19 @@ def load_save(
         messages.print_line(f"The save is older than this code. What comes next: {as_typed('alembic upgrade head')}")
 
 
+INCOMPLETE = {
+    "being written": "is being written by a save or load.",
+    "left over": "was left by a save or load that was killed. The next one removes it.",
+    "without description": "has no description beside it, so it cannot be loaded: its save was killed. Remove it.",
+}
+"""What to say of a copy that is no save."""
+
+
 @app.command("saves")
 def list_saves(
     as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
 ) -> None:
-    """List the saves in SAVES_DIR, newest first.
+    """List the saves in SAVES_DIR, newest first, and name the copies there that are none.
 
     Example: `python manage.py saves --json`
 
@@ -381,6 +389,8 @@ def list_saves(
     """
     folder = read_settings().saves_dir
     found = saves.list_saves(folder)
+    for path, size, moment, state in saves.list_incomplete(folder):
+        messages.print_line(f"{path} ({decimal(size)}, {moment:%F %T} UTC) {INCOMPLETE[state]}", "yellow")
     if as_document:
         output.print_json(data=[save.model_dump(mode="json") for save in found])
     elif found:
@@ -393,63 +403,86 @@ def list_saves(
 def import_users(
     file: Annotated[str, typer.Argument(help="CSV or NDJSON; - is standard input.")],
     on_error: Annotated[
-        importing.OnError, typer.Option(help="Import nothing where a line is refused, or all the others.")
+        importing.OnError, typer.Option(help="Where a line is refused, import nothing, or all the others.")
     ] = "rollback",
     refusals: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where refused lines go: users.refused.csv for users.csv.")
     ] = None,
     tokens: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Issue a token to each user, and add it to this file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Issue a token to each user who never had one, and add it to this file."),
     ] = None,
     as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
 ) -> None:
     """Register users from a file, as many as there are, each as POST /register does.
 
-    CSV begins with a line that names the columns: username, email, and phone_number, where there are any. NDJSON is a
-    JSON object with these fields in each line. Both are UTF-8. Each user gets a profile and an account in
-    DEFAULT_CURRENCY, and a token only with `--tokens`: users without one cannot call the service themselves.
+    CSV begins with a line that names the columns: username, email, and phone_number, where there are any. A cell in
+    quotes may hold commas and line ends (RFC 4180). NDJSON is a JSON object with these fields in each line. Both are
+    UTF-8. Each user gets a profile and an account in DEFAULT_CURRENCY, and a token only with `--tokens`: users without
+    one cannot call the service themselves.
 
     It can be interrupted, even killed, and run again, also from standard input: each user's key in the database is made
-    of its fields, so what was imported before is passed over, and not taken for a name that somebody else has.
+    of its fields, so what was imported before is skipped, and not taken for a name that somebody else has. Run again
+    with `--tokens`, it issues tokens to the users of this file who were imported without.
 
     * `--on-error rollback` is one transaction: all or nothing. On SQLite, others cannot write meanwhile.
     * `--on-error continue` commits 20,000 lines at a time, and keeps what it committed when it is interrupted.
 
-    Refused lines go to a file of their own, with line number, field and refusal. Mend it, and import it as it is. Where
-    there was such a file, it is kept as FILE~. In the file of tokens, the last line of a user counts.
+    Refused lines go to a file of their own, with line number, field and reason. Fix it, and import it as it is. An
+    older file of that name is kept as FILE~. In the file of tokens, the last line of a user counts. Only you can read
+    these files. In both, an apostrophe stands before a value that a spreadsheet would run as a formula (= + - @); an
+    import of refused lines takes it away again.
 
     Example: `python manage.py import users.csv --on-error continue --tokens tokens.csv`
 
-    Exit code 0: all users are there. 1: lines were refused. 2: it could not be done, or not to its end: run it again.
+    Exit code 0: all users are there. 1: lines were refused. 2: it could not be done, or not to its end.
     """
     settings = read_settings()
     existing_database()
     named = refusals_of(file, refusals, tokens)
     again = "Run it again: nobody is imported twice."
-    try:
-        with (
-            open(sys.stdin.fileno() if file == "-" else file, "rb", 0, closefd=file != "-") as source,
-            import_bar(source) as progress,
-        ):
-            summary = importing.import_users(
-                source, settings, on_error=on_error, refusals=named, tokens=tokens, progress=progress
-            )
-    except KeyboardInterrupt:
-        fail(f"Interrupted. {again}")
-    except Interruption as stop:
-        fail(f"{importing.explain_stop(stop)} {again}")
-    except OSError as error:
-        fail(f"{error}. {again}")
-    except importing.ImportRefused as refused:
-        fail(f"Nothing was imported. {refused}")
+    with open_source(file) as source:
+        try:
+            with import_bar(source) as progress:
+                summary = importing.import_users(
+                    source, settings, on_error=on_error, refusals=named, tokens=tokens, progress=progress
+                )
+        except KeyboardInterrupt:
+            fail(f"Interrupted. {again}")
+        except Interruption as stop:
+            fail(f"{importing.explain_stop(stop)} {again}")
+        except OSError as error:
+            fail(f"{os_error_text(error)} Fix that, and run it again: nobody is imported twice.")
+        except importing.ImportRefused as refused:
+            fail(f"Nothing was imported. {refused}")
     if as_document:
         output.print_json(data=asdict(summary))
     else:
-        counts = f"{summary.lines:,} lines: {summary.imported:,} users imported, {summary.imported_before:,} before"
-        output.print(f"{counts}, {summary.refused:,} refused.", highlight=False, soft_wrap=True)
+        counts = f"{plural(summary.lines, 'line')}: {plural(summary.imported, 'user')} imported"
+        issued = f" {plural(summary.tokens, 'token')} issued." if tokens else ""
+        output.print_line(f"{counts}, {summary.imported_before:,} before, {summary.refused:,} refused.{issued}")
     if summary.refused:
-        rolled_back = "Nothing was imported, since lines were refused" if summary.rolled_back else "Lines were refused"
-        fail(f"{rolled_back}. Mend them in {summary.refusals} and import that.", 1)
+        lines = f"{plural(summary.refused, 'line')} {'was' if summary.refused == 1 else 'were'} refused"
+        if summary.rolled_back:
+            fail(
+                f"Nothing was imported, since {lines}; {summary.refusals} says why. Fix that, and import all again.", 1
+            )
+        fail(f"{lines}. Fix what is in {summary.refusals}, and import that file.", 1)
+
+
+def open_source(file: str) -> FileIO:
+    """The file, or standard input; ends the command where it cannot be read."""
+    try:
+        return open(sys.stdin.fileno() if file == "-" else file, "rb", 0, closefd=file != "-")
+    except FileNotFoundError:
+        fail(f"There is no file {file}. Nothing was imported.")
+    except OSError as error:
+        fail(f"{os_error_text(error)} Nothing was imported.")
+
+
+def os_error_text(error: OSError) -> str:
+    """What the operating system says, and of which file."""
+    return f"{error.filename or 'A file'}: {error.strerror or error}."
 
 
 def refusals_of(file: str, refusals: Path | None, tokens: Path | None) -> Callable[[str], Path]:
