@@ -84,7 +84,9 @@ def load_sqlite(
             with sound(chosen.copy_in(folder)):
                 check_integrity(source, chosen.copy_in(folder))
                 check_contents(chosen, contents_of_sqlite(source, chosen.created_at))
-            with sound(path), closing(open_sqlite(path, 0, "rwc")) as live:
+            if not path.exists():
+                path.touch(mode=0o600)
+            with sound(path), closing(open_sqlite(path, 0)) as live:
                 # The mode in which readers see what was there before until the transaction commits.
                 switch_to_wal(live.cursor())
                 fit_pages(source, live)
