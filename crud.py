@@ -277,8 +277,9 @@ async def import_users(
     """Register each user whose name is free, and who was not imported before: True, or False where it was.
 
     The same registration imported again, in this call or years later, finds its key in the database. So an import can
-    be repeated from any point, whatever became of the one before. A token is issued only where `keep_tokens` takes it,
-    before COMMIT: one that was not kept would be lost. Refusals: UsernameTaken, by any other user.
+    be repeated from any point, whatever became of the one before. Only where `keep_tokens` takes them, before COMMIT,
+    since one that was not kept would be lost, tokens are issued: to these users, as far as they are active and have
+    never had one. Refusals: UsernameTaken, by any other user.
     """
     if not registrations:
         return []
@@ -294,13 +295,17 @@ async def import_users(
         returning = ("id", "username", "registration_key_hash")
         inserted = await insert_rows(session, User, rows, created_at=moment, returning=returning)
         await insert_profiles_and_accounts(session, (id for id, _, _ in inserted), currency)
-        if keep_tokens and inserted:
-            secrets = [(id, username, make_token()) for id, username, _ in inserted]
-            tokens = [{"user_id": id, "token_hash": hash_secret(secret)} for id, _, secret in secrets]
-            await insert_rows(session, AccessToken, tokens, created_at=moment)
-            keep_tokens([(username, secret) for _, username, secret in secrets])
         new = {key for _, _, key in inserted}
         before = await find_imported(session, keys) if len(new) < len(keys) else new
+        if keep_tokens:
+            owners = [(id, username) for id, username, _ in inserted]
+            if len(new) < len(before):
+                owners = await find_without_token(session, keys)
+            secrets = [(id, username, make_token()) for id, username in owners]
+            tokens = [{"user_id": id, "token_hash": hash_secret(secret)} for id, _, secret in secrets]
+            if tokens:
+                await insert_rows(session, AccessToken, tokens, created_at=moment)
+                keep_tokens([(username, secret) for _, username, secret in secrets])
     outcomes: list[bool | Refusal] = []
     for key in keys:
         outcomes.append(key in new if key in before else UsernameTaken())
@@ -327,6 +332,20 @@ def imported_statement(dialect: str) -> Any:
     """SELECT for find_imported."""
     key = col(User.registration_key_hash)
     return select(key).where(among(dialect, key, "keys"))
+
+
+async def find_without_token(session: AsyncSession, keys: Sequence[str]) -> list[tuple[int, str]]:
+    """Id and name of the active users with these keys who have never had a token."""
+    rows = await execute(session, without_token_statement(dialect_of(session)), keys=keys)
+    return [(id, username) for id, username in rows]
+
+
+@prepared
+def without_token_statement(dialect: str) -> Any:
+    """SELECT for find_without_token."""
+    has_token = select(AccessToken.id).where(AccessToken.user_id == User.id).exists()
+    is_asked = among(dialect, col(User.registration_key_hash), "keys")
+    return select(User.id, User.username).join(Profile).where(is_asked, Profile.status == "active", ~has_token)
 
 
 # --- users ------------------------------------------------------------------------------------------------------------

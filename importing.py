@@ -4,16 +4,16 @@ import asyncio
 import csv
 import json
 import os
-from codecs import BOM_UTF8
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from io import BufferedReader, BytesIO, FileIO
-from itertools import count, islice
+from io import BufferedReader, BytesIO, FileIO, TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
 from queue import Full, Queue
 from threading import Thread
-from typing import Any, BinaryIO, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -23,22 +23,28 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 import crud
 from database import Database
 from models import Registration
+from private_files import FileRefused, keep_older, open_private
 from problems import cause_of, describe, field_errors
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, Refusal, SchemaBehind, SchemaDiffers
 from schema import Schema, get_revision, has_columns
 from settings import Settings
+from terminal import printable
 
 CHUNK = 20_000
-"""How many lines are in memory, and in one transaction, at a time."""
+"""How many records are in memory, and in one transaction, at a time."""
 
-LINE_LIMIT = 4096
-"""How many bytes of a line are read: no user needs as many, and a file without line ends must not fill the memory."""
+LIMIT = 4096
+"""How many characters of a record are kept, one more than it may have: no user needs as many, and neither a file
+without line ends nor a quote that is never closed may fill the memory."""
 
 FIELDS = tuple(Registration.model_fields)
 REQUIRED = {name for name in FIELDS if Registration.model_fields[name].is_required()}
 
 NOTES = ("line", "field", "refusal")
-"""What a file of refusals says beside each line; an import passes over it, so that a mended file can be imported."""
+"""What a file of refusals says beside each record; an import skips it, so that the fixed file can be imported."""
+
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+"""How a cell begins that a spreadsheet would take for a formula, or that was escaped for that reason."""
 
 OnError = Literal["rollback", "continue"]
 
@@ -51,8 +57,12 @@ class ImportRefused(Exception):
     """Nothing of the file can be imported; the text says why."""
 
 
+class TokensNotKept(Interruption):
+    """The file of tokens could not be written, so none were issued; the cause is an OSError."""
+
+
 class LineRefused(Exception):
-    """This line cannot be imported: which field is at fault, and why."""
+    """This record cannot be imported: which field is wrong, and why."""
 
     def __init__(self, detail: str, field: str = "") -> None:
         super().__init__(detail)
@@ -60,32 +70,66 @@ class LineRefused(Exception):
         self.field = field
 
 
-# --- lines ------------------------------------------------------------------------------------------------------------
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """A CSV record or a line of NDJSON, from its first line to its last; at most the first 2 * LIMIT characters."""
+
+    line: int
+    last: int
+    text: str
 
 
 class Csv:
-    """Lines of comma-separated values (RFC 4180), below one that names the columns."""
+    """Records of comma-separated values (RFC 4180), below one that names the columns."""
 
     suffix = ".csv"
 
-    def __init__(self, header: bytes) -> None:
-        """Raises ImportRefused where the header does not name the fields of a registration."""
+    def __init__(self) -> None:
+        self.columns: list[str] = []
+        self.line = 0
+        self.is_quoted = self.is_open = False
+        self.is_at_start = True
+
+    def ends(self, piece: str) -> bool:
+        """Whether a record ends with this piece of it, which is a line or the part of one: no quote is open then."""
+        if self.is_open or '"' in piece or piece[-1] not in "\r\n":
+            for mark in re.findall(r'[",]|[^",]+', piece):
+                if mark == '"' and (self.is_at_start or self.is_quoted):
+                    # A doubled quote closes and opens again.
+                    self.is_quoted, self.is_open = True, not self.is_open
+                elif mark == "," and not self.is_open:
+                    self.is_quoted, self.is_at_start = False, True
+                    continue
+                self.is_at_start = False
+            if self.is_open or piece[-1] not in "\r\n":
+                return False
+        self.is_quoted, self.is_at_start = False, True
+        return True
+
+    def read_header(self, record: Record) -> None:
+        """Learn the columns. Raises ImportRefused where they are not the fields of a registration."""
+        self.line = record.line
         try:
-            self.columns = split(decode(header))
+            self.columns = split(checked(record))
         except LineRefused as refused:
-            raise ImportRefused(f"Line 1: {refused.detail}") from None
+            raise ImportRefused(f"Line {self.line}: {refused.detail}") from None
         unknown = set(self.columns) - {*FIELDS, *NOTES}
         if unknown or not set(self.columns) >= REQUIRED or len(set(self.columns)) < len(self.columns):
             raise ImportRefused(
-                f"Line 1: the columns are {', '.join(self.columns)[:200]}. Name each of these once, between commas: "
-                f"{', '.join(FIELDS)}. A line of NDJSON begins with {{."
+                f"Line {self.line}: the columns are {printable(', '.join(self.columns)[:200])}. Name each of these "
+                f"once, between commas: {', '.join(FIELDS)}. A line of NDJSON begins with {{."
             )
 
     def parse(self, text: str) -> dict[str, Any]:
-        """The fields of a line; an empty cell of an optional one is none."""
+        """The fields of a record; an empty cell of an optional one is none."""
         cells = split(text)
         if len(cells) != len(self.columns):
-            raise LineRefused(f"There are {len(cells)} columns, and line 1 names {len(self.columns)}.")
+            found = "is 1 column" if len(cells) == 1 else f"are {len(cells)} columns"
+            raise LineRefused(f"There {found}, and line {self.line} names {len(self.columns)}.")
+        if "refusal" in self.columns:
+            cells = list(map(without_escape, cells))
         named = zip(self.columns, cells, strict=True)
         return {name: cell for name, cell in named if name not in NOTES and (cell or name in REQUIRED)}
 
@@ -93,21 +137,27 @@ class Csv:
         """The columns of a file of refusals."""
         csv.writer(file).writerow((*NOTES, *(name for name in self.columns if name not in NOTES)))
 
-    def write_refused(self, file: TextIO, notes: Sequence[Any], text: str) -> None:
-        """A line to mend: its own cells, after why it was refused."""
+    def write_refused(self, file: TextIO, notes: Sequence[Any], text: str, is_whole: bool) -> None:
+        """A record to fix: its own cells, after why it was refused; as one cell, which no user is, what is not CSV."""
         try:
-            cells = split(text)
+            cells = split(text) if is_whole else [text]
         except LineRefused:
-            cells = text.split(",")
+            cells = [text]
         if len(cells) == len(self.columns):
-            cells = [cell for name, cell in zip(self.columns, cells, strict=True) if name not in NOTES]
-        csv.writer(file).writerow((*notes, *cells))
+            named = zip(self.columns, cells, strict=True)
+            is_escaped = "refusal" in self.columns
+            cells = [without_escape(cell) if is_escaped else cell for name, cell in named if name not in NOTES]
+        csv.writer(file).writerow(map(with_escape, map(str, (*notes, *cells))))
 
 
 class Ndjson:
-    """Lines of one JSON object each."""
+    """Lines of one JSON object each, which end with a line feed: a carriage return alone is white space in JSON."""
 
     suffix = ".ndjson"
+
+    def ends(self, piece: str) -> bool:
+        """Whether a line ends with this piece of it."""
+        return piece[-1] == "\n"
 
     def parse(self, text: str) -> dict[str, Any]:
         """The fields of a line."""
@@ -117,60 +167,91 @@ class Ndjson:
             raise LineRefused(f"This is not JSON: {str(error).replace('line 1 column', 'column')}.") from None
         if not isinstance(found, dict):
             raise LineRefused("A JSON object is expected.")
+        # The parser keeps the last of two values of one name, and nobody knows which one was meant.
+        if len(json.loads(text, object_pairs_hook=list)) > len(found):
+            raise LineRefused("A name stands twice in the JSON object. Keep one of them.")
         return {name: value for name, value in found.items() if name not in NOTES}
 
     def begin_refusals(self, file: TextIO) -> None:
         """NDJSON begins with nothing."""
 
-    def write_refused(self, file: TextIO, notes: Sequence[Any], text: str) -> None:
-        """A line to mend: its own fields, after why it was refused; what is no JSON object, as text."""
-        try:
-            fields = self.parse(text)
-        except LineRefused:
-            fields = {"text": text}
+    def write_refused(self, file: TextIO, notes: Sequence[Any], text: str, is_whole: bool) -> None:
+        """A line to fix: its own fields, after why it was refused; as text, which no user is, what is not JSON."""
+        fields: dict[str, Any] = {"text": text}
+        if is_whole:
+            with suppress(LineRefused):
+                fields = self.parse(text)
         file.write(json.dumps(dict(zip(NOTES, notes, strict=True)) | fields) + "\n")
 
 
-def decode(line: bytes) -> str:
-    """The text of a line, without its end."""
-    if len(line) >= LINE_LIMIT:
-        raise LineRefused(f"The line is longer than {LINE_LIMIT - 1:,} bytes.")
-    try:
-        return line.decode().rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        raise LineRefused(
-            f"Byte {error.start + 1} of the line, 0x{byte:02x}, is not UTF-8. Save the file as UTF-8."
-        ) from None
+def checked(record: Record) -> str:
+    """The text of a record that is short enough, and UTF-8."""
+    text = record.text
+    if len(text) >= LIMIT:
+        lines = f" (lines {record.line} to {record.last})" if record.last > record.line else ""
+        why = "Close the quote that is open in it." if lines else "No user needs as many."
+        raise LineRefused(f"The record is longer than {LIMIT - 1:,} characters{lines}. {why}")
+    if not text.isascii():
+        try:
+            encode(text).decode()
+        except UnicodeDecodeError as error:
+            byte = encode(text)[error.start]
+            raise LineRefused(
+                f"Byte {error.start + 1} of the record, 0x{byte:02x}, is not UTF-8. Save the file as UTF-8."
+            ) from None
+    return text
+
+
+def encode(text: str) -> bytes:
+    """The bytes of a text as they were read."""
+    return text.encode(errors="surrogateescape")
 
 
 def split(text: str) -> list[str]:
-    """The cells of one line: no field of a user holds a line break, so no cell may go on in the next line."""
+    """The cells of one record."""
     try:
         return next(csv.reader([text], strict=True), [])
     except csv.Error as error:
         raise LineRefused(f"This is not CSV: {error}. Put quotes in pairs.") from None
 
 
-def read_lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Each line with its number; empty ones are left out, and long ones are cut at LINE_LIMIT."""
-    for number in count(1):
-        line = rest = source.readline(LINE_LIMIT)
-        if not line:
-            return
-        while len(rest) == LINE_LIMIT and not rest.endswith(b"\n"):
-            rest = source.readline(LINE_LIMIT)
-        if number == 1:
-            line = line.removeprefix(BOM_UTF8)
-        if line.strip():
-            yield number, line
+def with_escape(cell: str) -> str:
+    """The cell so that no spreadsheet runs it: a formula has an apostrophe before it."""
+    return f"'{cell}" if FORMULA.match(cell) else cell
+
+
+def without_escape(cell: str) -> str:
+    """The cell before with_escape."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
+
+
+def read_pieces(text: TextIO) -> Iterator[tuple[int, str]]:
+    """Each line with its number, in pieces of LIMIT characters at most; lines end with CR, LF or both."""
+    number, before = 1, ""
+    while piece := text.readline(LIMIT):
+        yield number, piece
+        # A CR and its LF may be in two pieces.
+        number += piece[-1] in "\r\n" and (before, piece) != ("\r", "\n")
+        before = piece[-1]
+
+
+def read_records(pieces: Iterator[tuple[int, str]], form: Csv | Ndjson) -> Iterator[Record]:
+    """Each record that is not blank. Of a longer one than LIMIT the rest is skipped, to its end, wherever that is."""
+    for line, piece in pieces:
+        text, last = piece, line
+        while not form.ends(piece) and (following := next(pieces, None)):
+            last, piece = following  # noqa: PLW2901
+            if len(text) < LIMIT:
+                text += piece
+        if len(text) >= LIMIT or not text.isspace():
+            yield Record(line, last, text)
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Some lines of a file: their registrations, by line number, and those refused already."""
+    """Some records of a file: their registrations, by line number, and those refused already."""
 
-    lines: list[tuple[int, bytes]]
+    records: list[Record]
     position: int
     registrations: dict[int, Registration] = field(default_factory=dict)
     refused: dict[int, LineRefused] = field(default_factory=dict)
@@ -180,38 +261,33 @@ class Source:
     """A file or pipe of users, read a chunk at a time."""
 
     def __init__(self, source: Raw) -> None:
-        """Raises ImportRefused where it is empty or its first line is none of a file of users."""
-        self.buffer = BufferedReader(source, 2**20)
-        self.lines = read_lines(self.buffer)
-        first = next(self.lines, None)
+        """Raises ImportRefused where it is empty or its first line is not that of a file of users."""
+        self.source = source
+        # What is not UTF-8 is read as surrogates, and refused with its record.
+        self.text = TextIOWrapper(BufferedReader(source, 2**20), "utf-8-sig", "surrogateescape", newline="")
+        pieces = read_pieces(self.text)
+        first = next((each for each in pieces if not each[1].isspace()), None)
         if first is None:
             raise ImportRefused("There are no lines.")
-        number, line = first
-        self.format: Csv | Ndjson
-        if line.lstrip().startswith(b"{"):
-            self.format = Ndjson()
-            self.first = [(number, line)]
-        else:
-            self.format = Csv(line)
-            self.first = []
+        self.format: Csv | Ndjson = Ndjson() if first[1].lstrip().startswith("{") else Csv()
+        self.records = read_records(chain([first], pieces), self.format)
+        if isinstance(self.format, Csv):
+            self.format.read_header(next(self.records))
 
     def chunks(self) -> Iterator[Chunk]:
-        """Every line, checked."""
-        position = 0
-        while lines := [*self.first, *islice(self.lines, CHUNK - len(self.first))]:
-            self.first = []
-            position += sum(len(line) for _, line in lines)
-            chunk = Chunk(lines, position)
-            for number, line in lines:
+        """Every record, checked."""
+        while records := list(islice(self.records, CHUNK)):
+            chunk = Chunk(records, self.source.tell() if self.source.seekable() else 0)
+            for record in records:
                 try:
-                    chunk.registrations[number] = self.check(line)
+                    chunk.registrations[record.line] = self.check(record)
                 except LineRefused as refused:
-                    chunk.refused[number] = refused
+                    chunk.refused[record.line] = refused
             yield chunk
 
-    def check(self, line: bytes) -> Registration:
-        """The registration in a line. Raises LineRefused."""
-        fields = self.format.parse(decode(line))
+    def check(self, record: Record) -> Registration:
+        """The registration in a record. Raises LineRefused."""
+        fields = self.format.parse(checked(record))
         try:
             return Registration.model_validate(fields)
         except ValidationError as error:
@@ -252,12 +328,13 @@ async def read_ahead(chunks: Iterator[Chunk]) -> AsyncIterator[Chunk]:
 
 @dataclass(slots=True)
 class Summary:
-    """What became of the lines."""
+    """What became of the records: a line each, unless a quoted cell holds line ends."""
 
     lines: int = 0
     imported: int = 0
     imported_before: int = 0
     refused: int = 0
+    tokens: int = 0
     rolled_back: bool = False
     refusals: str | None = None
 
@@ -267,24 +344,25 @@ Progress = Callable[[int, Summary], None]
 
 
 class Refusals:
-    """The file of lines that were refused, made at the first of them."""
+    """The file of records that were refused, made at the first of them."""
 
     def __init__(self, path: Path, form: Csv | Ndjson) -> None:
-        """What an earlier import left there, perhaps half mended, is kept under a name with a ~ at its end."""
+        """What an earlier import left there, perhaps half fixed, is kept under a name with a ~ at its end."""
         self.path = path
         self.format = form
         self.files = ExitStack()
         self.file: TextIO | None = None
-        if path.exists():
-            path.replace(f"{path}~")
+        keep_older(path)
 
-    def write(self, number: int, line: bytes, refused: LineRefused) -> None:
-        """Add a line, with its number and why it was refused."""
+    def write(self, record: Record, refused: LineRefused) -> None:
+        """Add a record, with its line number and why it was refused; of one that is too long, its beginning."""
         if self.file is None:
-            self.file = self.files.enter_context(open_private(self.path, "w"))
+            self.file = self.files.enter_context(open_private(self.path, "x"))
             self.format.begin_refusals(self.file)
-        text = line.decode(errors="replace").rstrip("\r\n")
-        self.format.write_refused(self.file, (number, refused.field, refused.detail), text)
+        text = encode(record.text).decode(errors="replace").rstrip("\r\n")
+        is_whole = len(record.text) < LIMIT
+        notes = (record.line, refused.field, refused.detail)
+        self.format.write_refused(self.file, notes, text if is_whole else f"{text[:100]}…", is_whole)
 
 
 class Tokens:
@@ -292,20 +370,19 @@ class Tokens:
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
+        self.count = 0
 
     def keep(self, tokens: Sequence[tuple[str, str]]) -> None:
-        """Have the tokens on disk before their hashes are."""
-        if self.file.tell() == 0:
-            csv.writer(self.file).writerow(("username", "access_token"))
-        csv.writer(self.file).writerows(tokens)
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-
-def open_private(path: Path, mode: Literal["a", "w"]) -> TextIO:
-    """A text file that only its owner reads."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "a" else os.O_TRUNC), 0o600)
-    return open(descriptor, mode, encoding="utf-8", newline="")
+        """Have the tokens on disk before their hashes are. Raises TokensNotKept."""
+        try:
+            if self.file.tell() == 0:
+                csv.writer(self.file).writerow(("username", "access_token"))
+            csv.writer(self.file).writerows((with_escape(username), token) for username, token in tokens)
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise TokensNotKept from error
+        self.count += len(tokens)
 
 
 # --- import -----------------------------------------------------------------------------------------------------------
@@ -381,18 +458,20 @@ class Import:
                 self.summary.imported_before += 1
             else:
                 chunk.refused[number] = explain(outcome)
-        for number, line in chunk.lines if chunk.refused else ():
-            if number in chunk.refused:
-                self.refusals.write(number, line, chunk.refused[number])
-        self.summary.lines += len(chunk.lines)
+        for record in chunk.records if chunk.refused else ():
+            if record.line in chunk.refused:
+                self.refusals.write(record, chunk.refused[record.line])
+        self.summary.lines += len(chunk.records)
         self.summary.refused += len(chunk.refused)
         self.progress(chunk.position, self.summary)
 
 
 def explain_stop(stop: Interruption) -> str:
-    """Why the database stopped an import."""
+    """Why an import was stopped."""
     if isinstance(stop, SchemaBehind | SchemaDiffers):
         return stop.detail
+    if isinstance(stop, TokensNotKept):
+        return f"The file of tokens cannot be written{cause_of(stop)}."
     if isinstance(stop, OutcomeUnknown):
         return "The connection broke during a COMMIT."
     return f"The database cannot be reached, or is too busy{cause_of(stop)}."
@@ -402,7 +481,7 @@ def explain(error: Exception) -> LineRefused:
     """Why a registration was refused by what is in the database."""
     if isinstance(error, Refusal):
         return LineRefused(error.detail, error.field or "username")
-    return LineRefused(f"The database failed unforeseen: {describe(error).splitlines()[0]}")
+    return LineRefused(f"Unexpected error of the database: {describe(error).splitlines()[0]}")
 
 
 def prepare_for_many_rows(dbapi_connection: Any, _: Any) -> None:
@@ -430,11 +509,15 @@ def import_users(
     with source, ExitStack() as files:
         users = Source(source)
         kept_in = refusals(users.format.suffix)
-        refused = Refusals(kept_in, users.format)
+        try:
+            issued = Tokens(files.enter_context(open_private(tokens, "a"))) if tokens else None
+            refused = Refusals(kept_in, users.format)
+        except FileRefused as error:
+            raise ImportRefused(str(error)) from None
         files.enter_context(refused.files)
-        keep_tokens = Tokens(files.enter_context(open_private(tokens, "a"))).keep if tokens else None
-        run = Import(users, refused, keep_tokens, progress)
+        run = Import(users, refused, issued.keep if issued else None, progress)
         asyncio.run(run.run(settings, on_error))
+        run.summary.tokens = issued.count if issued and not run.summary.rolled_back else 0
         if run.summary.refused:
             run.summary.refusals = str(kept_in)
     return run.summary

@@ -16,7 +16,6 @@ import sqlalchemy.exc
 import typer
 from alembic.util import CommandError
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -45,19 +44,21 @@ from migrations.rehearsal import rehearse
 from migrations.repair import RepairRefused, accept, plan_repair, restamp
 from migrations.revisions import read_history, versions_folder
 from refusals import Interruption
-from schema import ALEMBIC_INI
-from settings import Settings, SettingsError, settings_from_environment
+from schema import ALEMBIC_INI, as_typed, chosen_settings, url_setting
+from settings import Settings, SettingsError
+from terminal import Terminal, plural, printable, url_text
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
-    help="What an operator does with a Savepoint database. DATABASE_URL says which one.",
+    help="What an operator does with a Savepoint database. DATABASE_URL says which one; with ALEMBIC_CONFIG set, the "
+    "setting that this ini file names, as for `alembic`.",
 )
 # In a file or pipe, a table is as wide as its numbers.
-output = Console(width=None if sys.stdout.isatty() else 160)
-messages = Console(stderr=True)
+output = Terminal(width=None if sys.stdout.isatty() else 160)
+messages = Terminal(stderr=True)
 
 
 @app.callback()
@@ -84,14 +85,15 @@ def audit() -> None:
             task = progress.add_task("Auditing", total=books.count_rows())
             for finding in books.run(lambda rows: progress.advance(task, rows)):
                 faults += 1
-                output.print(f"[red]{finding.subject}[/]: {finding.fault}", highlight=False, soft_wrap=True)
+                text = Text.assemble((printable(finding.subject), "red"), f": {printable(finding.fault)}")
+                output.print(text, soft_wrap=True)
     except (LookupError, sqlalchemy.exc.SQLAlchemyError) as error:
         fail(str(getattr(error, "orig", error)).splitlines()[0])
     output.print(totals_table(books.totals))
     if faults:
-        messages.print(f"[bold red]The books are wrong: {faults:,} faults.[/]")
+        messages.print_line(f"The books are wrong: {plural(faults, 'finding')}.", "bold red")
         raise typer.Exit(1)
-    messages.print("[bold green]The books are right.[/]")
+    messages.print_line("The books are right.", "bold green")
 
 
 @app.command()
@@ -125,18 +127,12 @@ def graph(
 def applied_if_reachable() -> Applied | None:
     """What the database says was applied to it; None, and why, where it says nothing."""
     try:
-        return read_applied(settings_from_environment().database_url)
+        return read_applied(chosen_settings().database_url)
     except SettingsError as error:
         reason = str(error)
-    except (LookupError, sqlalchemy.exc.SQLAlchemyError) as error:
+    except (LookupError, CommandError, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-    messages.print(
-        f"Only the files are shown, since the database cannot be read: {reason}",
-        style="yellow",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    messages.print_line(f"Only the files are shown, since the database cannot be read: {reason}", "yellow")
     return None
 
 
@@ -163,17 +159,17 @@ def check(
     else:
         print_findings(findings)
     if findings:
-        messages.print(f"[bold red]Not as it should be: {len(findings):,} found.[/]")
+        messages.print_line(f"Not as it should be: {plural(len(findings), 'finding')}.", "bold red")
         raise typer.Exit(1)
-    messages.print("[bold green]The schema is as it should be.[/]")
+    messages.print_line("The schema is as it should be.", "bold green")
 
 
 def print_findings(findings: list[Finding]) -> None:
     """Each finding in a line, and what to do once for all of a kind."""
     for advice, same in groupby(findings, key=attrgetter("advice")):
         for finding in same:
-            output.print(f"{finding.kind}: {finding.text}", style="red", markup=False, highlight=False, soft_wrap=True)
-        output.print(f"  {advice}", markup=False, highlight=False, soft_wrap=True)
+            output.print_line(f"{finding.kind}: {finding.text}", "red")
+        output.print_line(f"  {advice}")
 
 
 # -1 is a target, and no option.
@@ -208,10 +204,9 @@ def rehearse_migration(
     if as_document:
         output.print_json(data=rehearsal_report.as_json(rehearsal))
     else:
-        output.print(rehearsal_report.as_text(rehearsal), highlight=False)
+        output.print(rehearsal_report.as_text(rehearsal))
         if rehearsal.revisions and not rehearsal.failure:
-            # In one line, however narrow the terminal is.
-            output.print(f"To do it for real: {rehearsal.command}", markup=False, highlight=False, soft_wrap=True)
+            output.print_line(f"To do it for real: {rehearsal.command}")
     if rehearsal.warnings or rehearsal.failure:
         raise typer.Exit(1)
 
@@ -246,7 +241,7 @@ def doctor_command(
             accept_edit(existing_database(), accepted, folder, settings.migration_timeout)
         found = diagnose(url, folder, root)
         if not as_document:
-            messages.print(f"Database: {make_url(url)}", style="dim", markup=False, highlight=False, soft_wrap=True)
+            messages.print_line(f"Database: {url_text(url)}", "dim")
             print_diagnoses(found)
         if repair and mend(url, found, folder, settings.migration_timeout, yes):
             found = diagnose(url, folder, root)
@@ -257,6 +252,8 @@ def doctor_command(
     code = found[0].exit_code if found else 0
     if as_document:
         diagnoses = [{"kind": each.kind, "exit_code": each.exit_code, **asdict(each)} for each in found]
+        for step in (step for each in diagnoses for step in each["next_commands"]):
+            step["command"] = step["command"] and as_typed(step["command"])
         output.print_json(data={"exit_code": code, "diagnoses": diagnoses})
     raise typer.Exit(code)
 
@@ -266,27 +263,27 @@ def accept_edit(url: str, revision: str, folder: Path, patience: float) -> None:
     try:
         accept(url, revision, folder, patience)
     except RepairRefused as refusal:
-        raise typer.BadParameter(str(refusal)) from None
-    messages.print(f"Accepted, and recorded: the file of {revision} as it is now.", style="bold green", highlight=False)
+        raise typer.BadParameter(printable(str(refusal))) from None
+    messages.print_line(f"Accepted, and recorded: the file of {revision} as it is now.", "bold green")
 
 
 def mend(url: str, found: list[Diagnosis], folder: Path, patience: float, yes: bool) -> bool:
     """Restamp the database, if that is what helps and somebody wants it; whether it was done."""
     if all(each.kind == "behind" for each in found):
-        messages.print("There is nothing to repair.", highlight=False)
+        messages.print_line("There is nothing to repair.")
         return False
     try:
         plan = plan_repair(found, url)
-        messages.print(f"To be written: {plan}.", markup=False, highlight=False, soft_wrap=True)
+        messages.print_line(f"To be written: {plan}.")
         if not yes and not is_asked():
             raise RepairRefused("There is nobody to ask. To write it without a question: --yes")
         if not yes and not typer.confirm("Write it?", err=True):
             raise RepairRefused("It was not wanted.")
         restamp(url, plan, folder, patience)
     except RepairRefused as refusal:
-        messages.print(f"Nothing was changed. {refusal}", style="bold red", markup=False, soft_wrap=True)
+        messages.print_line(f"Nothing was changed. {refusal}", "bold red")
         return False
-    messages.print("Written, and recorded.", style="bold green", highlight=False)
+    messages.print_line("Written, and recorded.", "bold green")
     return True
 
 
@@ -299,19 +296,19 @@ def print_diagnoses(found: list[Diagnosis]) -> None:
     """Each one: what it is, why we say so, and what to run, in lines of their own that can be copied."""
     for each in found:
         style = "bold red" if each.exit_code else "bold yellow"
-        output.print(Text(f"{each.kind}: {each.summary} (exit code {each.exit_code})", style))
+        output.print(Text(printable(f"{each.kind}: {each.summary} (exit code {each.exit_code})"), style))
         for mark, lines in (("•", each.evidence), ("→", each.next_commands)):
             for line in lines:
                 row = Table.grid(padding=(0, 1))
-                row.add_row(f"  {mark}", Text(line.what if isinstance(line, Next) else line))
+                row.add_row(f"  {mark}", printable(line.what if isinstance(line, Next) else line))
                 output.print(row)
                 if isinstance(line, Next) and line.command:
-                    output.print(Text(f"      {line.command}", "bold cyan"), soft_wrap=True)
+                    output.print_line(f"      {as_typed(line.command)}", "bold cyan")
         output.print()
     if not found:
-        output.print(Text("Healthy: files, record, alembic_version and schema say the same.", "bold green"))
+        output.print_line("Healthy: files, record, alembic_version and schema say the same.", "bold green")
     elif not any(each.exit_code for each in found):
-        output.print(Text("Otherwise healthy.", "bold green"))
+        output.print_line("Otherwise healthy.", "bold green")
 
 
 @app.command("save")
@@ -331,8 +328,8 @@ def save_database(
     with steps() as progress:
         save = saves.save(url, settings.saves_dir, name, progress, settings.lock_timeout)
     path = save.copy_in(settings.saves_dir)
-    output.print(f"Saved {sum(save.rows.values()):,} rows in {path}", markup=False, highlight=False, soft_wrap=True)
-    messages.print(f"To go back to it: python manage.py load {save.name}", highlight=False, soft_wrap=True)
+    output.print_line(f"Saved {plural(sum(save.rows.values()), 'row')} in {path}")
+    messages.print_line(f"To go back to it: {as_typed(f'python manage.py load {save.name}')}")
 
 
 @app.command("load")
@@ -364,18 +361,26 @@ def load_save(
             fail("Nothing was changed.", 1)
     with steps() as progress, only_migrator(create_migration_engine(url), settings.migration_timeout):
         replaced = saves.load(url, folder, name, progress, lock_timeout)
-    output.print(f"Loaded {name}.", markup=False, highlight=False)
+    output.print_line(f"Loaded {name}.")
     if replaced:
-        messages.print(f"To go back: python manage.py load {replaced.name}", highlight=False, soft_wrap=True)
+        messages.print_line(f"To go back: {as_typed(f'python manage.py load {replaced.name}')}")
     if set(save.revision) != set(read_history(versions_folder()).heads):
-        messages.print("The save is older than this code. What comes next: alembic upgrade head", highlight=False)
+        messages.print_line(f"The save is older than this code. What comes next: {as_typed('alembic upgrade head')}")
+
+
+INCOMPLETE = {
+    "being written": "is being written by a save or load.",
+    "left over": "was left by a save or load that was killed. The next one removes it.",
+    "without description": "has no description beside it, so it cannot be loaded: its save was killed. Remove it.",
+}
+"""What to say of a copy that is no save."""
 
 
 @app.command("saves")
 def list_saves(
     as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
 ) -> None:
-    """List the saves in SAVES_DIR, newest first.
+    """List the saves in SAVES_DIR, newest first, and name the copies there that are none.
 
     Example: `python manage.py saves --json`
 
@@ -383,75 +388,100 @@ def list_saves(
     """
     folder = read_settings().saves_dir
     found = saves.list_saves(folder)
+    for path, size, moment, state in saves.list_incomplete(folder):
+        messages.print_line(f"{path} ({decimal(size)}, {moment:%F %T} UTC) {INCOMPLETE[state]}", "yellow")
     if as_document:
         output.print_json(data=[save.model_dump(mode="json") for save in found])
     elif found:
         output.print(saves_table(found))
     else:
-        messages.print(f"There are no saves in {folder}. To make one: python manage.py save", highlight=False)
+        messages.print_line(f"There are no saves in {folder}. To make one: {as_typed('python manage.py save')}")
 
 
 @app.command("import")
 def import_users(
     file: Annotated[str, typer.Argument(help="CSV or NDJSON; - is standard input.")],
     on_error: Annotated[
-        importing.OnError, typer.Option(help="Import nothing where a line is refused, or all the others.")
+        importing.OnError, typer.Option(help="Where a line is refused, import nothing, or all the others.")
     ] = "rollback",
     refusals: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where refused lines go: users.refused.csv for users.csv.")
     ] = None,
     tokens: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Issue a token to each user, and add it to this file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Issue a token to each user who never had one, and add it to this file."),
     ] = None,
     as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
 ) -> None:
     """Register users from a file, as many as there are, each as POST /register does.
 
-    CSV begins with a line that names the columns: username, email, and phone_number, where there are any. NDJSON is a
-    JSON object with these fields in each line. Both are UTF-8. Each user gets a profile and an account in
-    DEFAULT_CURRENCY, and a token only with `--tokens`: users without one cannot call the service themselves.
+    CSV begins with a line that names the columns: username, email, and phone_number, where there are any. A cell in
+    quotes may hold commas and line ends (RFC 4180). NDJSON is a JSON object with these fields in each line. Both are
+    UTF-8. Each user gets a profile and an account in DEFAULT_CURRENCY, and a token only with `--tokens`: users without
+    one cannot call the service themselves.
 
     It can be interrupted, even killed, and run again, also from standard input: each user's key in the database is made
-    of its fields, so what was imported before is passed over, and not taken for a name that somebody else has.
+    of its fields, so what was imported before is skipped, and not taken for a name that somebody else has. Run again
+    with `--tokens`, it issues tokens to the users of this file who were imported without.
 
     * `--on-error rollback` is one transaction: all or nothing. On SQLite, others cannot write meanwhile.
     * `--on-error continue` commits 20,000 lines at a time, and keeps what it committed when it is interrupted.
 
-    Refused lines go to a file of their own, with line number, field and refusal. Mend it, and import it as it is. Where
-    there was such a file, it is kept as FILE~. In the file of tokens, the last line of a user counts.
+    Refused lines go to a file of their own, with line number, field and reason. Fix it, and import it as it is. An
+    older file of that name is kept as FILE~. In the file of tokens, the last line of a user counts. Only you can read
+    these files. In both, an apostrophe stands before a value that a spreadsheet would run as a formula (= + - @); an
+    import of refused lines takes it away again.
 
     Example: `python manage.py import users.csv --on-error continue --tokens tokens.csv`
 
-    Exit code 0: all users are there. 1: lines were refused. 2: it could not be done, or not to its end: run it again.
+    Exit code 0: all users are there. 1: lines were refused. 2: it could not be done, or not to its end.
     """
     settings = read_settings()
     existing_database()
     named = refusals_of(file, refusals, tokens)
     again = "Run it again: nobody is imported twice."
-    try:
-        with (
-            open(sys.stdin.fileno() if file == "-" else file, "rb", 0, closefd=file != "-") as source,
-            import_bar(source) as progress,
-        ):
-            summary = importing.import_users(
-                source, settings, on_error=on_error, refusals=named, tokens=tokens, progress=progress
-            )
-    except KeyboardInterrupt:
-        fail(f"Interrupted. {again}")
-    except Interruption as stop:
-        fail(f"{importing.explain_stop(stop)} {again}")
-    except OSError as error:
-        fail(f"{error}. {again}")
-    except importing.ImportRefused as refused:
-        fail(f"Nothing was imported. {refused}")
+    with open_source(file) as source:
+        try:
+            with import_bar(source) as progress:
+                summary = importing.import_users(
+                    source, settings, on_error=on_error, refusals=named, tokens=tokens, progress=progress
+                )
+        except KeyboardInterrupt:
+            fail(f"Interrupted. {again}")
+        except Interruption as stop:
+            fail(f"{importing.explain_stop(stop)} {again}")
+        except OSError as error:
+            fail(f"{os_error_text(error)} Fix that, and run it again: nobody is imported twice.")
+        except importing.ImportRefused as refused:
+            fail(f"Nothing was imported. {refused}")
     if as_document:
         output.print_json(data=asdict(summary))
     else:
-        counts = f"{summary.lines:,} lines: {summary.imported:,} users imported, {summary.imported_before:,} before"
-        output.print(f"{counts}, {summary.refused:,} refused.", highlight=False, soft_wrap=True)
+        counts = f"{plural(summary.lines, 'line')}: {plural(summary.imported, 'user')} imported"
+        issued = f" {plural(summary.tokens, 'token')} issued." if tokens else ""
+        output.print_line(f"{counts}, {summary.imported_before:,} before, {summary.refused:,} refused.{issued}")
     if summary.refused:
-        rolled_back = "Nothing was imported, since lines were refused" if summary.rolled_back else "Lines were refused"
-        fail(f"{rolled_back}. Mend them in {summary.refusals} and import that.", 1)
+        lines = f"{plural(summary.refused, 'line')} {'was' if summary.refused == 1 else 'were'} refused"
+        if summary.rolled_back:
+            fail(
+                f"Nothing was imported, since {lines}; {summary.refusals} says why. Fix that, and import all again.", 1
+            )
+        fail(f"{lines}. Fix what is in {summary.refusals}, and import that file.", 1)
+
+
+def open_source(file: str) -> FileIO:
+    """The file, or standard input; ends the command where it cannot be read."""
+    try:
+        return open(sys.stdin.fileno() if file == "-" else file, "rb", 0, closefd=file != "-")
+    except FileNotFoundError:
+        fail(f"There is no file {file}. Nothing was imported.")
+    except OSError as error:
+        fail(f"{os_error_text(error)} Nothing was imported.")
+
+
+def os_error_text(error: OSError) -> str:
+    """What the operating system says, and of which file."""
+    return f"{error.filename or 'A file'}: {error.strerror or error}."
 
 
 def refusals_of(file: str, refusals: Path | None, tokens: Path | None) -> Callable[[str], Path]:
@@ -500,7 +530,7 @@ def steps() -> Iterator[saves.Progress]:
 
             def show(what: str, done: int, total: int) -> None:
                 if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=total)
+                    tasks[what] = bar.add_task(printable(what), total=total)
                 bar.update(tasks[what], completed=done, total=total)
 
             yield show
@@ -513,10 +543,10 @@ def steps() -> Iterator[saves.Progress]:
 
 
 def read_settings() -> Settings:
-    """The settings; ends the command where they cannot work."""
+    """The settings, of the database that alembic would migrate; ends the command where they cannot work."""
     try:
-        return settings_from_environment()
-    except SettingsError as error:
+        return chosen_settings()
+    except (SettingsError, CommandError) as error:
         fail(str(error))
 
 
@@ -525,20 +555,20 @@ def existing_database() -> str:
     url = read_settings().database_url
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
-        fail(f"There is no file {parsed.database}. DATABASE_URL says which database is meant.")
+        fail(f"There is no file {parsed.database}. {url_setting().upper()} says which database is meant.")
     return url
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """End with this exit code, in one line."""
-    messages.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    messages.print_line(message, "bold red")
     raise typer.Exit(code)
 
 
 def progress_bar() -> Progress:
     """A bar on standard error, where that is a terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -556,7 +586,7 @@ def totals_table(totals: dict[str, Totals]) -> Table:
         table.add_column(name, justify="right", overflow="fold")
     for currency, each in sorted(totals.items()):
         numbers = (each.accounts, each.held_by_users, each.held_by_system, each.transfers, each.transferred)
-        table.add_row(currency, *(f"{number:,}" for number in numbers))
+        table.add_row(printable(currency), *(f"{number:,}" for number in numbers))
     return table
 
 
@@ -566,10 +596,10 @@ def comparison_table(there: saves.Contents | None, save: saves.Save) -> Table:
     for name in ("", "there", "save"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     both = (there, save)
-    table.add_row("revision", *(", ".join(each.revision) or "none" if each else "" for each in both))
+    table.add_row("revision", *(printable(", ".join(each.revision)) or "none" if each else "" for each in both))
     table.add_row("time (UTC)", *(f"{each.created_at:%F %T}" if each else "" for each in both))
     for name in sorted({name for each in both if each for name in each.rows}):
-        table.add_row(name, *(f"{each.rows[name]:,}" if each and name in each.rows else "" for each in both))
+        table.add_row(printable(name), *(f"{each.rows[name]:,}" if each and name in each.rows else "" for each in both))
     return table
 
 
@@ -580,7 +610,8 @@ def saves_table(found: list[saves.Save]) -> Table:
         table.add_column(name, justify="right" if name in ("size", "rows") else "left", overflow="fold")
     for save in found:
         size, rows = decimal(save.size), f"{sum(save.rows.values()):,}"
-        table.add_row(save.name, save.engine, ", ".join(save.revision), f"{save.created_at:%F %T}", size, rows)
+        revision = printable(", ".join(save.revision))
+        table.add_row(save.name, save.engine, revision, f"{save.created_at:%F %T}", size, rows)
     return table
 
 

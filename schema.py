@@ -1,6 +1,9 @@
 """Which revision the database is at, and whether this code can work with it."""
 
 import asyncio
+import os
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,11 +11,13 @@ from typing import Literal
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import String, column, false, table
 from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from refusals import SchemaBehind
+from settings import NamedDatabase, Settings, settings_from_environment
 
 ALEMBIC_INI = Path(__file__).with_name("alembic.ini")
 
@@ -62,6 +67,55 @@ async def has_columns(session: AsyncSession) -> bool:
     except SchemaBehind:
         return False
     return True
+
+
+def chosen_ini() -> Path:
+    """The file that ALEMBIC_CONFIG names, as it does for the alembic command, or else alembic.ini."""
+    named = Path(os.environ.get("ALEMBIC_CONFIG", ""))
+    # Alembic reads settings of its own from pyproject.toml, and the rest from alembic.ini all the same.
+    return ALEMBIC_INI if named.name in ("", "pyproject.toml") else named
+
+
+def url_setting(config: Config | None = None) -> str:
+    """The setting that holds the URL, as the ini file says. Raises CommandError where it does not."""
+    config = config or Config(chosen_ini())
+    if config.get_main_option("script_location") is None:
+        raise CommandError(f"There is no file {config.config_file_name}, or it has no script_location in [alembic].")
+    setting = config.get_main_option("url_setting", "database_url")
+    if not re.fullmatch(r"(\w+_)?database_url", setting) or setting not in Settings.model_fields:
+        raise CommandError(f"{config.config_file_name}: url_setting is {setting}; set it to database_url.")
+    return setting
+
+
+def database_url(settings: Settings, config: Config | None = None) -> str:
+    """The URL of the database that alembic migrates, and manage.py works on. Raises CommandError where none is set."""
+    config = config or Config(chosen_ini())
+    setting = url_setting(config)
+    url: str | None = getattr(settings, setting)
+    if url is None:
+        raise CommandError(
+            f"{setting.upper()} is not set: {config.config_file_name} is only for the database it names."
+        )
+    return url
+
+
+def settings_kind(config: Config | None = None) -> type[Settings]:
+    """Settings, or NamedDatabase where it is DATABASE_URL that the ini file names. Raises CommandError."""
+    return NamedDatabase if url_setting(config) == "database_url" else Settings
+
+
+def chosen_settings() -> Settings:
+    """The settings, whose database_url is the one of database_url(). Raises CommandError and SettingsError."""
+    settings = settings_from_environment(settings_kind())
+    return settings.model_copy(update={"database_url": database_url(settings)})
+
+
+def as_typed(command: str) -> str:
+    """The command, before each of its calls the ALEMBIC_CONFIG that is set: else it is about another database."""
+    ini = chosen_ini()
+    if ini == ALEMBIC_INI:
+        return command
+    return re.sub(r"(?:^|(?<=&& ))(?=alembic |python manage\.py )", f"ALEMBIC_CONFIG={shlex.quote(str(ini))} ", command)
 
 
 async def upgrade_to_head() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from settings import Settings, SettingsError
@@ -48,4 +49,6 @@ def development_operator_token(kept_in: Path) -> str:
             pass
         finally:
             draft.unlink()
+    with suppress(PermissionError):  # It is somebody else's, who lets this user read it.
+        kept_in.chmod(0o600)
     return kept_in.read_text().strip()

@@ -4,6 +4,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -12,16 +13,20 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from database import create_migration_engine
 from migrations import saves
+from migrations.left_over import remove_left_over, temporary_path
 
 LABEL = "A copy that manage.py rehearse made; nobody needs it"
 """The comment on a database that may be dropped."""
+
+PREFIX = "savepoint-copy-"
+"""How the folder of a copy is called, in the system's own for temporary files."""
 
 
 @contextmanager
 def copy_of(url: str, lock_timeout: float, progress: saves.Progress) -> Iterator[str]:
     """The URL of a copy. Whoever calls sees to it that there is one such call at a time. Raises CommandError."""
-    with tempfile.TemporaryDirectory(prefix="savepoint-copy-") as name:
-        folder = Path(name)
+    remove_left_over(Path(tempfile.gettempdir()), f"{PREFIX}*")
+    with temporary_path(partial(tempfile.mkdtemp, prefix=PREFIX)) as folder:
         try:
             is_empty = saves.contents(url, lock_timeout) is None
             if not is_empty:

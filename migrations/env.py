@@ -17,10 +17,11 @@ from database import create_migration_engine, driver_url
 from migrations.applied import RECORD
 from migrations.migrating import Run, only_migrator, refuse_unknown
 from migrations.revisions import read_history, refuse_broken_history, versions_folder
-from settings import NamedDatabase, Settings, SettingsError, settings_from_environment
+from schema import database_url, settings_kind
+from settings import Settings, SettingsError, settings_from_environment
+from terminal import printable
 
 config = context.config
-url_setting = config.get_main_option("url_setting", "database_url")
 
 # Only for the `alembic` command: the service has set up its own logging.
 if config.cmd_opts is not None and config.config_file_name is not None:
@@ -30,19 +31,9 @@ if config.cmd_opts is not None and config.config_file_name is not None:
 def read_settings() -> Settings:
     """The settings; where the ini file names another URL, DATABASE_URL may be missing. Raises CommandError."""
     try:
-        return settings_from_environment(NamedDatabase if url_setting == "database_url" else Settings)
+        return settings_from_environment(settings_kind(config))
     except SettingsError as error:
         raise CommandError(str(error)) from None
-
-
-def database_url(settings: Settings) -> str:
-    """The URL in the setting that the ini file names."""
-    url: str | None = getattr(settings, url_setting)
-    if url is None:
-        raise CommandError(
-            f"{url_setting.upper()} is not set: {config.config_file_name} migrates only the database that it names."
-        )
-    return url
 
 
 def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
@@ -124,7 +115,7 @@ def main() -> None:
     settings = read_settings()
     history = read_history(versions_folder(config))
     refuse_broken_history(history)
-    run = Run(database_url(settings), history, settings, context.get_x_argument(as_dictionary=True))
+    run = Run(database_url(settings, config), history, settings, context.get_x_argument(as_dictionary=True))
     (run_offline if context.is_offline_mode() else run_online)(run.url, run)
 
 
@@ -133,4 +124,4 @@ try:
 except CommandError as error:
     if config.cmd_opts is None:
         raise
-    sys.exit(f"FAILED: {error}")
+    sys.exit(f"FAILED: {printable(str(error))}")

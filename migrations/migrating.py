@@ -194,7 +194,7 @@ class Run:
                 "alembic -x saved=elsewhere …"
             )
         try:
-            name = f"before-{step.revision.revision}-{now():%Y%m%dT%H%M%S%f}"
+            name = saves.dated(f"before-{step.revision.revision}")
             save = saves.save(self.url, folder, name, lock_timeout=self.settings.lock_timeout)
         except saves.SaveError as error:
             raise CommandError(

@@ -14,6 +14,7 @@ from rich.text import Text
 from migrations.losses import UNTOLD
 from migrations.trial import Rehearsal, Trial
 from migrations.watching import Finding, Lock, Statement
+from terminal import plural
 
 # --- for machines -----------------------------------------------------------------------------------------------------
 
@@ -241,8 +242,3 @@ def duration(milliseconds: float) -> str:
     if milliseconds < 10:
         return f"{milliseconds:.1f} ms"
     return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:,.1f} s"
-
-
-def plural(count: int, noun: str) -> str:
-    """A number of things."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import psycopg
 import pydantic
 
+from migrations.left_over import temporary_path
 from models import now
 
 Progress = Callable[[str, int, int], None]
@@ -23,6 +24,7 @@ PATIENCE = 3
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 SUFFIXES = {"sqlite": ".sqlite", "postgresql": ".dump"}
+INCOMPLETE = ".*.incomplete"
 NO_TABLES = "The database has no tables, so nothing was saved. Run: alembic upgrade head"
 UNCHANGED = "The save was not loaded, and the database is as it was."
 
@@ -107,13 +109,21 @@ def refuse_taken(folder: Path, name: str) -> None:
 @contextmanager
 def temporary(folder: Path) -> Iterator[Path]:
     """A new file, only for its owner's eyes, that is gone in the end unless it was renamed."""
-    number, name = tempfile.mkstemp(prefix=".", suffix=".incomplete", dir=folder)
-    os.close(number)
-    path = Path(name)
-    try:
+
+    def make() -> str:
+        number, name = tempfile.mkstemp(prefix=".", suffix=".incomplete", dir=folder)
+        os.close(number)
+        return name
+
+    with temporary_path(make) as path:
         yield path
-    finally:
-        path.unlink(missing_ok=True)
+
+
+def files_without_description(folder: Path) -> Iterator[Path]:
+    """The copies in a folder that are not, or not yet, saves: incomplete ones, and those without a NAME.json."""
+    yield from sorted(folder.glob(INCOMPLETE))
+    for suffix in SUFFIXES.values():
+        yield from (path for path in sorted(folder.glob(f"[!.]*{suffix}")) if not path.with_suffix(".json").exists())
 
 
 def publish(copy: Path, folder: Path, name: str, contents: Contents, progress: Progress) -> Save:

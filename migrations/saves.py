@@ -1,12 +1,16 @@
 """Saves: checksummed copies of a database, taken while it is in use, and loaded whole or not at all."""
 
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from sqlalchemy import make_url
 
+from migrations.left_over import is_left_over, remove_left_over
 from migrations.revisions import read_history, versions_folder
 from migrations.save_files import (
+    INCOMPLETE,
     UNCHANGED,
     Contents,
     Progress,
@@ -17,6 +21,7 @@ from migrations.save_files import (
     checksum,
     dated,
     explained,
+    files_without_description,
     publish,
     read,
     refuse_taken,
@@ -37,11 +42,14 @@ from models import now
 
 __all__ = [
     "Contents",
+    "Incomplete",
     "Progress",
     "Save",
     "SaveError",
     "SaveRefused",
     "contents",
+    "dated",
+    "list_incomplete",
     "list_saves",
     "load",
     "save",
@@ -55,13 +63,19 @@ def save(url: str, folder: Path, name: str | None = None, progress: Progress = s
     """Save the database of this URL as it is at one instant; whoever uses it goes on.
 
     Without a name it is called by its revision and the time. Raises SaveRefused for a name that is taken or cannot be,
-    and where there are no tables; SaveError where the copy cannot be made.
+    and where there are no tables; SaveError where the copy cannot be made. What killed saves and loads left is removed.
     """
     if name is not None:
         check_name(name)
         refuse_taken(folder, name)
-    take = copy_sqlite if is_sqlite(url) else dump_postgresql
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    remove_left_over(folder, INCOMPLETE)
+    return make_save(url, folder, name, progress, lock_timeout)
+
+
+def make_save(url: str, folder: Path, name: str | None, progress: Progress, lock_timeout: float) -> Save:
+    """Copy the database, and make that a save."""
+    take = copy_sqlite if is_sqlite(url) else dump_postgresql
     with temporary(folder) as copy:
         contents = take(url, copy, progress, lock_timeout)
         return publish(copy, folder, name or dated("-".join(contents.revision) or "base"), contents, progress)
@@ -72,13 +86,14 @@ def load(url: str, folder: Path, name: str, progress: Progress = silent, lock_ti
     """Replace all that the database holds by what the save holds, or change nothing.
 
     Answers the save of what was replaced, to which nothing was added before it was replaced; None where there was
-    nothing. Raises SaveRefused as `verify` does, and SaveError.
+    nothing. Raises SaveRefused as `verify` does, and SaveError. What killed saves and loads left is removed.
     """
     chosen = verify(url, folder, name, progress)
+    remove_left_over(folder, INCOMPLETE)
     replace = load_sqlite if is_sqlite(url) else load_postgresql
 
     def keep() -> Save:
-        return save(url, folder, dated("replaced"), progress, lock_timeout)
+        return make_save(url, folder, dated("replaced"), progress, lock_timeout)
 
     return replace(url, chosen, folder, keep, progress, lock_timeout=lock_timeout)
 
@@ -118,6 +133,30 @@ def list_saves(folder: Path) -> list[Save]:
         with suppress(SaveRefused, OSError):
             saves.append(read(folder, description.stem))
     return sorted(saves, key=lambda save: save.created_at, reverse=True)
+
+
+State = Literal["being written", "left over", "without description"]
+
+
+class Incomplete(NamedTuple):
+    """A copy that is no save; its size is in bytes."""
+
+    path: Path
+    size: int
+    modified_at: datetime
+    state: State
+
+
+def list_incomplete(folder: Path) -> list[Incomplete]:
+    """What a save or load is writing into a folder, and what those that were killed left there."""
+    found = []
+    for path in files_without_description(folder):
+        with suppress(FileNotFoundError):  # It has just become a save, or was removed.
+            about = path.stat()
+            moment = datetime.fromtimestamp(about.st_mtime, UTC)
+            state: State = "left over" if path.suffix == ".incomplete" else "without description"
+            found.append(Incomplete(path, about.st_size, moment, state if is_left_over(path) else "being written"))
+    return found
 
 
 @explained("The database cannot be read")

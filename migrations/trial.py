@@ -25,6 +25,7 @@ from migrations.rebuild_losses import Rebuilds
 from migrations.revisions import Direction, History, Revision, parse, path_text
 from migrations.unsafe import long_held, newly_required, nullable_columns, slow_or_large
 from migrations.watching import Finding, Lock, Statement, Watch, strongest
+from schema import as_typed
 
 # --- what was seen ----------------------------------------------------------------------------------------------------
 
@@ -91,7 +92,7 @@ class Rehearsal:
         """What does it for real."""
         lost = dict.fromkeys(chain.from_iterable(revision.losses for revision in self.revisions))
         option = f"-x accept-loss={','.join(lost)} " if lost else ""
-        return f"alembic {option}{self.direction} {self.target}"
+        return as_typed(f"alembic {option}{self.direction} {self.target}")
 
     @property
     def warnings(self) -> int:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import audit
 import manage
+from terminal import plural
 
 EUR = ["EUR", "3", "5,000", "-5,000", "4", "7,500"]
 """The totals of the books below: currency, accounts, users hold, system holds, transfers, transferred."""
@@ -133,7 +134,7 @@ def test_what_was_changed_by_hand_is_named(url: str, corruption: str, found: lis
 
     assert [line for line in result.stdout.splitlines() if ":" in line] == found
     assert result.exit_code == 1
-    assert f"The books are wrong: {len(found)} faults." in result.stderr
+    assert f"The books are wrong: {plural(len(found), 'finding')}." in result.stderr
 
 
 def test_an_audit_sees_one_instant_and_holds_up_nobody(client: TestClient, url: str) -> None:

@@ -1,0 +1,60 @@
+"""Files for personal data and secrets: only their owner reads them, and no link leads to another one."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Literal, TextIO
+
+
+class FileRefused(Exception):
+    """Why a file is not written to."""
+
+
+def open_private(path: Path, mode: Literal["a", "x"]) -> TextIO:
+    """A text file of mode 0600, a new one ("x") or also one to add to ("a").
+
+    Raises FileRefused for anything but a regular file with one name and of this user, and OSError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "a" else os.O_EXCL)
+    try:
+        # Without O_NONBLOCK, a pipe would wait for a reader.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
+            raise refused(path) from None
+        raise
+    try:
+        refuse_foreign(os.fstat(descriptor), path)
+        os.fchmod(descriptor, 0o600)
+        return open(descriptor, mode, encoding="utf-8", newline="")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def keep_older(path: Path) -> None:
+    """Rename a file, if there is one, to its name with a ~ at the end, which only its owner reads then.
+
+    Raises FileRefused as open_private does, and OSError.
+    """
+    try:
+        refuse_foreign(path.lstat(), path)
+    except FileNotFoundError:
+        return
+    older = path.with_name(f"{path.name}~")
+    path.replace(older)
+    older.chmod(0o600)
+
+
+def refuse_foreign(found: os.stat_result, path: Path) -> None:
+    """Raise FileRefused for what is not a plain file of this user's."""
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid != os.geteuid():
+        raise refused(path)
+
+
+def refused(path: Path) -> FileRefused:
+    """What to say of such a file."""
+    return FileRefused(
+        f"{path} is a link, no regular file, or another user's, so nothing private is written to it. Name another file."
+    )
