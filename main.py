@@ -22,6 +22,7 @@ import crud
 import docs_pages
 import metrics
 import problems
+from address_limits import AddressLimit, limit_of
 from batching import Batcher
 from currencies import list_currencies
 from database import Database, EncodingRefused
@@ -91,6 +92,7 @@ from refusals import (
     SchemaDiffers,
     ShuttingDown,
     TokenNotFound,
+    TooManyRequests,
     TransferNotFound,
     Unauthenticated,
     UsernameTaken,
@@ -134,6 +136,7 @@ STATUSES: dict[type[Refusal], int] = {
     CurrencyUnknown: 422,
     IdempotencyKeyReused: 422,
     SameAccount: 422,
+    TooManyRequests: 429,
     Conflict: 503,
     DatabaseUnavailable: 503,
     OutcomeUnknown: 503,
@@ -142,7 +145,7 @@ STATUSES: dict[type[Refusal], int] = {
     SchemaDiffers: 503,
     ShuttingDown: 503,
 }
-HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}, 503: {"Retry-After": "1"}}
 
 
 # --- refusals as problems ---------------------------------------------------------------------------------------------
@@ -172,6 +175,8 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
     problem = problem_of(SchemaDiffers() if differs else error)
     if problem.status == 503:
         logger.warning("%s %s: %s%s", request.method, request.url.path, problem.title, problems.cause_of(error))
+    if isinstance(error, TooManyRequests):
+        return problems.respond(problem, {"Retry-After": str(error.retry_after)})
     return problems.respond(problem, HEADERS.get(problem.status))
 
 
@@ -205,9 +210,9 @@ def documented(
 
 
 ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, SchemaDiffers, ShuttingDown, Conflict)
-USER_ONLY = (Unauthenticated, UserOnly, UserNotActive)
-OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled, UserNotActive)
-USER_OR_OPERATOR = (Unauthenticated, UserNotActive)
+USER_ONLY = (Unauthenticated, UserOnly, UserNotActive, TooManyRequests)
+OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled, UserNotActive, TooManyRequests)
+USER_OR_OPERATOR = (Unauthenticated, UserNotActive, TooManyRequests)
 TRANSFER = (
     AccountNotFound,
     AccountNotActive,
@@ -230,6 +235,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         operations = Operations(Database(settings), settings)
         app.state.operator_token_hash = operator_token_hash(settings)
         app.state.operations = operations
+        app.state.only_operator_registers = settings.registration == "operator"
+        app.state.registration_limit = limit_of(settings.registrations_per_address)
+        app.state.registration_is_free = settings.registration == "anyone" and app.state.registration_limit is None
+        app.state.failed_token_limit = limit_of(settings.failed_tokens_per_address)
         app.state.currencies = list_currencies(settings.custom_currencies)
         app.state.schema = Schema()
         await check_schema(app.state.schema, operations)
@@ -329,6 +338,18 @@ def is_operator(request: Request, token_hash: str) -> bool:
     return expected is not None and compare_digest(expected, token_hash)
 
 
+async def authenticate(request: Request, token_hash: str) -> UserPublic:
+    """The active user whose token this is; an invalid one is counted for the address that sent it."""
+    try:
+        return await operations_of(request).authenticate(token_hash)
+    except Unauthenticated:
+        # Valid tokens are never limited: others may share the address of the one who sends invalid ones.
+        limit: AddressLimit | None = request.app.state.failed_token_limit
+        if limit is not None:
+            limit.count(request)
+        raise
+
+
 async def current_user(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(user_token)],
@@ -339,7 +360,7 @@ async def current_user(
     token_hash = hash_secret(credentials.credentials)
     if is_operator(request, token_hash):
         raise UserOnly
-    return await operations_of(request).authenticate(token_hash)
+    return await authenticate(request, token_hash)
 
 
 async def require_operator(
@@ -354,7 +375,7 @@ async def require_operator(
         return
     if request.app.state.operator_token_hash is None:
         raise OperatorDisabled
-    await operations_of(request).authenticate(token_hash)
+    await authenticate(request, token_hash)
     raise OperatorOnly
 
 
@@ -368,7 +389,19 @@ async def current_caller(
     token_hash = hash_secret(credentials.credentials)
     if is_operator(request, token_hash):
         return OPERATOR
-    return (await operations_of(request).authenticate(token_hash)).id
+    return (await authenticate(request, token_hash)).id
+
+
+async def allow_registration(request: Request) -> None:
+    """Let those pass who may register, each address within its limit; the operator always."""
+    state = request.app.state
+    if state.registration_is_free:
+        return
+    credentials = await operator_token(request)
+    if state.only_operator_registers:
+        await require_operator(request, credentials)
+    elif credentials is None or not is_operator(request, hash_secret(credentials.credentials)):
+        state.registration_limit.count(request)
 
 
 CurrentUser = Annotated[UserPublic, Depends(current_user)]
@@ -493,10 +526,12 @@ def problem_of_item(error: Exception, *item: str | int) -> Problem:
     status_code=201,
     tags=["registration"],
     summary="Register a user",
+    dependencies=[Depends(allow_registration)],
     responses={
         **REPLAYED,
-        **documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, body=True),
+        **documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, *OPERATOR_ONLY, body=True),
     },
+    openapi_extra={"security": [{}, {"OperatorToken": []}]},
 )
 async def register(
     registration: Registration,
@@ -510,6 +545,8 @@ async def register(
     """User, profile, first token and account are stored together or not at all.
 
     Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token.
+
+    By the server's settings, only the operator may register users, or each client address only so many.
     """
     registered = await operations_of(request).register_user(
         KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)

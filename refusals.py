@@ -113,6 +113,15 @@ class OperatorDisabled(Refusal):
     """No operator token is set up here. Set OPERATOR_TOKEN and restart to allow operator calls."""
 
 
+class TooManyRequests(Refusal):
+    """Your address sent too many registrations or invalid tokens. Try again after the time in Retry-After."""
+
+    def __init__(self, retry_after: int = 60) -> None:
+        super().__init__()
+        self.retry_after = retry_after
+        """In seconds."""
+
+
 class BatchRefused(Refusal):
     """Nothing was stored: items were refused. Mend those that errors names, or send on_error "continue"."""
 

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from address_limits import parse_rate
 from currencies import ISO_4217, parse_custom_currencies
 
 
@@ -76,9 +77,17 @@ def check_default_currency(code: str, info: ValidationInfo) -> str:
     return code
 
 
+def check_rate(text: str) -> str:
+    """Refuse a limit that cannot be read; an empty one is no limit."""
+    if text:
+        parse_rate(text)
+    return text
+
+
 MINIMUM_TOKEN_LENGTH = 16
 
 DatabaseUrl = Annotated[str, AfterValidator(check_database_url)]
+OptionalRate = Annotated[str, AfterValidator(check_rate)]
 # At least a millisecond, since PostgreSQL takes 0 for no limit, and at most a day.
 Seconds = Annotated[float, Field(ge=0.001, le=86_400, allow_inf_nan=False)]
 
@@ -103,6 +112,15 @@ class Settings(BaseSettings):
     operator_token: Annotated[SecretStr, AfterValidator(check_operator_token)] | None = Field(
         default=None,
         description="The operator's bearer token, at least 16 characters; unset in production, its calls are refused",
+    )
+    registration: Literal["anyone", "operator"] = Field(
+        default="anyone", description="Who may register a user: anyone, or only the operator"
+    )
+    registrations_per_address: OptionalRate = Field(
+        default="", description="Calls of POST /register by each client address, per worker: 20/hour; unset, no limit"
+    )
+    failed_tokens_per_address: OptionalRate = Field(
+        default="", description="Invalid tokens sent by each client address, per worker: 30/minute; unset, no limit"
     )
     custom_currencies: Annotated[str, AfterValidator(check_custom_currencies)] = Field(
         default="", description="Your own currencies besides ISO 4217's, with their decimals: POINTS,CREDITS:2"
