@@ -6,6 +6,7 @@ from pathlib import Path
 import fastapi_offline
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from starlette.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
@@ -15,6 +16,12 @@ REDOC_LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"
 
 router = APIRouter(include_in_schema=False)
 assets = StaticFiles(directory=ASSETS)
+
+
+@router.get("/")
+async def lead_to_docs(request: Request) -> Response:
+    """The API, for whoever opens the server's address in a browser."""
+    return RedirectResponse(f"{request.scope['root_path']}/docs")
 
 
 @router.get("/docs")

@@ -245,6 +245,7 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
 app = DirectAPI(
     docs_url=None,  # see docs_pages.py
     redoc_url=None,
+    redirect_slashes=False,  # It redirects to the host that the caller names.
     title="Savepoint",
     version="0.1.0",
     summary="Users register, hold balances and move money; every change lands whole or not at all.",

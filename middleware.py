@@ -27,6 +27,10 @@ class CountRequests:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
+        method = scope["method"]
+        if method == "HEAD":
+            # As GET; the server leaves the body out.
+            scope = {**scope, "method": "GET"}
         status = 500
 
         async def note_status(message: Message) -> None:
@@ -39,7 +43,7 @@ class CountRequests:
             await self.app(scope, receive, note_status)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
-            answers, seconds = metrics.of_route(scope["method"], route, status)
+            answers, seconds = metrics.of_route(method, route, status)
             answers.inc()
             seconds.observe(time.perf_counter() - began)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Match
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -150,9 +151,10 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         # The framework names the methods of the first route only.
-        routes = (route for route in request.app.routes if isinstance(route, Route))
+        routes = (route for route in iter_route_contexts(request.app.routes) if route.methods)
         matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
         allowed = {method for route in matching for method in route.methods or ()}
+        allowed |= {"HEAD"} if "GET" in allowed else set()
         headers |= {"Allow": ", ".join(sorted(allowed))} if allowed else {}
     return respond(problem, headers)
 
