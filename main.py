@@ -97,7 +97,7 @@ from refusals import (
 )
 from schema import Schema, SchemaState, get_revision, upgrade_to_head
 from settings import Settings
-from tokens import hash_secret, operator_token_hash
+from tokens import hash_secret, metrics_token_hash, operator_token_hash
 
 logger = logging.getLogger("savepoint")
 
@@ -212,6 +212,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = Settings()
     operations = Operations(Database(settings), settings)
     app.state.operator_token_hash = operator_token_hash(settings)
+    app.state.metrics_token_hash = metrics_token_hash(settings)
     app.state.operations = operations
     app.state.currencies = list_currencies(settings.custom_currencies)
     app.state.schema = Schema()
@@ -328,6 +329,16 @@ async def require_operator(
         raise OperatorDisabled
     await operations_of(request).authenticate(token_hash)
     raise OperatorOnly
+
+
+async def require_monitoring(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(operator_token)],
+) -> None:
+    """Let only the operator and what monitors the service pass."""
+    expected: str | None = request.app.state.metrics_token_hash
+    if credentials is None or expected is None or not compare_digest(expected, hash_secret(credentials.credentials)):
+        await require_operator(request, credentials)
 
 
 async def current_caller(
@@ -956,11 +967,15 @@ async def readyz(request: Request, response: Response) -> SchemaState:
     "/metrics",
     tags=["health"],
     summary="Metrics for Prometheus",
+    dependencies=[Depends(require_monitoring)],
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **documented(*OPERATOR_ONLY, parameters=False),
+    },
 )
-async def get_metrics() -> Response:
-    """In Prometheus' text format."""
+def get_metrics() -> Response:  # In a thread: it takes some milliseconds.
+    """In Prometheus' text format, to the operator's token and the one of the setting METRICS_TOKEN."""
     return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 

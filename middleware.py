@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -15,8 +16,19 @@ logger = logging.getLogger("savepoint")
 MIB = 2**20
 
 
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+NO_STORE = (b"cache-control", b"no-store")
+
+
+def secured(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers, and those that forbid to guess the type of an answer and, unless it says otherwise, to store it."""
+    if b"cache-control" in dict(headers):
+        return [*headers, NOSNIFF]
+    return [*headers, NOSNIFF, NO_STORE]
+
+
 class CountRequests:
-    """Counts each answer by route template, so that ids never become labels."""
+    """Counts each answer by route template, so that ids never become labels, and secures its headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -37,13 +49,14 @@ class CountRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = secured(message.get("headers", ()))
             await send(message)
 
         try:
             await self.app(scope, receive, note_status)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
-            answers, seconds = metrics.of_route(method, route, status)
+            answers, seconds = metrics.of_route(method if method in metrics.METHODS else "other", route, status)
             answers.inc()
             seconds.observe(time.perf_counter() - began)
 

@@ -68,6 +68,11 @@ class Settings(BaseSettings):
         min_length=16,
         description="The operator's bearer token; unset in production, operator calls are refused",
     )
+    metrics_token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="A bearer token that may read /metrics and nothing else; the operator's may too",
+    )
     custom_currencies: Annotated[str, AfterValidator(check_custom_currencies)] = Field(
         default="", description="Your own currencies besides ISO 4217's, with their decimals: POINTS,CREDITS:2"
     )

@@ -83,7 +83,7 @@ def outcomes(responses: list[httpx2.Response]) -> dict[str, int]:
 
 def retried(server: Server) -> float:
     """How many transactions all workers have run again after a conflict: after a deadlock, say."""
-    text = httpx2.get(f"{server.url}/metrics").text
+    text = httpx2.get(f"{server.url}/metrics", headers=AS_OPERATOR).text
     return sum(
         float(line.rpartition(" ")[2])
         for line in text.splitlines()
