@@ -24,6 +24,7 @@ from batching import Batcher
 from currencies import list_currencies
 from database import Database
 from direct_route import DirectAPI
+from examples import with_examples
 from ledger import OPERATOR, Order, Posted, Posting
 from middleware import CatchUnexpected, LimitBody
 from models import (
@@ -243,7 +244,15 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
 
 
-app = DirectAPI(
+class API(DirectAPI):
+    """Described with examples."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description."""
+        return with_examples(super().openapi())
+
+
+app = API(
     docs_url=None,  # see docs_pages.py
     redoc_url=None,
     redirect_slashes=False,  # It redirects to the host that the caller names.
@@ -252,16 +261,18 @@ app = DirectAPI(
     summary="Users register, hold balances and move money; every change lands whole or not at all.",
     description=(
         "Every error is `application/problem+json` (RFC 9457): programs compare its `type`, people read its `detail`. "
-        "Register a user, copy the `access_token` of the answer, and give it to *Authorize*. "
+        "Register a user, copy the `access_token` of the answer, and give it to *Authorize*. With the operator's token "
+        "beside it, each example works unedited on a new service, from the top of the page to its end. "
         "Amounts are integers in minor units: 1250 is 12.50 EUR."
     ),
     license_info={"name": "MIT", "identifier": "MIT"},
     openapi_tags=[
-        {"name": "registration", "description": "How a user comes to be."},
-        {"name": "me", "description": "What a user does with its own data and tokens."},
-        {"name": "users", "description": "What the operator does with users."},
-        {"name": "accounts", "description": "What a user holds, and how it came to be."},
-        {"name": "transfers", "description": "How money moves."},
+        {"name": "registration", "description": "Sign-up: the first call of a user."},
+        {"name": "users", "description": "The operator's view of users."},
+        {"name": "accounts", "description": "Balances and statements."},
+        {"name": "payments", "description": "The operator pays money in and out."},
+        {"name": "transfers", "description": "Money moves between accounts."},
+        {"name": "me", "description": "A user's own data and tokens."},
         {"name": "health", "description": "For load balancers and monitoring."},
     ],
     generate_unique_id_function=lambda route: route.name,
@@ -394,9 +405,9 @@ class RefusedItem(Answer):
     problem: Problem
 
 
-def batch_body(batch: type[SQLModel], example: dict[str, Any]) -> dict[str, Any]:
+def batch_body(batch: type[SQLModel]) -> dict[str, Any]:
     """The OpenAPI description of a body that read_batch reads."""
-    content = {"application/json": {"schema": batch.model_json_schema(), "example": example}}
+    content = {"application/json": {"schema": batch.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -622,12 +633,6 @@ class UsersBatchAnswer(SQLModel):
     results: list[Annotated[CreatedUser | RefusedItem, Field(discriminator="status")]]
 
 
-BATCH_EXAMPLE = {
-    "users": [{"username": name, "email": f"{name}@example.com"} for name in ("alice", "bob")],
-    "on_error": "continue",
-}
-
-
 @app.post(
     "/users/batch",
     tags=["users"],
@@ -635,7 +640,7 @@ BATCH_EXAMPLE = {
     dependencies=[Operator],
     responses=documented(*OPERATOR_ONLY, BatchRefused([(1, UsernameTaken())]), OutcomeUnknown, body=True),
     # Without keys: whoever knows the key of a registration can have its token.
-    openapi_extra=batch_body(UsersBatch, BATCH_EXAMPLE),
+    openapi_extra=batch_body(UsersBatch),
 )
 async def register_users(request: Request) -> UsersBatchAnswer:
     """`rollback` stores all or, where one is refused, none (409). `continue` stores what is not refused.
@@ -840,7 +845,7 @@ PAYMENT_RESPONSES = {**REPLAYED, **documented(*OPERATOR_ONLY, *TRANSFER, SameAcc
 @app.post(
     "/deposits",
     status_code=201,
-    tags=["transfers"],
+    tags=["payments"],
     summary="Pay money in",
     dependencies=[Operator],
     responses=PAYMENT_RESPONSES,
@@ -855,7 +860,7 @@ async def deposit(
 @app.post(
     "/withdrawals",
     status_code=201,
-    tags=["transfers"],
+    tags=["payments"],
     summary="Pay money out",
     dependencies=[Operator],
     responses=PAYMENT_RESPONSES,
@@ -891,21 +896,12 @@ class TransfersBatchAnswer(SQLModel):
     results: list[Annotated[CreatedTransfer | RefusedItem, Field(discriminator="status")]]
 
 
-TRANSFERS_EXAMPLE = {
-    "transfers": [
-        {"debit_account_id": 2, "credit_account_id": 3, "amount": 1250, "idempotency_key": "order-4711"},
-        {"debit_account_id": 3, "credit_account_id": 4, "amount": 1000, "memo": "Wages"},
-    ],
-    "on_error": "rollback",
-}
-
-
 @app.post(
     "/transfers/batch",
     tags=["transfers"],
     summary="Make up to 10,000 transfers at once",
     responses=documented(*USER_OR_OPERATOR, BatchRefused([(1, InsufficientFunds())]), OutcomeUnknown, body=True),
-    openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch, TRANSFERS_EXAMPLE)},
+    openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch)},
 )
 async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnswer:
     """In this order: one may spend what another before it brought.

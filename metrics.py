@@ -33,7 +33,7 @@ BATCHES_HALVED = Counter("savepoint_batches_halved", "Batches rolled back and re
 
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-"""Those that become labels; whatever else callers write is "other"."""
+"""Those that become labels where a route takes them; whatever else callers write is "other"."""
 
 
 @cache

@@ -56,7 +56,8 @@ class CountRequests:
             await self.app(scope, receive, note_status)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
-            answers, seconds = metrics.of_route(method if method in metrics.METHODS else "other", route, status)
+            is_known = method in metrics.METHODS and status != 405
+            answers, seconds = metrics.of_route(method if is_known else "other", route, status)
             answers.inc()
             seconds.observe(time.perf_counter() - began)
 
