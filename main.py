@@ -475,7 +475,7 @@ def problem_of_item(error: Exception, *item: str | int) -> Problem:
         return problems.invalid_request(error.errors)
     if isinstance(error, Refusal):
         return problem_of(error, *item)
-    logger.error("Item %s of a batch failed unforeseen: %s", ".".join(map(str, item)), problems.describe(error))
+    logger.error("Item %s of a batch failed unexpectedly: %s", ".".join(map(str, item)), problems.describe(error))
     return problems.INTERNAL_ERROR
 
 
@@ -686,7 +686,9 @@ async def list_accounts(
     request: Request,
     after: After,
     limit: Limit = 50,
-    user_id: Annotated[int | None, Query(ge=1, lt=2**63, description="Whose; for the operator only")] = None,
+    user_id: Annotated[
+        int | None, Query(ge=1, lt=2**63, description="Only accounts of this user; for the operator")
+    ] = None,
 ) -> Page[AccountPublic]:
     """A user's own; the operator's list has all, those of the system included."""
     owner = user_id if caller == OPERATOR else caller
@@ -833,7 +835,7 @@ async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferP
 async def reverse_transfer(
     id: RowId, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
 ) -> SettledTransfer | DebitedTransfer:
-    """By who received the money, or the operator: all of it goes back, once."""
+    """By the recipient or the operator: the full amount goes back, once."""
     posted = await operations_of(request).reverse(crud.Reversal(id, caller, idempotency_key))
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)

@@ -63,7 +63,7 @@ class CountRequests:
 
 
 class CatchUnexpected:
-    """Answers what nobody foresaw with a 500 that tells nothing, and reports it without anybody's data."""
+    """Answers an unexpected error with a 500 that tells nothing, and logs it without anybody's data."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -82,7 +82,7 @@ class CatchUnexpected:
         except Exception as error:
             if scope["type"] != "http" or started:
                 raise
-            logger.error("%s %s failed unforeseen: %s", scope["method"], scope["path"], problems.describe(error))
+            logger.error("%s %s failed unexpectedly: %s", scope["method"], scope["path"], problems.describe(error))
             await problems.respond(problems.INTERNAL_ERROR)(scope, receive, send)
 
 
