@@ -146,4 +146,4 @@ class SchemaBehind(Interruption):
 
 
 class OutcomeUnknown(Interruption):
-    """It is unknown whether the change was stored. Repeat it with the same Idempotency-Key; without one, check first."""
+    """It is unknown whether this was stored. Send it again with the same Idempotency-Key; without one, check first."""
