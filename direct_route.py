@@ -9,9 +9,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import ValidationError
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from middleware import CountRequests
@@ -47,6 +47,18 @@ class DirectRoute(APIRoute):
             return await ask_fastapi(request)
 
         return answer
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As FastAPI's, except that a path that is declared as it stands is not taken for one with a parameter.
+
+        Otherwise the methods of /users/{id} would seem to be those of /users/batch too.
+        """
+        match, child_scope = super().matches(scope)
+        if match is not Match.NONE and self.param_convertors:
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path in getattr(scope["app"], "paths_without_parameters", ()):
+                return Match.NONE, {}
+        return match, child_scope
 
     def read(self, request: Request, body: bytes) -> dict[str, Any] | None:
         """The body and the headers that the endpoint asks for; None unless they are what it describes."""
@@ -148,4 +160,6 @@ class DirectAPI(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Count the requests that are answered directly, and write their answers at once, too."""
+        paths = (route.path or "" for route in iter_route_contexts(self.routes))
+        self.paths_without_parameters = {path for path in paths if "{" not in path}
         return WriteOnce(CountRequests(AnswerDirectly(super().build_middleware_stack(), self.routes)))

@@ -1,11 +1,16 @@
 """The pages /docs and /redoc, whose parts all come from an installed package: they need no internet."""
 
+import hashlib
+import re
+from base64 import b64encode
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import fastapi_offline
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from starlette.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
@@ -13,41 +18,78 @@ ASSETS = Path(fastapi_offline.__file__).with_name("static")
 # ReDoc fetches it from its maker's site.
 REDOC_LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"
 
+CACHED = {"Cache-Control": "max-age=3600"}
+
+
+class Assets(StaticFiles):
+    """The scripts and styles of the pages, which browsers may keep for an hour."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """Answer with a file."""
+        response = super().file_response(*arguments, **options)
+        response.headers.update(CACHED)
+        return response
+
+
 router = APIRouter(include_in_schema=False)
-assets = StaticFiles(directory=ASSETS)
+assets = Assets(directory=ASSETS)
+
+
+@router.get("/")
+async def lead_to_docs(request: Request) -> Response:
+    """The API, for whoever opens the server's address in a browser."""
+    return RedirectResponse(f"{request.scope['root_path']}/docs")
 
 
 @router.get("/docs")
 async def get_docs(request: Request) -> Response:
     """The API, to try."""
     root = request.scope["root_path"]
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title=f"{request.app.title} - Swagger UI",
         swagger_js_url=f"{root}/docs/assets/swagger-ui-bundle.js",
         swagger_css_url=f"{root}/docs/assets/swagger-ui.css",
         swagger_favicon_url=f"{root}/docs/assets/favicon.png",
-        swagger_ui_parameters={"defaultModelsExpandDepth": 0, "persistAuthorization": True},
+        swagger_ui_parameters={"defaultModelsExpandDepth": 0},
     )
+    return confined(page)
 
 
 @router.get("/redoc")
 async def get_redoc(request: Request) -> Response:
     """The API, to read."""
     root = request.scope["root_path"]
-    return get_redoc_html(
+    page = get_redoc_html(
         openapi_url=f"{root}/openapi.json",
         title=f"{request.app.title} - ReDoc",
         redoc_js_url=f"{root}/redoc.js",
         redoc_favicon_url=f"{root}/docs/assets/favicon.png",
         with_google_fonts=False,
     )
+    return confined(page)
+
+
+def confined(page: Response) -> Response:
+    """The page, allowed to run its own scripts and to ask this server only, and in nobody's frame.
+
+    Both pages write styles of their own; ReDoc searches in a worker that it makes from a blob.
+    """
+    inline = re.findall(rb"<script>(.*?)</script>", page.body, re.DOTALL)
+    hashes = "".join(f" 'sha256-{b64encode(hashlib.sha256(script).digest()).decode()}'" for script in inline)
+    page.headers["Content-Security-Policy"] = (
+        f"default-src 'self'; script-src 'self'{hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "worker-src blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    page.headers["X-Frame-Options"] = "DENY"
+    page.headers["Referrer-Policy"] = "no-referrer"
+    return page
 
 
 @router.get("/redoc.js")
 async def get_redoc_script() -> Response:
     """ReDoc without its logo."""
-    return Response(read_redoc(), media_type="text/javascript")
+    return Response(read_redoc(), media_type="text/javascript", headers=CACHED)
 
 
 @cache

@@ -27,6 +27,7 @@ from batching import Batcher
 from currencies import list_currencies
 from database import Database, EncodingRefused
 from direct_route import DirectAPI
+from examples import with_examples
 from ledger import OPERATOR, Order, Posted, Posting
 from middleware import CatchUnexpected, LimitBody
 from models import (
@@ -103,7 +104,7 @@ from refusals import (
 from schema import Schema, SchemaState, get_revision, has_columns, upgrade_to_head
 from settings import SettingsError, settings_from_environment
 from starting import StartRefused
-from tokens import hash_secret, operator_token_hash
+from tokens import hash_secret, metrics_token_hash, operator_token_hash
 
 logger = logging.getLogger("savepoint")
 
@@ -234,6 +235,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings = settings_from_environment()
         operations = Operations(Database(settings), settings)
         app.state.operator_token_hash = operator_token_hash(settings)
+        app.state.metrics_token_hash = metrics_token_hash(settings)
         app.state.operations = operations
         app.state.only_operator_registers = settings.registration == "operator"
         app.state.registration_limit = limit_of(settings.registrations_per_address)
@@ -280,24 +282,35 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
 
 
-app = DirectAPI(
+class API(DirectAPI):
+    """Described with examples."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description."""
+        return with_examples(super().openapi())
+
+
+app = API(
     docs_url=None,  # see docs_pages.py
     redoc_url=None,
+    redirect_slashes=False,  # It redirects to the host that the caller names.
     title="Savepoint",
     version="0.1.0",
     summary="Users register, hold balances and move money; every change lands whole or not at all.",
     description=(
         "Every error is `application/problem+json` (RFC 9457): programs compare its `type`, people read its `detail`. "
-        "Register a user, copy the `access_token` of the answer, and give it to *Authorize*. "
+        "Register a user, copy the `access_token` of the answer, and give it to *Authorize*. With the operator's token "
+        "beside it, each example works unedited on a new service, from the top of the page to its end. "
         "Amounts are integers in minor units: 1250 is 12.50 EUR."
     ),
     license_info={"name": "MIT", "identifier": "MIT"},
     openapi_tags=[
-        {"name": "registration", "description": "How a user comes to be."},
-        {"name": "me", "description": "What a user does with its own data and tokens."},
-        {"name": "users", "description": "What the operator does with users."},
-        {"name": "accounts", "description": "What a user holds, and how it came to be."},
-        {"name": "transfers", "description": "How money moves."},
+        {"name": "registration", "description": "Sign-up: the first call of a user."},
+        {"name": "users", "description": "The operator's view of users."},
+        {"name": "accounts", "description": "Balances and statements."},
+        {"name": "payments", "description": "The operator pays money in and out."},
+        {"name": "transfers", "description": "Money moves between accounts."},
+        {"name": "me", "description": "A user's own data and tokens."},
         {"name": "health", "description": "For load balancers and monitoring."},
     ],
     generate_unique_id_function=lambda route: route.name,
@@ -379,6 +392,16 @@ async def require_operator(
     raise OperatorOnly
 
 
+async def require_monitoring(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(operator_token)],
+) -> None:
+    """Let only the operator and what monitors the service pass."""
+    expected: str | None = request.app.state.metrics_token_hash
+    if credentials is None or expected is None or not compare_digest(expected, hash_secret(credentials.credentials)):
+        await require_operator(request, credentials)
+
+
 async def current_caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(user_token)],
@@ -444,9 +467,9 @@ class RefusedItem(Answer):
     problem: Problem
 
 
-def batch_body(batch: type[SQLModel], example: dict[str, Any]) -> dict[str, Any]:
+def batch_body(batch: type[SQLModel]) -> dict[str, Any]:
     """The OpenAPI description of a body that read_batch reads."""
-    content = {"application/json": {"schema": batch.model_json_schema(), "example": example}}
+    content = {"application/json": {"schema": batch.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -514,7 +537,7 @@ def problem_of_item(error: Exception, *item: str | int) -> Problem:
         return problems.invalid_request(error.errors)
     if isinstance(error, Refusal):
         return problem_of(error, *item)
-    logger.error("Item %s of a batch failed unforeseen: %s", ".".join(map(str, item)), problems.describe(error))
+    logger.error("Item %s of a batch failed unexpectedly: %s", ".".join(map(str, item)), problems.describe(error))
     return problems.INTERNAL_ERROR
 
 
@@ -676,12 +699,6 @@ class UsersBatchAnswer(SQLModel):
     results: list[Annotated[CreatedUser | RefusedItem, Field(discriminator="status")]]
 
 
-BATCH_EXAMPLE = {
-    "users": [{"username": name, "email": f"{name}@example.com"} for name in ("alice", "bob")],
-    "on_error": "continue",
-}
-
-
 @app.post(
     "/users/batch",
     tags=["users"],
@@ -689,7 +706,7 @@ BATCH_EXAMPLE = {
     dependencies=[Operator],
     responses=documented(*OPERATOR_ONLY, BatchRefused([(1, UsernameTaken())]), OutcomeUnknown, body=True),
     # Without keys: whoever knows the key of a registration can have its token.
-    openapi_extra=batch_body(UsersBatch, BATCH_EXAMPLE),
+    openapi_extra=batch_body(UsersBatch),
 )
 async def register_users(request: Request) -> UsersBatchAnswer:
     """`rollback` stores all or, where one is refused, none (409). `continue` stores what is not refused.
@@ -735,7 +752,9 @@ async def list_accounts(
     request: Request,
     after: After,
     limit: Limit = 50,
-    user_id: Annotated[int | None, Query(ge=1, lt=2**63, description="Whose; for the operator only")] = None,
+    user_id: Annotated[
+        int | None, Query(ge=1, lt=2**63, description="Only accounts of this user; for the operator")
+    ] = None,
 ) -> Page[AccountPublic]:
     """A user's own; the operator's list has all, those of the system included."""
     owner = user_id if caller == OPERATOR else caller
@@ -882,7 +901,7 @@ async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferP
 async def reverse_transfer(
     id: RowId, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
 ) -> SettledTransfer | DebitedTransfer:
-    """By who received the money, or the operator: all of it goes back, once."""
+    """By the recipient or the operator: the full amount goes back, once."""
     posted = await operations_of(request).reverse(crud.Reversal(id, caller, idempotency_key))
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
@@ -894,7 +913,7 @@ PAYMENT_RESPONSES = {**REPLAYED, **documented(*OPERATOR_ONLY, *TRANSFER, SameAcc
 @app.post(
     "/deposits",
     status_code=201,
-    tags=["transfers"],
+    tags=["payments"],
     summary="Pay money in",
     dependencies=[Operator],
     responses=PAYMENT_RESPONSES,
@@ -909,7 +928,7 @@ async def deposit(
 @app.post(
     "/withdrawals",
     status_code=201,
-    tags=["transfers"],
+    tags=["payments"],
     summary="Pay money out",
     dependencies=[Operator],
     responses=PAYMENT_RESPONSES,
@@ -945,21 +964,12 @@ class TransfersBatchAnswer(SQLModel):
     results: list[Annotated[CreatedTransfer | RefusedItem, Field(discriminator="status")]]
 
 
-TRANSFERS_EXAMPLE = {
-    "transfers": [
-        {"debit_account_id": 2, "credit_account_id": 3, "amount": 1250, "idempotency_key": "order-4711"},
-        {"debit_account_id": 3, "credit_account_id": 4, "amount": 1000, "memo": "Wages"},
-    ],
-    "on_error": "rollback",
-}
-
-
 @app.post(
     "/transfers/batch",
     tags=["transfers"],
     summary="Make up to 10,000 transfers at once",
     responses=documented(*USER_OR_OPERATOR, BatchRefused([(1, InsufficientFunds())]), OutcomeUnknown, body=True),
-    openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch, TRANSFERS_EXAMPLE)},
+    openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch)},
 )
 async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnswer:
     """In this order: one may spend what another before it brought.
@@ -1023,11 +1033,15 @@ async def readyz(request: Request, response: Response) -> SchemaState:
     "/metrics",
     tags=["health"],
     summary="Metrics for Prometheus",
+    dependencies=[Depends(require_monitoring)],
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **documented(*OPERATOR_ONLY, parameters=False),
+    },
 )
-async def get_metrics() -> Response:
-    """In Prometheus' text format."""
+def get_metrics() -> Response:  # In a thread: it takes some milliseconds.
+    """In Prometheus' text format, to the operator's token and the one of the setting METRICS_TOKEN."""
     return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from functools import cache
+from pathlib import Path
 
 from prometheus_client import REGISTRY as THIS_PROCESS
 from prometheus_client import (
@@ -12,7 +13,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -31,6 +32,10 @@ TRANSACTIONS_RETRIED = Counter("savepoint_transactions_retried", "Transactions r
 BATCHES_HALVED = Counter("savepoint_batches_halved", "Batches rolled back and replayed in halves to isolate a failure")
 
 
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+"""Those that become labels where a route takes them; whatever else callers write is "other"."""
+
+
 @cache
 def of_route(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
     """What counts the answers of a route, and times them; to find it costs as much as to count."""
@@ -43,8 +48,30 @@ def exposition() -> bytes:
     Several workers are added up where PROMETHEUS_MULTIPROC_DIR names a folder that they share (set it before they
     start); without it each answers for itself.
     """
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
         return generate_latest(THIS_PROCESS)
+    # What a worker that was killed had waiting is no longer waiting.
+    for pid in ended_processes(Path(folder)):
+        mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+def ended_processes(folder: Path) -> set[int]:
+    """The processes that left files in the folder and run no more."""
+    # prometheus_client ends the name of each file with the id of the process that writes it.
+    pids = {int(path.stem.rpartition("_")[2]) for path in folder.glob("*_*.db")}
+    return {pid for pid in pids if not is_running(pid)}
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

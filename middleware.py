@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,8 +17,19 @@ logger = logging.getLogger("savepoint")
 MIB = 2**20
 
 
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+NO_STORE = (b"cache-control", b"no-store")
+
+
+def secured(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers, and those that forbid to guess the type of an answer and, unless it says otherwise, to store it."""
+    if b"cache-control" in dict(headers):
+        return [*headers, NOSNIFF]
+    return [*headers, NOSNIFF, NO_STORE]
+
+
 class CountRequests:
-    """Counts each answer by route template, so that ids never become labels."""
+    """Counts each answer by route template, so that ids never become labels, and secures its headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -28,25 +40,31 @@ class CountRequests:
             await self.app(scope, receive, in_words(send))
             return
         began = time.perf_counter()
+        method = scope["method"]
+        if method == "HEAD":
+            # As GET; the server leaves the body out.
+            scope = {**scope, "method": "GET"}
         status = 500
 
         async def note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = secured(message.get("headers", ()))
             await send(message)
 
         try:
             await self.app(scope, receive, note_status)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
-            answers, seconds = metrics.of_route(scope["method"], route, status)
+            is_known = method in metrics.METHODS and status != 405
+            answers, seconds = metrics.of_route(method if is_known else "other", route, status)
             answers.inc()
             seconds.observe(time.perf_counter() - began)
 
 
 class CatchUnexpected:
-    """Answers what nobody foresaw with a 500 that tells nothing, and reports it without anybody's data."""
+    """Answers an unexpected error with a 500 that tells nothing, and logs it without anybody's data."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -65,7 +83,7 @@ class CatchUnexpected:
         except Exception as error:
             if scope["type"] != "http" or started:
                 raise
-            logger.error("%s %s failed unforeseen: %s", scope["method"], scope["path"], problems.describe(error))
+            logger.error("%s %s failed unexpectedly: %s", scope["method"], scope["path"], problems.describe(error))
             await problems.respond(problems.INTERNAL_ERROR)(scope, receive, send)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Match
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -44,7 +45,7 @@ class Problem(BaseModel):
     )
     # RFC 9457 expects a member that does not apply to be left out.
     errors: list[FieldError] | list[ItemError] | SkipJsonSchema[None] = Field(
-        default=None, exclude_if=lambda errors: errors is None, description="Each field or item at fault"
+        default=None, exclude_if=lambda errors: errors is None, description="Each field or item with an error"
     )
 
 
@@ -96,11 +97,13 @@ def field_errors(error: ValidationError | RequestValidationError, *within: str |
 
 def invalid_request(errors: list[FieldError]) -> Problem:
     """The problem of a request that is not what the API describes."""
-    return make_problem(422, "InvalidRequest", "Mend the fields that errors names; /docs describes them.", errors)
+    return make_problem(422, "InvalidRequest", "Fix the fields listed in errors; /docs describes them.", errors)
 
 
 INVALID_REQUEST = invalid_request([FieldError(field="body.email", detail="An email address must have an @-sign.")])
-INVALID_JSON = make_problem(400, "InvalidJson", "The body is not JSON. Check its syntax, and that it is whole.")
+INVALID_JSON = make_problem(
+    400, "InvalidJson", "The body is not valid JSON. Check its syntax, and that it was sent completely."
+)
 CONTENT_TOO_LARGE = make_problem(
     413, "ContentTooLarge", "The body is too large. Send at most 1 MiB, or 16 MiB to a batch call."
 )
@@ -108,7 +111,9 @@ UNSUPPORTED_MEDIA_TYPE = make_problem(
     415, "UnsupportedMediaType", "Send the body as JSON, with the header Content-Type: application/json."
 )
 INTERNAL_ERROR = make_problem(
-    500, "InternalError", "Something failed that nobody foresaw; the server's log says more. Look before you repeat it."
+    500,
+    "InternalError",
+    "An unexpected error occurred; the server's log has the details. Check what was stored before you try again.",
 )
 
 
@@ -130,9 +135,11 @@ async def handle_invalid_request(request: Request, error: Exception) -> Response
 
 FRAMEWORK_PROBLEMS = {
     400: make_problem(400, "InvalidBody", "The body could not be read. Send it whole, as JSON in UTF-8."),
-    404: make_problem(404, "NotFound", "There is nothing at this path. /docs lists what there is."),
+    404: make_problem(404, "NotFound", "There is nothing at this path. /docs lists all paths."),
     405: make_problem(
-        405, "MethodNotAllowed", "This path does not take this method. The header Allow lists what it takes."
+        405,
+        "MethodNotAllowed",
+        "This path does not support this method. The header Allow lists the methods that it supports.",
     ),
     413: CONTENT_TOO_LARGE,
     415: UNSUPPORTED_MEDIA_TYPE,
@@ -150,9 +157,10 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         # The framework names the methods of the first route only.
-        routes = (route for route in request.app.routes if isinstance(route, Route))
+        routes = (route for route in iter_route_contexts(request.app.routes) if route.methods)
         matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
         allowed = {method for route in matching for method in route.methods or ()}
+        allowed |= {"HEAD"} if "GET" in allowed else set()
         headers |= {"Allow": ", ".join(sorted(allowed))} if allowed else {}
     return respond(problem, headers)
 

@@ -20,13 +20,13 @@ class UsernameTaken(Refusal):
 
 
 class IdempotencyKeyReused(Refusal):
-    """This Idempotency-Key was already used with other content. Send new content with a new key."""
+    """This Idempotency-Key was already used for a different request. Use a new key for a new request."""
 
     field = "idempotency_key"
 
 
 class UserNotFound(Refusal):
-    """There is no user with this id."""
+    """There is no user with this id. GET /users lists all users."""
 
 
 class UserNotActive(Refusal):
@@ -38,15 +38,15 @@ class BalanceNotZero(Refusal):
 
 
 class AccountExists(Refusal):
-    """You have an account in this currency. GET /accounts lists yours."""
+    """You already have an account in this currency. GET /accounts lists your accounts."""
 
 
 class AccountNotFound(Refusal):
-    """There is no such account, or it is not yours to use. GET /accounts lists yours."""
+    """There is no such account, or you may not use it. GET /accounts lists your accounts."""
 
 
 class AccountNotActive(Refusal):
-    """The user of one of these accounts is suspended or closed: it neither sends nor receives."""
+    """The owner of one of these accounts is suspended or closed. Ask the operator to make that user active again."""
 
 
 class InsufficientFunds(Refusal):
@@ -58,7 +58,7 @@ class BalanceLimit(Refusal):
 
 
 class SameAccount(Refusal):
-    """The debit and the credit account are the same. Name two accounts."""
+    """The debit account and the credit account are the same. Name two different accounts."""
 
     def __init__(self, field: str = "credit_account_id") -> None:
         super().__init__()
@@ -66,31 +66,31 @@ class SameAccount(Refusal):
 
 
 class CurrencyMismatch(Refusal):
-    """The accounts have different currencies. Name two accounts of one currency."""
+    """The accounts have different currencies. Name two accounts with the same currency."""
 
     field = "credit_account_id"
 
 
 class CurrencyUnknown(Refusal):
-    """There is no such currency here. GET /currencies lists those that there are."""
+    """This currency is not known here. GET /currencies lists all currencies."""
 
     field = "currency"
 
 
 class TransferNotFound(Refusal):
-    """There is no transfer with this id to or from an account of yours."""
+    """None of your accounts has a transfer with this id. GET /accounts/{id}/entries lists an account's transfers."""
 
 
 class ReceiverOnly(Refusal):
-    """Only who received the money, or the operator, can reverse a transfer."""
+    """Only the recipient or the operator can reverse a transfer. Ask one of them to do it."""
 
 
 class AlreadyReversed(Refusal):
-    """This transfer was reversed before. It is reversed once only."""
+    """This transfer was already reversed. A transfer can be reversed only once."""
 
 
 class ReversalNotReversible(Refusal):
-    """This transfer is itself a reversal. Make a new transfer instead."""
+    """This transfer is itself a reversal and cannot be reversed. Make a new transfer instead."""
 
 
 class TokenNotFound(Refusal):
@@ -102,15 +102,15 @@ class Unauthenticated(Refusal):
 
 
 class OperatorOnly(Refusal):
-    """This call is the operator's. Send the operator's token."""
+    """Only the operator can make this call. Send the operator's token."""
 
 
 class UserOnly(Refusal):
-    """This call is for a user. Send a user's token, not the operator's."""
+    """Only a user can make this call. Send a user's token, not the operator's."""
 
 
 class OperatorDisabled(Refusal):
-    """No operator token is set up here. Set OPERATOR_TOKEN and restart to allow operator calls."""
+    """This server has no operator token, so it refuses the operator's calls. Set OPERATOR_TOKEN and restart it."""
 
 
 class TooManyRequests(Refusal):
@@ -123,7 +123,7 @@ class TooManyRequests(Refusal):
 
 
 class BatchRefused(Refusal):
-    """Nothing was stored: items were refused. Mend those that errors names, or send on_error "continue"."""
+    """Nothing was stored, because items were refused. Fix the items listed in errors, or send on_error "continue"."""
 
     def __init__(self, refused: Sequence[tuple[int, Refusal]] = ()) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class BatchRefused(Refusal):
 
 
 class Interruption(Refusal):
-    """What stops a whole transaction, whatever its items say."""
+    """A reason why a whole transaction was not done, whatever its items say."""
 
 
 class Overloaded(Interruption):
@@ -143,7 +143,7 @@ class ShuttingDown(Interruption):
 
 
 class Conflict(Interruption):
-    """Other transactions kept getting in the way. Nothing was done; try again after the time in Retry-After."""
+    """The change kept conflicting with other changes. Nothing was done; try again after the time in Retry-After."""
 
 
 class DatabaseUnavailable(Interruption):
@@ -151,7 +151,7 @@ class DatabaseUnavailable(Interruption):
 
 
 class SchemaBehind(Interruption):
-    """The database has not been migrated to what this server needs. The operator runs: alembic upgrade head."""
+    """The database schema is older than this server needs. The operator must run: alembic upgrade head."""
 
 
 class SchemaDiffers(Interruption):
@@ -159,4 +159,4 @@ class SchemaDiffers(Interruption):
 
 
 class OutcomeUnknown(Interruption):
-    """The change may have been stored, or not. Send it again if it had an Idempotency-Key; otherwise look first."""
+    """It is unknown whether this was stored. Send it again with the same Idempotency-Key; without one, check first."""

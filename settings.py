@@ -52,7 +52,7 @@ def check_url_parameters(parameters: Iterable[str]) -> None:
         )
 
 
-def check_operator_token(token: SecretStr) -> SecretStr:
+def check_token(token: SecretStr) -> SecretStr:
     """Refuse a token that can be guessed."""
     if len(token) < MINIMUM_TOKEN_LENGTH:
         raise ValueError(
@@ -86,6 +86,7 @@ def check_rate(text: str) -> str:
 
 MINIMUM_TOKEN_LENGTH = 16
 
+Token = Annotated[SecretStr, AfterValidator(check_token)]
 DatabaseUrl = Annotated[str, AfterValidator(check_database_url)]
 OptionalRate = Annotated[str, AfterValidator(check_rate)]
 # At least a millisecond, since PostgreSQL takes 0 for no limit, and at most a day.
@@ -109,9 +110,12 @@ class Settings(BaseSettings):
         default="development",
         description="development or production; in development an operator token is made and printed at start-up",
     )
-    operator_token: Annotated[SecretStr, AfterValidator(check_operator_token)] | None = Field(
+    operator_token: Token | None = Field(
         default=None,
         description="The operator's bearer token, at least 16 characters; unset in production, its calls are refused",
+    )
+    metrics_token: Token | None = Field(
+        default=None, description="A bearer token that may read /metrics and nothing else; the operator's may too"
     )
     registration: Literal["anyone", "operator"] = Field(
         default="anyone", description="Who may register a user: anyone, or only the operator"

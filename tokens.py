@@ -36,6 +36,11 @@ def operator_token_hash(settings: Settings) -> str | None:
     return hash_secret(token)
 
 
+def metrics_token_hash(settings: Settings) -> str | None:
+    """The hash of the token that may read the metrics; None where that is the operator's only."""
+    return hash_secret(settings.metrics_token.get_secret_value()) if settings.metrics_token is not None else None
+
+
 def development_operator_token(kept_in: Path) -> str:
     """The token in this file, made at the first start; all workers and restarts share it."""
     draft = kept_in.with_name(f"{kept_in.name}.{secrets.token_hex(4)}")

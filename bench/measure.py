@@ -17,7 +17,7 @@ from sqlmodel import SQLModel, select
 
 from audit import open_books
 from bench.contenders import WATCHED, Contender, serving
-from bench.engines import Engine, copy_of
+from bench.engines import METRICS_TOKEN, Engine, copy_of
 from bench.filling import bearer_token
 from bench.load import BUSY, Load, Measurement, run_pgbench, run_wrk
 from bench.workloads import ME, ROWS, Workload
@@ -127,7 +127,7 @@ def check_books(url: str) -> None:
 
 def watch(origin: str) -> tuple[float, float, float]:
     """How many batches of transfers there were so far, the calls in them, and the seconds that calls waited."""
-    lines = httpx2.get(f"{origin}/metrics").text.splitlines()
+    lines = httpx2.get(f"{origin}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"}).text.splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines)
     size = 'savepoint_batch_size_{}{{operation="make_transfers"}}'
     names = (size.format("count"), size.format("sum"), "savepoint_waited_seconds_total")

@@ -248,7 +248,7 @@ def test_a_statement_that_fails_unforeseen_tells_neither_values_nor_sql(
     response = client.post("/register", json=body, headers=headers)
 
     assert (response.status_code, response.json()["type"]) == (500, "/problems/internal-error")
-    assert "POST /register failed unforeseen" in caplog.text
+    assert "POST /register failed unexpectedly" in caplog.text
     for told in (response.text, caplog.text):
         for secret in (*SECRETS, headers["Idempotency-Key"], "INSERT INTO", "SELECT "):
             assert secret not in told

@@ -27,7 +27,7 @@ def test_metrics_count_answers_by_route_and_never_by_id(client: TestClient) -> N
     client.post("/register", json=named("alice"))
     client.get("/users/123456", headers=AS_OPERATOR)
 
-    response = client.get("/metrics")
+    response = client.get("/metrics", headers=AS_OPERATOR)
 
     assert response.headers["content-type"].startswith("text/plain")
     families = {family.name: family for family in text_string_to_metric_families(response.text)}
@@ -48,7 +48,9 @@ def test_metrics_are_read_from_the_folder_that_workers_share(
     (tmp_path / "metrics").mkdir()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
 
-    assert client.get("/metrics").text == ""  # This process does not write there: it began without.
+    assert (
+        client.get("/metrics", headers=AS_OPERATOR).text == ""
+    )  # This process does not write there: it began without.
 
 
 def test_several_workers_are_counted_together(tmp_path: Path) -> None:
@@ -60,7 +62,9 @@ def test_several_workers_are_counted_together(tmp_path: Path) -> None:
             httpx2.get(f"{server.url}/readyz")
 
         counted = {
-            httpx2.get(f"{server.url}/metrics").text.partition('route="/readyz",status="200"} ')[2][:4]
+            httpx2.get(f"{server.url}/metrics", headers=AS_OPERATOR).text.partition('route="/readyz",status="200"} ')[
+                2
+            ][:4]
             for _ in range(8)
         }
 

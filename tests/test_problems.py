@@ -52,7 +52,7 @@ def test_a_path_or_method_that_does_not_exist(
 
 def test_405_says_which_methods_there_are(client: TestClient) -> None:
     assert client.put("/register").headers["Allow"] == "POST"
-    assert client.put("/me").headers["Allow"] == "DELETE, GET, PATCH"
+    assert client.put("/me").headers["Allow"] == "DELETE, GET, HEAD, PATCH"
 
 
 @pytest.mark.parametrize("path", ["/register", "/users/batch"])

@@ -205,3 +205,29 @@ def test_a_docs_page_needs_nothing_from_elsewhere_and_reports_no_error(visit: Vi
 
     assert visit.refused == set()
     assert visit.errors == []
+
+
+def test_a_token_is_forgotten_with_the_page(docs: Page) -> None:
+    authorize(docs, "operator", OPERATOR_TOKEN)
+    assert get(docs, "/users")[0] == 200
+
+    assert docs.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])") == '[{},{},""]'
+
+
+def test_a_path_is_filled_in_and_an_idempotency_key_is_not(docs: Page) -> None:
+    for method, path, values in (("GET", "/users/{id}", ["1"]), ("POST", "/transfers", [""])):
+        operation = open_operation(docs, method, path)
+        operation.get_by_role("button", name="Try it out").click()
+        assert [field.input_value() for field in operation.locator("tr[data-param-name] input").all()] == values
+
+
+def test_a_docs_page_runs_no_script_that_is_not_its_own(visit: Visit) -> None:
+    page = visit.open("/docs")
+
+    page.evaluate(
+        "const script = document.createElement('script'); script.textContent = 'window.ran = true';"
+        "document.body.append(script);"
+    )
+
+    assert page.evaluate("window.ran") is None
+    assert any("Content Security Policy" in error for error in visit.errors)

@@ -1,0 +1,77 @@
+"""The examples of /docs: sent in the order of the page to a new service, each of them works.
+
+Nothing that is sent as it stands can harm: account 1 is a user's, never the system's; the operator's PATCH leaves a
+user active; and who still has money cannot close itself.
+"""
+
+from typing import Any
+
+# The `next` of a page, as pages of few items end before they have one: before the first item, and after the newest.
+FROM_THE_START = "MA"
+FROM_THE_NEWEST = "MTAwMA"
+
+ALICE = {"username": "alice", "email": "alice@example.com", "phone_number": "+4915112345678"}
+BOB = {"username": "bob", "email": "bob@example.com"}
+
+PAGE = {"after": FROM_THE_START, "limit": 50}
+FIRST = {"id": 1}
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    # Alice is user 1, and has account 1 and token 1.
+    "register": {"Idempotency-Key": "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11", "body": ALICE},
+    # Bob becomes user 2 and has account 2; alice is refused.
+    "list_users": {**PAGE, "status": "active", "username_prefix": "al"},
+    "get_user": FIRST,
+    "update_user": {**FIRST, "body": {"status": "active"}},
+    "register_users": {"body": {"users": [ALICE, BOB], "on_error": "continue"}},
+    "get_currencies": PAGE,
+    "list_accounts": {**PAGE, "user_id": 1},
+    "open_account": {"body": {"currency": "USD"}},
+    "get_account": {**FIRST, "at": "2026-11-23T09:00:00Z"},
+    "list_entries": {**FIRST, "after": FROM_THE_NEWEST, "limit": 50},
+    # Transfers 1 and 2.
+    "deposit": {"Idempotency-Key": "top-up-1", "body": {"account_id": 1, "amount": 5000, "memo": "Top-up"}},
+    "withdraw": {"Idempotency-Key": "payout-1", "body": {"account_id": 1, "amount": 1000, "memo": "Payout"}},
+    # Transfer 3, which is reversed.
+    "transfer": {
+        "Idempotency-Key": "order-4711",
+        "body": {"debit_account_id": 1, "credit_account_id": 2, "amount": 1250, "memo": "Invoice 4711"},
+    },
+    "get_transfer": FIRST,
+    "reverse_transfer": {"id": 3, "Idempotency-Key": "refund-4711"},
+    "make_transfers": {
+        "body": {
+            "transfers": [
+                {"debit_account_id": 1, "credit_account_id": 2, "amount": 300, "idempotency_key": "order-4712"},
+                {"debit_account_id": 1, "credit_account_id": 2, "amount": 200, "memo": "Invoice 4713"},
+            ],
+            "on_error": "rollback",
+        }
+    },
+    "update_me": {"body": {"email": "alice@example.com", "phone_number": "+4915112345678"}},
+    "list_tokens": PAGE,
+    "issue_token": {"body": {"name": "laptop", "expires_in_days": 90}},
+    # The token just issued: 1 is in use, and 2 is bob's.
+    "revoke_token": {"id": 3},
+}
+"""By operationId: each parameter by its name, and the body."""
+
+
+def with_examples(description: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI description, with the examples put into it.
+
+    Swagger UI fills a parameter's `example` in, and only shows the `examples` of its schema: nobody wants every
+    list to be filtered, or every call to have the same Idempotency-Key.
+    """
+    for methods in description["paths"].values():
+        for operation in methods.values():
+            examples = EXAMPLES.get(operation["operationId"], {})
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] in examples:
+                    example = examples[parameter["name"]]
+                    parameter["schema"] = {**parameter["schema"], "examples": [example]}
+                    if parameter["required"]:
+                        parameter["example"] = example
+            if "body" in examples:
+                operation["requestBody"]["content"]["application/json"]["example"] = examples["body"]
+    return description
