@@ -119,6 +119,14 @@ PLAIN_WORDS = {
     "int_type": "A whole number is expected",
     "uuid_parsing": "Write a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12",
     "uuid_type": "Write a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12",
+    "string_too_short": "This is too short: write {min_length} or more characters",
+    "string_too_long": "This is too long: write {max_length} or fewer characters",
+    "too_short": "There are too few: send {min_length} or more",
+    "too_long": "There are too many: send {max_length:,} or fewer",
+    "greater_than_equal": "This is too small: {ge} is the least",
+    "less_than_equal": "This is too large: {le} is the most",
+    "less_than": "This is too large: it must be less than {lt}",
+    "literal_error": "Write {expected}",
 }
 
 
@@ -133,7 +141,8 @@ def plain_words(error: Mapping[str, Any]) -> str:
         return PATTERNS[error["ctx"]["pattern"]]
     # pydantic puts "Value error, " before our own words.
     message: str = error["msg"]
-    return PLAIN_WORDS.get(error["type"], message.removeprefix("Value error, "))
+    words = PLAIN_WORDS.get(error["type"])
+    return message.removeprefix("Value error, ") if words is None else words.format_map(error.get("ctx", {}))
 
 
 def invalid_fields(
