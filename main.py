@@ -259,7 +259,8 @@ app = DirectAPI(
     description=(
         "Every error is `application/problem+json` (RFC 9457): programs compare its `type`, people read its `detail`. "
         "Register a user, copy the `access_token` of the answer, and give it to *Authorize*. "
-        "Amounts are integers in minor units: 1250 is 12.50 EUR."
+        "Amounts are integers in minor units: 1250 is 12.50 EUR. "
+        "Unknown fields and query parameters are refused, and those that are sent twice."
     ),
     license_info={"name": "MIT", "identifier": "MIT"},
     openapi_tags=[

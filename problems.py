@@ -185,7 +185,7 @@ INVALID_REQUEST = invalid_request([FieldError(field="body.email", detail="An ema
 INVALID_JSON = make_problem(400, "InvalidJson", "The body is not JSON. Check its syntax, and that it is whole.")
 INVALID_BODY = invalid_body("The body could not be read. Send it whole, as JSON in UTF-8.")
 CONTENT_TOO_LARGE = make_problem(
-    413, "ContentTooLarge", "The body is too large. Send at most 1 MiB, or 16 MiB to a batch call."
+    413, "ContentTooLarge", "The body is too large. Send at most 1 MiB; a batch has 2 MiB, the operator's 16 MiB."
 )
 UNSUPPORTED_MEDIA_TYPE = make_problem(
     415, "UnsupportedMediaType", "Send the body as JSON, with the header Content-Type: application/json."
