@@ -18,6 +18,8 @@ BYTES_PER_VALUE = 100
 """A body may have as many values as if each took this many bytes: thousands of tiny ones take long to read."""
 MAX_NAMES = 100
 """Names that one object may have."""
+MAX_DIGITS = 100
+"""Digits that an integer may have."""
 
 
 def exceeds(content_length: bytes, limit: int) -> bool:
@@ -105,4 +107,11 @@ def refuse_constant(name: str) -> Any:
     raise BadBody(problems.INVALID_JSON)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=make_object, parse_constant=refuse_constant)
+def make_integer(digits: str) -> int:
+    """The integer; thousands of digits take long, and nothing here has more than 19."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(digits[:MAX_DIGITS])
+    return int(digits)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=make_object, parse_int=make_integer, parse_constant=refuse_constant)
