@@ -1,24 +1,28 @@
 """Routes whose valid requests are answered at once, and all others as FastAPI does.
 
-A valid request to a DirectRoute passes through WriteOnce and CountRequests alone. Whatever else comes, or comes of it,
-passes through all of FastAPI, which tells what is wrong.
+A valid request to a DirectRoute passes through WriteOnce and CountRequests alone. What is wrong with any other is
+raised inside FastAPI, which answers it. Who calls is asked first, then the body is read (bodies.py), on either way.
 """
 
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, get_origin
+from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute, iter_route_contexts
-from pydantic import ValidationError
+from fastapi.security.base import SecurityBase
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute, Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bodies import SMALL, parse_body, parse_json, read_body
 from middleware import CountRequests
+from problems import FieldError, InvalidFields, shorten
 from write_once import WriteOnce
-
-SMALL = 2**16
-"""Bytes of a body that is read at once."""
 
 FAILURE = "savepoint.failure"
 """Where the scope of a request has the exception that its route is to raise."""
@@ -40,10 +44,21 @@ class DirectRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What answers the requests that were not answered at once."""
         ask_fastapi = super().get_route_handler()
+        names = query_names(self.dependant)
+        callers = [each for each in self.dependant.dependencies if is_security(each)]
 
         async def answer(request: Request) -> Response:
             if FAILURE in request.scope:
                 raise request.scope.pop(FAILURE)
+            headers = dict(request.scope["headers"])
+            refuse_ambiguous(request, names)
+            if self.dependant.body_params:
+                # FastAPI would read the body first.
+                for caller in callers:
+                    await call_dependency(caller, request)
+                body = await read_body(request, headers)
+                content = await parse_body(body) if body else None
+                request = ReadRequest(request, body, content)
             return await ask_fastapi(request)
 
         return answer
@@ -60,35 +75,113 @@ class DirectRoute(APIRoute):
                 return Match.NONE, {}
         return match, child_scope
 
-    def read(self, request: Request, body: bytes) -> dict[str, Any] | None:
-        """The body and the headers that the endpoint asks for; None unless they are what it describes."""
-        arguments: dict[str, Any] = {}
-        for field in self.dependant.header_params:
-            value = request.headers.get(field.alias)
-            if value is not None:
-                arguments[field.name], errors = field.validate(value)
-                if errors:
-                    return None
-        for field in self.dependant.body_params:
-            if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-                return None
-            model: Any = field.field_info.annotation
-            try:
-                arguments[field.name] = model.model_validate_json(body)
-            except ValidationError:
-                return None
-        return arguments
-
-    async def respond(self, request: Request, arguments: dict[str, Any]) -> Response:
-        """Call dependencies and endpoint."""
+    async def respond(self, request: Request) -> Response:
+        """Call dependencies, read the request, and call the endpoint."""
         assert self.response_field is not None
-        arguments |= await call_dependencies(self.dependant, request)
+        headers = dict(request.scope["headers"])
+        if request.scope.get("query_string") or len(headers) < len(request.scope["headers"]):
+            refuse_ambiguous(request, {})
+        arguments = await call_dependencies(self.dependant, request)
+        arguments |= await self.read(request, headers)
         response = Response(status_code=self.status_code or 200, media_type="application/json")
         if self.dependant.response_param_name is not None:
             arguments[self.dependant.response_param_name] = response
         response.body = self.response_field.serialize_json(await self.endpoint(**arguments))
         response.headers["content-length"] = str(len(response.body))
         return response
+
+    async def read(self, request: Request, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
+        """The body and the headers that the endpoint asks for. Raises RequestValidationError, and as bodies.py does."""
+        arguments: dict[str, Any] = {}
+        errors: list[dict[str, Any]] = []
+        for field in self.dependant.header_params:
+            value = headers.get(field.alias.lower().encode())
+            if value is not None:
+                arguments[field.name], wrong = field.validate(value.decode("latin-1"), loc=("header", field.alias))
+                errors += wrong
+        for field in self.dependant.body_params:
+            arguments[field.name], wrong = await read_model(field, await read_body(request, headers))
+            errors += wrong
+        if errors:
+            raise RequestValidationError(errors)
+        return arguments
+
+
+async def read_model(field: Any, body: bytes) -> tuple[Any, list[dict[str, Any]]]:
+    """The model in a body, and what is wrong with it."""
+    if not body and field.field_info.is_required():
+        return None, [{"type": "missing", "loc": ("body",), "msg": "Field required"}]
+    if not body:
+        return field.get_default(), []
+    model: type[BaseModel] = field.field_info.annotation
+    if len(body) <= SMALL:
+        try:
+            found = model.model_validate_json(body)
+        except ValidationError:
+            # Read once more below, which finds every error.
+            pass
+        else:
+            # With as many colons as fields, none is there twice; otherwise one may be, or a text has colons.
+            if body.count(b":") != len(found.model_fields_set):
+                parse_json(body)
+            return found, []
+    validated: tuple[Any, list[dict[str, Any]]] = field.validate(await parse_body(body), loc=("body",))
+    return validated
+
+
+class ReadRequest(Request):
+    """A request whose body was read before, and is given to FastAPI as it was read."""
+
+    def __init__(self, request: Request, body: bytes, content: Any) -> None:
+        super().__init__(request.scope, request.receive)
+        self.was_read = body
+        self.content = content
+
+    async def body(self) -> bytes:
+        """The bytes."""
+        return self.was_read
+
+    async def json(self) -> Any:
+        """The value."""
+        return self.content
+
+
+def query_names(dependant: Dependant) -> dict[str, bool]:
+    """The names of the query parameters that a route takes, and whether each may be there more than once."""
+    names = {field.alias: get_origin(field.field_info.annotation) is list for field in dependant.query_params}
+    for dependency in dependant.dependencies:
+        names |= query_names(dependency)
+    return names
+
+
+def is_security(dependant: Dependant) -> bool:
+    """Return True if a dependency asks for credentials."""
+    return isinstance(dependant.call, SecurityBase) or any(map(is_security, dependant.dependencies))
+
+
+SENT_ONCE = ("Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key")
+MAX_PARAMETERS = 100
+
+
+def refuse_ambiguous(request: Request, names: Mapping[str, bool]) -> None:
+    """Refuse what would count in part only: unknown or repeated query parameters, and repeated headers."""
+    query = request.scope.get("query_string", b"")
+    if query.count(b"&") >= MAX_PARAMETERS:
+        raise InvalidFields([FieldError(field="query", detail=f"Send at most {MAX_PARAMETERS} parameters")])
+    errors = []
+    for name, sent in Counter(name for name, _ in parse_qsl(query.decode("latin-1"), True)).items():
+        if name not in names:
+            errors.append(FieldError(field=f"query.{shorten(name)}", detail="There is no such parameter"))
+        elif sent > 1 and not names[name]:
+            errors.append(FieldError(field=f"query.{name}", detail="Send this parameter once"))
+    sent_headers = Counter(name for name, _ in request.scope["headers"])
+    errors += [
+        FieldError(field=f"header.{name}", detail="Send this header once")
+        for name in SENT_ONCE
+        if sent_headers[name.lower().encode()] > 1
+    ]
+    if errors:
+        raise InvalidFields(errors)
 
 
 async def call_dependencies(dependant: Dependant, request: Request) -> dict[str, Any]:
@@ -98,11 +191,16 @@ async def call_dependencies(dependant: Dependant, request: Request) -> dict[str,
         if name is not None:
             arguments[name] = request
     for dependency in dependant.dependencies:
-        assert dependency.call is not None
-        outcome = await dependency.call(**await call_dependencies(dependency, request))
+        outcome = await call_dependency(dependency, request)
         if dependency.name is not None:
             arguments[dependency.name] = outcome
     return arguments
+
+
+async def call_dependency(dependency: Dependant, request: Request) -> Any:
+    """What a dependency answers."""
+    assert dependency.call is not None
+    return await dependency.call(**await call_dependencies(dependency, request))
 
 
 class AnswerDirectly:
@@ -123,40 +221,33 @@ class AnswerDirectly:
         if route is None:
             await self.app(scope, receive, send)
             return
-        message = await receive()
-        receive = again(message, receive)
-        body = message.get("body", b"")
-        if message["type"] == "http.request" and not message.get("more_body") and len(body) <= SMALL:
-            request = Request(scope, receive)
-            arguments = route.read(request, body)
-            if arguments is not None:
-                try:
-                    response = await route.respond(request, arguments)
-                except Exception as failure:
-                    scope[FAILURE] = failure
-                else:
-                    scope["route"] = route
-                    await response(scope, receive, send)
-                    return
-        await self.app(scope, receive, send)
-
-
-def again(message: Message, receive: Receive) -> Receive:
-    """What gives this message first."""
-    messages = iter([message])
-
-    async def receive_again() -> Message:
-        return next(messages, None) or await receive()
-
-    return receive_again
+        try:
+            response = await route.respond(Request(scope, receive))
+        except Exception as failure:
+            scope[FAILURE] = failure
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = route
+        await response(scope, receive, send)
 
 
 class DirectAPI(FastAPI):
-    """FastAPI with direct routes."""
+    """FastAPI with direct routes, and with a description of the `bodies` that routes read themselves."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, bodies: Sequence[type[BaseModel]], **options: Any) -> None:
+        self.bodies = bodies
         super().__init__(**options)
         self.router.route_class = DirectRoute
+
+    def openapi(self) -> dict[str, Any]:
+        """The description of the API."""
+        if self.openapi_schema is None:
+            schemas = super().openapi()["components"]["schemas"]
+            _, described = models_json_schema(
+                [(body, "validation") for body in self.bodies], ref_template="#/components/schemas/{model}"
+            )
+            schemas |= described["$defs"]
+        return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:
         """Count the requests that are answered directly, and write their answers at once, too."""

@@ -21,10 +21,11 @@ from sqlalchemy import event
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import crud
+from bodies import DECODER
 from database import Database
 from models import Registration
 from private_files import FileRefused, keep_older, open_private
-from problems import cause_of, describe, field_errors
+from problems import InvalidFields, cause_of, describe, field_errors
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, Refusal, SchemaBehind, SchemaDiffers
 from schema import Schema, get_revision, has_columns
 from settings import Settings
@@ -167,9 +168,12 @@ class Ndjson:
             raise LineRefused(f"This is not JSON: {str(error).replace('line 1 column', 'column')}.") from None
         if not isinstance(found, dict):
             raise LineRefused("A JSON object is expected.")
-        # The parser keeps the last of two values of one name, and nobody knows which one was meant.
-        if len(json.loads(text, object_pairs_hook=list)) > len(found):
-            raise LineRefused("A name stands twice in the JSON object. Keep one of them.")
+        # With as many colons as fields, none is there twice; otherwise one may be, or a text has colons.
+        if text.count(":") != len(found):
+            try:
+                DECODER.decode(text)
+            except InvalidFields as error:
+                raise LineRefused(f"{error.errors[0].detail}.") from None
         return {name: value for name, value in found.items() if name not in NOTES}
 
     def begin_refusals(self, file: TextIO) -> None:

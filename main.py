@@ -14,7 +14,7 @@ from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, Se
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from sqlmodel import SQLModel
 from starlette.exceptions import HTTPException
 
@@ -24,6 +24,7 @@ import metrics
 import problems
 from address_limits import AddressLimit, limit_of
 from batching import Batcher
+from bodies import MIB, parse_body, read_body
 from currencies import list_currencies
 from database import Database, EncodingRefused
 from direct_route import DirectAPI
@@ -31,6 +32,7 @@ from examples import with_examples
 from ledger import OPERATOR, Order, Posted, Posting
 from middleware import CatchUnexpected, LimitBody
 from models import (
+    USER_BATCH_LIMIT,
     AccountPublic,
     AccountRequest,
     Answer,
@@ -63,6 +65,8 @@ from models import (
     UserUpdate,
     by_id,
     page_of,
+    read_digits,
+    unquote_key,
 )
 from operations import Bulk, Operations
 from problems import Problem
@@ -146,6 +150,7 @@ STATUSES: dict[type[Refusal], int] = {
     SchemaDiffers: 503,
     ShuttingDown: 503,
 }
+problems.TYPES.update(problems.type_of(kind.__name__) for kind in STATUSES)
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}, 503: {"Retry-After": "1"}}
 
 
@@ -156,17 +161,19 @@ def problem_of(refusal: Refusal, *item: str | int) -> Problem:
     """The refusal as the caller reads it; `item` is its place in the body of a batch."""
     name = type(refusal).__name__
     errors: list[problems.FieldError] | list[problems.ItemError] | None = None
+    unlisted = 0
     if isinstance(refusal, BatchRefused):
         errors = [
             problems.ItemError(index=index, type=problem.type, detail=problem.detail)
-            for index, each in refusal.refused
+            for index, each in refusal.refused[: problems.MAX_LISTED]
             for problem in [problem_of(each)]
         ]
+        unlisted = len(refusal.refused) - len(errors)
     elif refusal.field is not None:
         in_header = refusal.field == "idempotency_key" and not item
         field = "header.Idempotency-Key" if in_header else ".".join(map(str, ("body", *item, refusal.field)))
         errors = [problems.FieldError(field=field, detail=refusal.detail)]
-    return problems.make_problem(STATUSES[type(refusal)], name, refusal.detail, errors)
+    return problems.make_problem(STATUSES[type(refusal)], name, refusal.detail + problems.more(unlisted), errors)
 
 
 async def handle_refusal(request: Request, error: Exception) -> Response:
@@ -291,6 +298,7 @@ class API(DirectAPI):
 
 
 app = API(
+    bodies=[UsersBatch, KeyedRegistration, TransfersBatch, KeyedTransfer],
     docs_url=None,  # see docs_pages.py
     redoc_url=None,
     redirect_slashes=False,  # It redirects to the host that the caller names.
@@ -301,7 +309,8 @@ app = API(
         "Every error is `application/problem+json` (RFC 9457): programs compare its `type`, people read its `detail`. "
         "Register a user, copy the `access_token` of the answer, and give it to *Authorize*. With the operator's token "
         "beside it, each example works unedited on a new service, from the top of the page to its end. "
-        "Amounts are integers in minor units: 1250 is 12.50 EUR."
+        "Amounts are integers in minor units: 1250 is 12.50 EUR. "
+        "Unknown fields and query parameters are refused, and those that are sent twice."
     ),
     license_info={"name": "MIT", "identifier": "MIT"},
     openapi_tags=[
@@ -319,6 +328,7 @@ app = API(
         Refusal: handle_refusal,
         RequestValidationError: problems.handle_invalid_request,
         problems.InvalidFields: problems.handle_invalid_fields,
+        problems.BadBody: problems.handle_bad_body,
         HTTPException: problems.handle_http_error,
     },
 )
@@ -433,14 +443,16 @@ Caller = Annotated[int, Depends(current_caller)]
 # Beside the user's token, which the dependency names.
 OR_OPERATOR: dict[str, Any] = {"security": [{"OperatorToken": []}]}
 
+Digits = BeforeValidator(read_digits)
 After = Annotated[
     Cursor, Query(default_factory=int, description="The `next` of the page before; left out, the first page")
 ]
-Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most")]
+Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most"), Digits]
 RowId = Annotated[
-    int, Path(ge=1, lt=2**63, description="As `id` in the answers", json_schema_extra={"format": "int64"})
+    int, Path(ge=1, lt=2**63, description="As `id` in the answers", json_schema_extra={"format": "int64"}), Digits
 ]
-Key = Annotated[IdempotencyKey, Header(alias="Idempotency-Key")]
+Unquoted = BeforeValidator(unquote_key)
+Key = Annotated[IdempotencyKey, Header(alias="Idempotency-Key"), Unquoted]
 REPLAYED: dict[int | str, dict[str, Any]] = {
     201: {
         "headers": {
@@ -469,21 +481,21 @@ class RefusedItem(Answer):
 
 def batch_body(batch: type[SQLModel]) -> dict[str, Any]:
     """The OpenAPI description of a body that read_batch reads."""
-    content = {"application/json": {"schema": batch.model_json_schema()}}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{batch.__name__}"}}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def read_batch(request: Request, batch: type[BatchT]) -> BatchT:
+async def read_batch(request: Request, batch: type[BatchT], caller: int) -> BatchT:
     """The body of a batch, read by the route itself: only once the caller is known, and without holding up others."""
-    if "json" not in request.headers.get("content-type", ""):
-        raise HTTPException(415)
-    body = await request.body()
+    limit = (16 if caller == OPERATOR else 2) * MIB
+    body = await read_body(request, dict(request.scope["headers"]), limit)
+    if not body:
+        raise problems.InvalidFields([problems.FieldError(field="body", detail="This field is required")])
+    content = await parse_body(body, limit)
     try:
-        return await asyncio.to_thread(batch.model_validate_json, body)
+        return batch.model_validate(content)
     except ValidationError as error:
-        raise RequestValidationError(
-            [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_input=False)]
-        ) from None
+        raise problems.invalid_fields(error, "body") from None
 
 
 async def run_batch(
@@ -504,7 +516,9 @@ async def run_batch(
     checked = await asyncio.to_thread(check_items, items, check, name)
     invalid = [each for each in checked if isinstance(each, problems.InvalidFields)]
     if all_or_nothing and invalid:
-        raise problems.InvalidFields([error for each in invalid for error in each.errors])
+        errors = [error for each in invalid for error in each.errors]
+        unlisted = len(errors[problems.MAX_LISTED :]) + sum(each.unlisted for each in invalid)
+        raise problems.InvalidFields(errors[: problems.MAX_LISTED], unlisted)
     valid = [each for each in checked if not isinstance(each, problems.InvalidFields)]
     done = iter(await call(Bulk(valid, all_or_nothing)))
     outcomes = [each if isinstance(each, problems.InvalidFields) else next(done) for each in checked]
@@ -520,13 +534,17 @@ async def run_batch(
 
 
 def check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -> list[Item | problems.InvalidFields]:
-    """Each item as it is to be done, or what is wrong with its fields."""
+    """Each item as it is to be done, or what is wrong with its fields: all of it, as long as few are invalid."""
+    left = problems.MAX_LISTED
 
     def check_item(index: int, item: Any) -> Item | problems.InvalidFields:
+        nonlocal left
         try:
             return check(item)
         except ValidationError as error:
-            return problems.InvalidFields(problems.field_errors(error, "body", name, index))
+            invalid = problems.invalid_fields(error, "body", name, index, listed=max(left, 1))
+            left -= len(invalid.errors)
+            return invalid
 
     return [check_item(index, item) for index, item in enumerate(items)]
 
@@ -534,7 +552,7 @@ def check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -
 def problem_of_item(error: Exception, *item: str | int) -> Problem:
     """Why an item of a batch was not stored."""
     if isinstance(error, problems.InvalidFields):
-        return problems.invalid_request(error.errors)
+        return problems.invalid_request(error.errors, error.unlisted)
     if isinstance(error, Refusal):
         return problem_of(error, *item)
     logger.error("Item %s of a batch failed unexpectedly: %s", ".".join(map(str, item)), problems.describe(error))
@@ -563,6 +581,7 @@ async def register(
     idempotency_key: Annotated[
         RegistrationKey | None,
         Header(alias="Idempotency-Key", description="A random UUID (version 4 or 7) makes a retry safe"),
+        Unquoted,
     ] = None,
 ) -> RegistrationAnswer:
     """User, profile, first token and account are stored together or not at all.
@@ -713,19 +732,20 @@ async def register_users(request: Request) -> UsersBatchAnswer:
 
     Each item may carry its own `idempotency_key`, a random UUID, which makes sending the batch again safe.
     """
-    batch = await read_batch(request, UsersBatch)
 
     def show(index: int, outcome: crud.Registered) -> CreatedUser:
         return CreatedUser.model_construct(index=index, user=outcome.user, access_token=outcome.access_token)
 
-    results = await run_batch(
-        operations_of(request).register_many,
-        "users",
-        batch.users,
-        batch.on_error,
-        check=KeyedRegistration.model_validate,
-        show=show,
-    )
+    async with operations_of(request).turns.take(OPERATOR):
+        batch = await read_batch(request, UsersBatch, OPERATOR)
+        results = await run_batch(
+            operations_of(request).register_many,
+            "users",
+            batch.users,
+            batch.on_error,
+            check=KeyedRegistration.model_validate,
+            show=show,
+        )
     return UsersBatchAnswer.model_construct(results=results)
 
 
@@ -753,7 +773,7 @@ async def list_accounts(
     after: After,
     limit: Limit = 50,
     user_id: Annotated[
-        int | None, Query(ge=1, lt=2**63, description="Only accounts of this user; for the operator")
+        int | None, Query(ge=1, lt=2**63, description="Only accounts of this user; for the operator"), Digits
     ] = None,
 ) -> Page[AccountPublic]:
     """A user's own; the operator's list has all, those of the system included."""
@@ -967,17 +987,16 @@ class TransfersBatchAnswer(SQLModel):
 @app.post(
     "/transfers/batch",
     tags=["transfers"],
-    summary="Make up to 10,000 transfers at once",
+    summary="Make many transfers at once",
     responses=documented(*USER_OR_OPERATOR, BatchRefused([(1, InsufficientFunds())]), OutcomeUnknown, body=True),
     openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch)},
 )
 async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnswer:
-    """In this order: one may spend what another before it brought.
+    """In this order: one may spend what another before it brought. Up to 1,000, for the operator up to 10,000.
 
     `rollback` makes all or, where one is refused, none (409). `continue` makes those that are not refused. Each item
     may carry its own `idempotency_key`, which makes sending the batch again safe.
     """
-    batch = await read_batch(request, TransfersBatch)
 
     def check(item: Any) -> Order:
         return Order(caller, **KeyedTransfer.model_validate(item).__dict__)
@@ -985,9 +1004,14 @@ async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnsw
     def show(index: int, posted: Posted) -> CreatedTransfer:
         return CreatedTransfer.model_construct(index=index, transfer=show_transfer(posted, caller))
 
-    results = await run_batch(
-        operations_of(request).transfer_many, "transfers", batch.transfers, batch.on_error, check=check, show=show
-    )
+    async with operations_of(request).turns.take(caller):
+        batch = await read_batch(request, TransfersBatch, caller)
+        if caller != OPERATOR and len(batch.transfers) > USER_BATCH_LIMIT:
+            detail = f"Send at most {USER_BATCH_LIMIT:,} transfers at once"
+            raise problems.InvalidFields([problems.FieldError(field="body.transfers", detail=detail)])
+        results = await run_batch(
+            operations_of(request).transfer_many, "transfers", batch.transfers, batch.on_error, check=check, show=show
+        )
     return TransfersBatchAnswer.model_construct(results=results)
 
 

@@ -4,17 +4,15 @@ import logging
 import time
 from collections.abc import Sequence
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import metrics
 import problems
+from bodies import MIB, exceeds
 from starting import in_words
 
 logger = logging.getLogger("savepoint")
-
-MIB = 2**20
 
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
@@ -99,8 +97,7 @@ class LimitBody:
             await self.app(scope, receive, send)
             return
         limit = 16 * MIB if scope["path"].endswith("/batch") else MIB
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit:
+        if exceeds(dict(scope["headers"]).get(b"content-length", b""), limit):
             await problems.respond(problems.CONTENT_TOO_LARGE)(scope, receive, send)
             return
         received = 0

@@ -1,7 +1,8 @@
 """The operations as the routes call them: coalesced, bounded, with a deadline, and finished at shutdown."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -11,17 +12,15 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 import crud
 from batching import Batcher
 from database import Database
+from ledger import OPERATOR
 from models import UserPublic
-from refusals import DatabaseUnavailable, Interruption, OutcomeUnknown
+from refusals import DatabaseUnavailable, Interruption, OutcomeUnknown, Overloaded
 from settings import Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
-
-BULK_QUEUE_LIMIT = 8
-"""How many bulk calls may wait: each can hold 16 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,32 @@ class Bulk(Generic[Item]):
 
     items: Sequence[Item]
     all_or_nothing: bool
+
+
+class Turns:
+    """How many batches are in memory at once; the others wait, and their bodies with them.
+
+    Users cannot keep the operator waiting: the turns of either are their own.
+    """
+
+    def __init__(self, wait: float) -> None:
+        self.wait = wait
+        self.of_operator = asyncio.Semaphore(2)
+        self.of_users = asyncio.Semaphore(4)
+
+    @asynccontextmanager
+    async def take(self, caller: int) -> AsyncIterator[None]:
+        """Take a turn for as long as the context lasts. Raises Overloaded if none comes in time."""
+        turns = self.of_operator if caller == OPERATOR else self.of_users
+        try:
+            async with asyncio.timeout(self.wait):
+                await turns.acquire()
+        except TimeoutError:
+            raise Overloaded from None
+        try:
+            yield
+        finally:
+            turns.release()
 
 
 async def run_query(queries: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
@@ -43,6 +68,7 @@ class Operations:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
         self.settings = settings
+        self.turns = Turns(settings.request_timeout)
         currency = settings.default_currency
         self.register_user = self.coalesce(crud.register_users, currency)
         self.update_user = self.coalesce(crud.update_users)
@@ -69,7 +95,6 @@ class Operations:
         *,
         tasks: int = 1,
         batch_limit: int | None = None,
-        queue_limit: int | None = None,
         too_late: type[Interruption] = OutcomeUnknown,
     ) -> Batcher[Item, Outcome]:
         """A batcher as the settings say, unless told otherwise.
@@ -82,7 +107,7 @@ class Operations:
             run,
             tasks=tasks,
             batch_limit=batch_limit or self.settings.batch_limit,
-            queue_limit=queue_limit or self.settings.queue_limit,
+            queue_limit=self.settings.queue_limit,
             deadline=self.settings.request_timeout,
             too_late=too_late,
         )
@@ -109,7 +134,7 @@ class Operations:
                 return [await self.database.write(write_all, call.items, *args, **kwargs)]
             return [await self.database.write(write, call.items, *args, **kwargs)]
 
-        return self.batcher(name, run, batch_limit=1, queue_limit=BULK_QUEUE_LIMIT)
+        return self.batcher(name, run, batch_limit=1)
 
     async def read(
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -16,7 +16,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from models import PATTERNS
+
 MEDIA_TYPE = "application/problem+json"
+
+
+TYPES: set[str] = set()
+"""Every type of problem that this service answers with."""
+
+
+def list_types(schema: dict[str, Any]) -> None:
+    """Describe `type` as one of those that there are, for clients that are generated."""
+    schema["enum"] = sorted(TYPES)
 
 
 class FieldError(BaseModel):
@@ -30,14 +41,18 @@ class ItemError(BaseModel):
     """Why one item of a batch was refused."""
 
     index: int = Field(description="The item's place in the batch, from 0")
-    type: str = Field(examples=["/problems/username-taken"])
+    type: str = Field(examples=["/problems/username-taken"], json_schema_extra=list_types)
     detail: str
 
 
 class Problem(BaseModel):
     """An error, as RFC 9457 describes it."""
 
-    type: str = Field(description="Stable: programs compare this", examples=["/problems/username-taken"])
+    type: str = Field(
+        description="Stable: programs compare this",
+        examples=["/problems/username-taken"],
+        json_schema_extra=list_types,
+    )
     title: str = Field(examples=["Username taken"])
     status: int = Field(description="The HTTP status", examples=[409])
     detail: str = Field(
@@ -54,12 +69,17 @@ def slug(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
 
 
+def type_of(name: str) -> str:
+    """The type of the problem called `name`, in CamelCase."""
+    return f"/problems/{slug(name)}"
+
+
 def make_problem(
     status: int, name: str, detail: str, errors: list[FieldError] | list[ItemError] | None = None
 ) -> Problem:
     """The problem called `name`, in CamelCase."""
     title = slug(name).replace("-", " ").capitalize()
-    return Problem(type=f"/problems/{slug(name)}", title=title, status=status, detail=detail, errors=errors)
+    return Problem(type=type_of(name), title=title, status=status, detail=detail, errors=errors)
 
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
@@ -68,48 +88,112 @@ def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Respo
 
 
 class InvalidFields(Exception):
-    """Fields that FastAPI did not check itself are not what the API describes."""
+    """Fields that FastAPI did not check itself are not what the API describes; `unlisted` more errors were found."""
 
-    def __init__(self, errors: list[FieldError]) -> None:
+    def __init__(self, errors: list[FieldError], unlisted: int = 0) -> None:
         super().__init__()
         self.errors = errors
+        self.unlisted = unlisted
 
+
+class BadBody(Exception):
+    """A body that cannot be read as JSON."""
+
+    def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.problem = problem
+        self.headers = headers
+
+
+MAX_LISTED = 100
+"""Errors that one answer lists; how many more there are, it says."""
 
 PLAIN_WORDS = {
     "extra_forbidden": "There is no such field",
     "missing": "This field is required",
     "model_attributes_type": "A JSON object is expected",
     "model_type": "A JSON object is expected",
+    "dict_type": "A JSON object is expected",
+    "list_type": "A JSON array is expected",
+    "string_type": "A text is expected",
+    "string_unicode": "Write whole characters: half of a surrogate pair is none",
+    "int_type": "A whole number is expected",
+    "uuid_parsing": "Write a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12",
+    "uuid_type": "Write a UUID: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12",
+    "string_too_short": "This is too short: write {min_length} or more characters",
+    "string_too_long": "This is too long: write {max_length} or fewer characters",
+    "too_short": "There are too few: send {min_length} or more",
+    "too_long": "There are too many: send {max_length:,} or fewer",
+    "greater_than_equal": "This is too small: {ge} is the least",
+    "less_than_equal": "This is too large: {le} is the most",
+    "less_than": "This is too large: it must be less than {lt}",
+    "literal_error": "Write {expected}",
 }
 
 
-def field_errors(error: ValidationError | RequestValidationError, *within: str | int) -> list[FieldError]:
-    """What is wrong with each field, in words that repeat no value."""
+def shorten(name: str | int) -> str:
+    """The name of a field, however long its sender made it, in whole characters."""
+    return str(name)[:MAX_LISTED].encode(errors="backslashreplace").decode()
+
+
+def plain_words(error: Mapping[str, Any]) -> str:
+    """What is wrong, from pydantic's description of an error, in words that repeat no value."""
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] in PATTERNS:
+        return PATTERNS[error["ctx"]["pattern"]]
     # pydantic puts "Value error, " before our own words.
-    return [
-        FieldError(
-            field=".".join(map(str, (*within, *each["loc"]))),
-            detail=PLAIN_WORDS.get(each["type"], each["msg"].removeprefix("Value error, ")),
-        )
-        for each in error.errors()
+    message: str = error["msg"]
+    words = PLAIN_WORDS.get(error["type"])
+    return message.removeprefix("Value error, ") if words is None else words.format_map(error.get("ctx", {}))
+
+
+def invalid_fields(
+    error: ValidationError | RequestValidationError, *within: str | int, listed: int = MAX_LISTED
+) -> InvalidFields:
+    """What is wrong with each field; the first `listed` of them are described."""
+    # Without what was sent, which may be large.
+    found = (
+        error.errors(include_url=False, include_input=False) if isinstance(error, ValidationError) else error.errors()
+    )
+    errors = [
+        FieldError(field=".".join(map(shorten, (*within, *each["loc"]))), detail=plain_words(each))
+        for each in found[:listed]
     ]
+    return InvalidFields(errors, unlisted=len(found) - len(errors))
 
 
-def invalid_request(errors: list[FieldError]) -> Problem:
+def field_errors(error: ValidationError | RequestValidationError, *within: str | int) -> list[FieldError]:
+    """What is wrong with each field."""
+    return invalid_fields(error, *within).errors
+
+
+def more(unlisted: int) -> str:
+    """The end of a detail: how many errors the list beside it leaves out."""
+    return f" There are {unlisted:,} more errors." if unlisted else ""
+
+
+def invalid_request(errors: list[FieldError], unlisted: int = 0) -> Problem:
     """The problem of a request that is not what the API describes."""
-    return make_problem(422, "InvalidRequest", "Fix the fields listed in errors; /docs describes them.", errors)
+    detail = "Fix the fields listed in errors; /docs describes them."
+    return make_problem(422, "InvalidRequest", detail + more(unlisted), errors)
+
+
+def invalid_body(detail: str) -> Problem:
+    """The problem of a body that cannot be read."""
+    return make_problem(400, "InvalidBody", detail)
 
 
 INVALID_REQUEST = invalid_request([FieldError(field="body.email", detail="An email address must have an @-sign.")])
 INVALID_JSON = make_problem(
     400, "InvalidJson", "The body is not valid JSON. Check its syntax, and that it was sent completely."
 )
+INVALID_BODY = invalid_body("The body could not be read. Send it completely, as JSON in UTF-8.")
 CONTENT_TOO_LARGE = make_problem(
-    413, "ContentTooLarge", "The body is too large. Send at most 1 MiB, or 16 MiB to a batch call."
+    413, "ContentTooLarge", "The body is too large. Send at most 1 MiB; a batch has 2 MiB, the operator's 16 MiB."
 )
 UNSUPPORTED_MEDIA_TYPE = make_problem(
     415, "UnsupportedMediaType", "Send the body as JSON, with the header Content-Type: application/json."
 )
+UNSUPPORTED_CODING = make_problem(415, "UnsupportedMediaType", "Send the body as it is, without a Content-Encoding.")
 INTERNAL_ERROR = make_problem(
     500,
     "InternalError",
@@ -120,21 +204,24 @@ INTERNAL_ERROR = make_problem(
 async def handle_invalid_fields(request: Request, error: Exception) -> Response:
     """Answer what a route found wrong with a request."""
     assert isinstance(error, InvalidFields)
-    return respond(invalid_request(error.errors))
+    return respond(invalid_request(error.errors, error.unlisted))
+
+
+async def handle_bad_body(request: Request, error: Exception) -> Response:
+    """Answer what is wrong with a body as a whole."""
+    assert isinstance(error, BadBody)
+    return respond(error.problem, error.headers)
 
 
 async def handle_invalid_request(request: Request, error: Exception) -> Response:
     """Answer what FastAPI found wrong with a request."""
     assert isinstance(error, RequestValidationError)
-    if any(each["type"] == "json_invalid" for each in error.errors()):
-        return respond(INVALID_JSON)
-    if isinstance(error.body, bytes) and error.body:
-        return respond(UNSUPPORTED_MEDIA_TYPE)
-    return respond(invalid_request(field_errors(error)))
+    invalid = invalid_fields(error)
+    return respond(invalid_request(invalid.errors, invalid.unlisted))
 
 
 FRAMEWORK_PROBLEMS = {
-    400: make_problem(400, "InvalidBody", "The body could not be read. Send it whole, as JSON in UTF-8."),
+    400: INVALID_BODY,
     404: make_problem(404, "NotFound", "There is nothing at this path. /docs lists all paths."),
     405: make_problem(
         405,
@@ -144,6 +231,7 @@ FRAMEWORK_PROBLEMS = {
     413: CONTENT_TOO_LARGE,
     415: UNSUPPORTED_MEDIA_TYPE,
 }
+TYPES.update(each.type for each in (INVALID_REQUEST, INVALID_JSON, INTERNAL_ERROR, *FRAMEWORK_PROBLEMS.values()))
 
 
 async def handle_http_error(request: Request, error: Exception) -> Response:

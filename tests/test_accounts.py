@@ -508,8 +508,6 @@ def test_an_instant_that_is_none_is_refused(client: TestClient) -> None:
         "2026-02-30T09:00:00Z",
         "2026-11-23T09:00:00+24:00",
         "2026-11-23T09:00:00+0200",
-        # A plus sign that was not encoded arrives as a space.
-        "2026-11-23T09:00:00 02:00",
         "2026-W48-1T09:00:00Z",
         "20261123T090000Z",
         "２０２６-11-23T09:00:00Z",

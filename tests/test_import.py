@@ -290,12 +290,12 @@ def test_a_refusal_tells_what_is_wrong() -> None:
         (b"bj\xf6rn,b@x.com", "", "Byte 3 of the record, 0xf6, is not UTF-8. Save the file as UTF-8."),
         (b'"bob,b@x.com', "", "This is not CSV: unexpected end of data. Put quotes in pairs."),
         (b"bob", "", "There is 1 column, and line 1 names 2."),
-        (b",b@x.com", "username", "String should have at least 1 character"),
+        (b",b@x.com", "username", "This is too short: write 1 or more characters"),
         (b"x" * 5000, "", "The record is longer than 4,095 characters. No user needs as many."),
     ):
         assert check_lines(b"username,email\n" + line) == [(2, field, words)]
     assert check_lines('{"username": "a",}') == [(1, "", "This is not JSON: trailing comma at column 18.")]
-    assert check_lines('{"username": "a", "email": 3}') == [(1, "email", "Input should be a valid string")]
+    assert check_lines('{"username": "a", "email": 3}') == [(1, "email", "A text is expected")]
 
 
 @pytest.mark.parametrize(

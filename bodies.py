@@ -1,0 +1,117 @@
+"""Request bodies: one JSON text in UTF-8, in which an object has each name once (RFC 8259, RFC 7493)."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+import problems
+from problems import BadBody, FieldError, InvalidFields
+
+MIB = 2**20
+SMALL = 2**14
+"""Bytes of a body that is read in the event loop; a larger one is read in a thread."""
+BYTES_PER_VALUE = 100
+"""A body may have as many values as if each took this many bytes: thousands of tiny ones take long to read."""
+MAX_NAMES = 100
+"""Names that one object may have."""
+MAX_DIGITS = 100
+"""Digits that an integer may have."""
+
+
+def exceeds(content_length: bytes, limit: int) -> bool:
+    """Return True if this Content-Length announces more bytes than `limit`."""
+    digits = content_length.lstrip(b"0")
+    # Python refuses to convert thousands of digits.
+    return digits.isdigit() and (len(digits) > 10 or int(digits) > limit)
+
+
+async def read_body(request: Request, headers: Mapping[bytes, bytes], limit: int = MIB) -> bytes:
+    """The bytes of the body; none if there is none.
+
+    Raises BadBody for a media type or coding other than JSON as it is, and HTTPException 413 for more than `limit`
+    bytes, 400 if the client disconnects.
+    """
+    if exceeds(headers.get(b"content-length", b""), limit):
+        raise HTTPException(413)
+    body = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400)
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise HTTPException(413)
+        if not message.get("more_body"):
+            break
+    if body:
+        check_media_type(headers)
+    return bytes(body)
+
+
+def check_media_type(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse a body that is not declared as JSON, or is compressed (RFC 9110, sections 8.3, 8.4 and 15.5.16)."""
+    media_type = headers.get(b"content-type", b"")
+    # Parameters such as charset have no meaning for JSON.
+    if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
+        raise BadBody(problems.UNSUPPORTED_MEDIA_TYPE)
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise BadBody(problems.UNSUPPORTED_CODING, {"Accept-Encoding": "identity"})
+
+
+def parse_json(body: bytes, limit: int = MIB) -> Any:
+    """The value of a JSON text, of which `limit` bytes were allowed.
+
+    Raises BadBody where it is none, and InvalidFields where an object has a name twice or too many of them.
+    """
+    # Each value but the first in an array or object comes after a comma.
+    if sum(map(body.count, (b",", b"[", b"{"))) > limit // BYTES_PER_VALUE:
+        raise BadBody(problems.invalid_body(f"The body has more than {limit // BYTES_PER_VALUE:,} values. Send fewer."))
+    try:
+        return DECODER.decode(body.decode())
+    except UnicodeDecodeError:
+        raise BadBody(problems.INVALID_BODY) from None
+    except json.JSONDecodeError:
+        raise BadBody(problems.INVALID_JSON) from None
+    except RecursionError:
+        raise BadBody(problems.invalid_body("The body is nested too deeply. Send a flatter one.")) from None
+    except ValueError:
+        raise BadBody(problems.invalid_body("A number in the body has too many digits. Send a smaller one.")) from None
+
+
+async def parse_body(body: bytes, limit: int = MIB) -> Any:
+    """The value of a JSON text, as parse_json gives it, without holding up others if it is large."""
+    return parse_json(body, limit) if len(body) <= SMALL else await asyncio.to_thread(parse_json, body, limit)
+
+
+def make_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these members. Raises InvalidFields."""
+    found = dict(members)
+    if len(members) > MAX_NAMES:
+        raise InvalidFields([FieldError(field="body", detail=f"An object has at most {MAX_NAMES} fields")])
+    if len(found) < len(members):
+        names = set()
+        for name, _ in members:
+            if name in names:
+                detail = f'The field "{problems.shorten(name)}" is there twice in one object; send it once'
+                raise InvalidFields([FieldError(field="body", detail=detail)])
+            names.add(name)
+    return found
+
+
+def refuse_constant(name: str) -> Any:
+    """Refuse NaN and the infinities, which Python's json takes for numbers."""
+    raise BadBody(problems.INVALID_JSON)
+
+
+def make_integer(digits: str) -> int:
+    """The integer; thousands of digits take long, and nothing here has more than 19."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(digits[:MAX_DIGITS])
+    return int(digits)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=make_object, parse_int=make_integer, parse_constant=refuse_constant)
