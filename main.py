@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from secrets import compare_digest
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,7 +20,6 @@ import crud
 import docs_pages
 import metrics
 import problems
-from batching import Batcher
 from currencies import list_currencies
 from database import Database
 from direct_route import DirectAPI
@@ -77,8 +76,10 @@ from refusals import (
     IdempotencyKeyReused,
     InsufficientFunds,
     Interruption,
+    Locked,
     OperatorDisabled,
     OperatorOnly,
+    OperatorTransfer,
     OutcomeUnknown,
     Overloaded,
     ReceiverOnly,
@@ -112,6 +113,7 @@ STATUSES: dict[type[Refusal], int] = {
     OperatorOnly: 403,
     UserNotActive: 403,
     ReceiverOnly: 403,
+    OperatorTransfer: 403,
     UserOnly: 403,
     AccountNotFound: 404,
     TokenNotFound: 404,
@@ -132,6 +134,7 @@ STATUSES: dict[type[Refusal], int] = {
     SameAccount: 422,
     Conflict: 503,
     DatabaseUnavailable: 503,
+    Locked: 503,
     OutcomeUnknown: 503,
     Overloaded: 503,
     SchemaBehind: 503,
@@ -188,7 +191,7 @@ def documented(
     return responses
 
 
-ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, ShuttingDown, Conflict)
+ALWAYS = (DatabaseUnavailable, Locked, Overloaded, SchemaBehind, ShuttingDown, Conflict)
 USER_ONLY = (Unauthenticated, UserOnly, UserNotActive)
 OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled, UserNotActive)
 USER_OR_OPERATOR = (Unauthenticated, UserNotActive)
@@ -402,7 +405,7 @@ async def read_batch(request: Request, batch: type[BatchT]) -> BatchT:
 
 
 async def run_batch(
-    call: Batcher[Bulk[Item], Sequence[Outcome | Exception]],
+    call: Callable[[Bulk[Item]], Awaitable[Sequence[Outcome | Exception]]],
     name: str,
     items: Sequence[Any],
     on_error: Literal["rollback", "continue"],
@@ -466,7 +469,7 @@ def problem_of_item(error: Exception, *item: str | int) -> Problem:
     summary="Register a user",
     responses={
         **REPLAYED,
-        **documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, body=True),
+        **documented(UsernameTaken, IdempotencyKeyReused, UserNotActive, OutcomeUnknown, body=True),
     },
 )
 async def register(
@@ -480,7 +483,8 @@ async def register(
 ) -> RegistrationAnswer:
     """User, profile, first token and account are stored together or not at all.
 
-    Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token.
+    Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token, unless the
+    user has been suspended or closed.
     """
     registered = await operations_of(request).register_user(
         KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)
@@ -512,7 +516,7 @@ async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> 
     responses=documented(*USER_ONLY, BalanceNotZero, OutcomeUnknown, parameters=False),
 )
 async def close_me(user: CurrentUser, request: Request) -> None:
-    """No account may hold money. Its tokens stop working, its name stays taken; only the operator can open it again."""
+    """No account may hold money. All tokens are revoked, the name stays taken; only the operator can open it again."""
     await operations_of(request).update_user(crud.UserChange(user.id, {"status": "closed"}))
 
 
@@ -591,8 +595,66 @@ async def get_user(id: RowId, request: Request) -> UserPublic:
     responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
 )
 async def update_user(id: RowId, update: StatusUpdate, request: Request) -> UserPublic:
-    """A user who is not active can do nothing until it is active again."""
+    """A user who is not active can do nothing until it is active again.
+
+    To suspend a user revokes no token: they work again once it is active. To close a user revokes them all, for good.
+    """
     return await operations_of(request).update_user(crud.UserChange(id, {"status": update.status}, by_operator=True))
+
+
+@app.get(
+    "/users/{id}/tokens",
+    tags=["users"],
+    summary="List a user's tokens",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound),
+)
+async def list_users_tokens(id: RowId, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
+    """As the user sees them: oldest first, revoked and expired ones included, without their secrets."""
+    rows = await operations_of(request).read(crud.list_users_tokens, user_id=id, after=after, limit=limit + 1)
+    return page_of(rows, limit, by_id)
+
+
+@app.post(
+    "/users/{id}/tokens",
+    status_code=201,
+    tags=["users"],
+    summary="Issue a token to a user",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
+)
+async def issue_users_token(id: RowId, token: TokenRequest, request: Request) -> IssuedToken:
+    """For one who signs in with you, or has lost a token. The user must be active.
+
+    The secret is in this answer and nowhere else.
+    """
+    return await operations_of(request).issue_token(crud.TokenIssue(id, token.name, token.expires_in_days))
+
+
+@app.delete(
+    "/users/{id}/tokens",
+    status_code=204,
+    tags=["users"],
+    summary="Revoke all tokens of a user",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown),
+)
+async def revoke_users_tokens(id: RowId, request: Request) -> None:
+    """They stop working at once, and for good. The user stays as it is: issue it a new one."""
+    await operations_of(request).revoke_users_tokens(id)
+
+
+@app.delete(
+    "/users/{id}/tokens/{token_id}",
+    status_code=204,
+    tags=["users"],
+    summary="Revoke a token of a user",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound, TokenNotFound, OutcomeUnknown),
+)
+async def revoke_users_token(id: RowId, token_id: RowId, request: Request) -> None:
+    """It stops working at once. To revoke it again changes nothing."""
+    await operations_of(request).revoke_token(crud.Revocation(id, token_id))
 
 
 class CreatedUser(Answer):
@@ -808,7 +870,13 @@ async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferP
     responses={
         **REPLAYED,
         **documented(
-            *USER_OR_OPERATOR, *TRANSFER, TransferNotFound, ReceiverOnly, AlreadyReversed, ReversalNotReversible
+            *USER_OR_OPERATOR,
+            *TRANSFER,
+            TransferNotFound,
+            ReceiverOnly,
+            OperatorTransfer,
+            AlreadyReversed,
+            ReversalNotReversible,
         ),
     },
     openapi_extra=OR_OPERATOR,
@@ -816,7 +884,10 @@ async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferP
 async def reverse_transfer(
     id: RowId, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
 ) -> SettledTransfer | DebitedTransfer:
-    """By who received the money, or the operator: all of it goes back, once."""
+    """By the recipient, or the operator: all of it goes back, once.
+
+    What the operator moved, deposits and withdrawals too, only the operator can reverse.
+    """
     posted = await operations_of(request).reverse(crud.Reversal(id, caller, idempotency_key))
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
@@ -899,9 +970,10 @@ async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnsw
     """In this order: one may spend what another before it brought.
 
     `rollback` makes all or, where one is refused, none (409). `continue` makes those that are not refused. Each item
-    may carry its own `idempotency_key`, which makes sending the batch again safe.
+    may carry its own `idempotency_key`, which makes sending the batch again safe. A user sends one batch at a time:
+    another one meanwhile is 503.
     """
-    batch = await read_batch(request, TransfersBatch)
+    operations = operations_of(request)
 
     def check(item: Any) -> Order:
         return Order(caller, **KeyedTransfer.model_validate(item).__dict__)
@@ -909,9 +981,11 @@ async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnsw
     def show(index: int, posted: Posted) -> CreatedTransfer:
         return CreatedTransfer.model_construct(index=index, transfer=show_transfer(posted, caller))
 
-    results = await run_batch(
-        operations_of(request).transfer_many, "transfers", batch.transfers, batch.on_error, check=check, show=show
-    )
+    with operations.only_batch_of(caller):
+        batch = await read_batch(request, TransfersBatch)
+        results = await run_batch(
+            operations.transfer_many, "transfers", batch.transfers, batch.on_error, check=check, show=show
+        )
     return TransfersBatchAnswer.model_construct(results=results)
 
 
