@@ -518,7 +518,7 @@ async def lock_statuses(session: AsyncSession, user_ids: set[int]) -> dict[int, 
         .order_by(col(User.id))
         .with_for_update(read=True)
     )
-    return dict(rows)
+    return dict(rows.all())
 
 
 def show_issued(token: AccessToken, secret: str, statuses: Mapping[int, str]) -> IssuedToken | Refusal:

@@ -11,6 +11,7 @@ from test_registration import named
 from test_transfers import keyed, set_status
 
 import crud
+from models import KeyedRegistration
 from operations import Operations
 from refusals import UserNotActive
 
@@ -153,7 +154,7 @@ async def test_no_token_is_left_to_a_user_who_is_closed_while_tokens_are_issued(
     operations: Operations, rows: Rows
 ) -> None:
     for name in ("alice", "bob", "carol"):
-        user = (await operations.register_user(crud.KeyedRegistration.model_validate(named(name)))).user
+        user = (await operations.register_user(KeyedRegistration.model_validate(named(name)))).user
         closing = crud.UserChange(user.id, {"status": "closed"})
         issues = [operations.issue_token(crud.TokenIssue(user.id, None, None)) for _ in range(5)]
         outcomes = await asyncio.gather(*issues, operations.update_user(closing), return_exceptions=True)
