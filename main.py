@@ -4,7 +4,9 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import cache, partial
 from secrets import compare_digest
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -161,6 +163,12 @@ def problem_of(refusal: Refusal, *item: str | int) -> Problem:
         field = "header.Idempotency-Key" if in_header else ".".join(map(str, ("body", *item, refusal.field)))
         errors = [problems.FieldError(field=field, detail=refusal.detail)]
     return problems.make_problem(STATUSES[type(refusal)], name, refusal.detail, errors)
+
+
+@cache
+def problem_of_kind(kind: Any) -> Problem:
+    """The problem of a refusal that names no field. Made once: a batch can have thousands of them."""
+    return problem_of(kind())
 
 
 async def handle_refusal(request: Request, error: Exception) -> Response:
@@ -377,6 +385,10 @@ def mark_replay(response: Response, replayed: bool) -> None:
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
+# One: Python runs one thread at a time, and each more would take its share from all other calls.
+BATCH_THREAD = ThreadPoolExecutor(1, "batches")
+
+
 class RefusedItem(Answer):
     """An item of a batch that was not stored, and why."""
 
@@ -418,8 +430,9 @@ async def run_batch(
     Raises InvalidFields and BatchRefused where all of it is to be rolled back.
     """
     all_or_nothing = on_error == "rollback"
-    # In a thread: thousands of items take long enough to hold up everybody else.
-    checked = await asyncio.to_thread(check_items, items, check, name)
+    # In a thread, here and below: thousands of items take long enough to hold up everybody else.
+    in_thread = partial(asyncio.get_running_loop().run_in_executor, BATCH_THREAD)
+    checked = await in_thread(check_items, items, check, name)
     invalid = [each for each in checked if isinstance(each, problems.InvalidFields)]
     if all_or_nothing and invalid:
         raise problems.InvalidFields([error for each in invalid for error in each.errors])
@@ -429,12 +442,16 @@ async def run_batch(
     refused = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Refusal)]
     if all_or_nothing and refused:
         raise BatchRefused(refused)
-    return [
-        RefusedItem.model_construct(index=index, problem=problem_of_item(outcome, name, index))
-        if isinstance(outcome, Exception)
-        else show(index, outcome)
-        for index, outcome in enumerate(outcomes)
-    ]
+
+    def show_all() -> list[Shown | RefusedItem]:
+        return [
+            RefusedItem.model_construct(index=index, problem=problem_of_item(outcome, name, index))
+            if isinstance(outcome, Exception)
+            else show(index, outcome)
+            for index, outcome in enumerate(outcomes)
+        ]
+
+    return await in_thread(show_all)
 
 
 def check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -> list[Item | problems.InvalidFields]:
@@ -454,7 +471,7 @@ def problem_of_item(error: Exception, *item: str | int) -> Problem:
     if isinstance(error, problems.InvalidFields):
         return problems.invalid_request(error.errors)
     if isinstance(error, Refusal):
-        return problem_of(error, *item)
+        return problem_of(error, *item) if error.field else problem_of_kind(type(error))
     logger.error("Item %s of a batch failed unforeseen: %s", ".".join(map(str, item)), problems.describe(error))
     return problems.INTERNAL_ERROR
 
