@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import partial
 from secrets import compare_digest
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -165,10 +165,8 @@ def problem_of(refusal: Refusal, *item: str | int) -> Problem:
     return problems.make_problem(STATUSES[type(refusal)], name, refusal.detail, errors)
 
 
-@cache
-def problem_of_kind(kind: Any) -> Problem:
-    """The problem of a refusal that names no field. Made once: a batch can have thousands of them."""
-    return problem_of(kind())
+# Made once, since a batch can have thousands of them; those that name a field are made anew.
+PROBLEMS = {kind: problem_of(kind()) for kind in STATUSES}
 
 
 async def handle_refusal(request: Request, error: Exception) -> Response:
@@ -471,7 +469,7 @@ def problem_of_item(error: Exception, *item: str | int) -> Problem:
     if isinstance(error, problems.InvalidFields):
         return problems.invalid_request(error.errors)
     if isinstance(error, Refusal):
-        return problem_of(error, *item) if error.field else problem_of_kind(type(error))
+        return problem_of(error, *item) if error.field else PROBLEMS[type(error)]
     logger.error("Item %s of a batch failed unforeseen: %s", ".".join(map(str, item)), problems.describe(error))
     return problems.INTERNAL_ERROR
 
