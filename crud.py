@@ -471,9 +471,10 @@ def token_statement(dialect: str) -> Any:
 def admit(row: Sequence[Any], moment: datetime) -> UserPublic | Refusal:
     """The user whom this token lets in at this moment, or why not."""
     _, revoked_at, expires_at, *values = row
-    if revoked_at is not None or (expires_at is not None and expires_at <= moment):
-        return Unauthenticated()
     user = construct(UserPublic, values)
+    # That the user was closed says more than that its tokens were revoked with it.
+    if user.status != "closed" and (revoked_at is not None or (expires_at is not None and expires_at <= moment)):
+        return Unauthenticated()
     return user if user.status == "active" else UserNotActive()
 
 
