@@ -5,15 +5,16 @@ and answers a list of outcomes in the order of the items: what is true now, or a
 nothing is rolled back for them.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import wraps
 from operator import itemgetter
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSessionTransaction
 from sqlalchemy.orm import aliased
 from sqlmodel import SQLModel, col, select
@@ -47,6 +48,8 @@ from refusals import (
     Conflict,
     IdempotencyKeyReused,
     Interruption,
+    Locked,
+    OperatorTransfer,
     ReceiverOnly,
     Refusal,
     ReversalNotReversible,
@@ -145,7 +148,7 @@ async def insert_registrations(
     """Create each user with its profile, a first access token and an account; who is refused leaves nothing behind.
 
     A name asked for twice goes to the first. A key that came with the same content within REPLAY_WINDOW answers the
-    same user again, with a fresh token. Refusals: UsernameTaken, IdempotencyKeyReused.
+    same user again, with a fresh token. Refusals: UsernameTaken, IdempotencyKeyReused, UserNotActive (a replay).
     """
     if not registrations:
         return []
@@ -222,9 +225,13 @@ async def insert_profiles_and_accounts(session: AsyncSession, user_ids: Iterable
 
 
 async def find_registrations(session: AsyncSession, key_hashes: Iterable[str]) -> dict[str | None, UserPublic]:
-    """The users who registered with these keys, by key."""
+    """The users who registered with these keys, by key; locked, so that none is closed before its token is stored."""
     rows = await session.exec(
-        select(User, Profile.status).join(Profile).where(col(User.registration_key_hash).in_(key_hashes))
+        select(User, Profile.status)
+        .join(Profile)
+        .where(col(User.registration_key_hash).in_(key_hashes))
+        .order_by(col(User.id))
+        .with_for_update(read=True)
     )
     return {user.registration_key_hash: show_user(user, status) for user, status in rows}
 
@@ -237,7 +244,10 @@ def judge_repeated(
         return UsernameTaken()
     if any(getattr(earlier, name) != getattr(registration, name) for name in ("username", "email", "phone_number")):
         return IdempotencyKeyReused()
-    return earlier if moment - earlier.created_at <= REPLAY_WINDOW else UsernameTaken()
+    if moment - earlier.created_at > REPLAY_WINDOW:
+        return UsernameTaken()
+    # The key proves who asks, so it may know that the user was suspended or closed since.
+    return earlier if earlier.status == "active" else UserNotActive()
 
 
 async def insert_first_tokens(
@@ -364,7 +374,8 @@ class UserChange:
 async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> list[UserPublic | Refusal]:
     """Apply the changes in order.
 
-    Refusals: UserNotFound, and where the change is the user's own, UserNotActive and BalanceNotZero (to close).
+    Closing a user revokes its tokens, for good; suspending revokes none. Refusals: UserNotFound, and where the change
+    is the user's own, UserNotActive and BalanceNotZero (to close).
     """
     async with begin(session):
         # In id order, so that two batches that share users cannot deadlock.
@@ -377,7 +388,15 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
         )
         found = {user.id: (user, profile) for user, profile in rows}
         holders = await lock_holders(session, {change.user_id for change in changes if "status" in change.fields})
-        return [update_user(change, holders, *found.get(change.user_id, (None, None))) for change in changes]
+        outcomes = [update_user(change, holders, *found.get(change.user_id, (None, None))) for change in changes]
+        closed = {
+            outcome.id
+            for change, outcome in zip(changes, outcomes, strict=True)
+            if isinstance(outcome, UserPublic) and change.fields.get("status") == "closed"
+        }
+        if closed:
+            await revoke_all_tokens(session, closed)
+        return outcomes
 
 
 async def lock_holders(session: AsyncSession, user_ids: set[int]) -> set[int | None]:
@@ -471,9 +490,10 @@ def token_statement(dialect: str) -> Any:
 def admit(row: Sequence[Any], moment: datetime) -> UserPublic | Refusal:
     """The user whom this token lets in at this moment, or why not."""
     _, revoked_at, expires_at, *values = row
-    if revoked_at is not None or (expires_at is not None and expires_at <= moment):
-        return Unauthenticated()
     user = construct(UserPublic, values)
+    # That the user was closed says more than that its tokens were revoked with it.
+    if user.status != "closed" and (revoked_at is not None or (expires_at is not None and expires_at <= moment)):
+        return Unauthenticated()
     return user if user.status == "active" else UserNotActive()
 
 
@@ -488,31 +508,51 @@ class TokenIssue:
 
 @isolating_failures
 async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> list[IssuedToken | Refusal]:
-    """Issue the tokens; only the answer holds their secrets."""
+    """Issue the tokens; only the answer holds their secrets. Refusals: UserNotFound, UserNotActive."""
     moment = now()
-    secrets = [make_token() for _ in issues]
-    tokens = [
-        AccessToken(
-            user_id=issue.user_id,
-            name=issue.name,
-            token_hash=hash_secret(secret),
-            created_at=moment,
-            expires_at=None if issue.expires_in_days is None else moment + timedelta(days=issue.expires_in_days),
-        )
-        for issue, secret in zip(issues, secrets, strict=True)
-    ]
     async with begin(session):
-        session.add_all(tokens)
-        await session.flush()
-        return [
-            IssuedToken.model_construct(**show_token(token).model_dump(), access_token=secret)
-            for token, secret in zip(tokens, secrets, strict=True)
+        statuses = await lock_statuses(session, {issue.user_id for issue in issues})
+        secrets = [make_token() for _ in issues]
+        tokens = [
+            AccessToken(
+                user_id=issue.user_id,
+                name=issue.name,
+                token_hash=hash_secret(secret),
+                created_at=moment,
+                expires_at=None if issue.expires_in_days is None else moment + timedelta(days=issue.expires_in_days),
+            )
+            for issue, secret in zip(issues, secrets, strict=True)
         ]
+        session.add_all(token for token in tokens if statuses.get(token.user_id) == "active")
+        await session.flush()
+        return [show_issued(token, secret, statuses) for token, secret in zip(tokens, secrets, strict=True)]
+
+
+async def lock_statuses(session: AsyncSession, user_ids: set[int]) -> dict[int, str]:
+    """The status of each of these users, which stays what it is until this transaction ends."""
+    rows = await session.exec(
+        select(Profile.user_id, Profile.status)
+        # The users' rows, too, and in id order: as update_users locks them, so that the two cannot deadlock.
+        .join(User)
+        .where(col(Profile.user_id).in_(user_ids))
+        .order_by(col(User.id))
+        .with_for_update(read=True)
+    )
+    return dict(rows.all())
+
+
+def show_issued(token: AccessToken, secret: str, statuses: Mapping[int, str]) -> IssuedToken | Refusal:
+    """The token that was stored, with its secret, or why it was not."""
+    if token.user_id not in statuses:
+        return UserNotFound()
+    if statuses[token.user_id] != "active":
+        return UserNotActive()
+    return IssuedToken.model_construct(**show_token(token).model_dump(), access_token=secret)
 
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """A token that its owner wants revoked."""
+    """A token to revoke."""
 
     user_id: int
     token_id: int
@@ -520,7 +560,10 @@ class Revocation:
 
 @isolating_failures
 async def revoke_tokens(session: AsyncSession, revocations: Sequence[Revocation]) -> list[TokenPublic | Refusal]:
-    """Revoke the tokens; one that is revoked stays as it is. Refusal: TokenNotFound, also for someone else's."""
+    """Revoke the tokens; one that is revoked stays as it is.
+
+    Refusals: UserNotFound, and TokenNotFound, also where the token is another user's.
+    """
     async with begin(session):
         # In id order, so that two batches that share tokens cannot deadlock.
         rows = await session.exec(
@@ -530,7 +573,40 @@ async def revoke_tokens(session: AsyncSession, revocations: Sequence[Revocation]
             .with_for_update()
         )
         found = {(token.user_id, token.id): token for token in rows}
-        return [revoke(found.get((revocation.user_id, revocation.token_id))) for revocation in revocations]
+        there = await find_users(session, {revocation.user_id for revocation in revocations})
+        return [
+            revoke(found.get((revocation.user_id, revocation.token_id)))
+            if revocation.user_id in there
+            else UserNotFound()
+            for revocation in revocations
+        ]
+
+
+@isolating_failures
+async def revoke_users_tokens(session: AsyncSession, user_ids: Sequence[int]) -> list[Refusal | None]:
+    """Revoke all tokens of these users. Refusal: UserNotFound."""
+    async with begin(session):
+        there = await find_users(session, set(user_ids))
+        await revoke_all_tokens(session, there)
+        return [None if user_id in there else UserNotFound() for user_id in user_ids]
+
+
+async def find_users(session: AsyncSession, user_ids: set[int]) -> set[int | None]:
+    """Those of these ids that users have."""
+    return {*await session.exec(select(User.id).where(col(User.id).in_(user_ids)))}
+
+
+async def revoke_all_tokens(session: AsyncSession, user_ids: Collection[int | None]) -> None:
+    """Revoke the tokens of these users that are not revoked."""
+    # Locked in id order, as in revoke_tokens.
+    tokens = await session.exec(
+        select(AccessToken)
+        .where(col(AccessToken.user_id).in_(user_ids), col(AccessToken.revoked_at).is_(None))
+        .order_by(col(AccessToken.id))
+        .with_for_update()
+    )
+    for token in tokens:
+        revoke(token)
 
 
 def revoke(token: AccessToken | None) -> TokenPublic | Refusal:
@@ -544,6 +620,12 @@ def revoke(token: AccessToken | None) -> TokenPublic | Refusal:
 def show_token(token: AccessToken) -> TokenPublic:
     """The token as the API lists it."""
     return TokenPublic.model_construct(**token.model_dump(exclude={"user_id", "token_hash"}))
+
+
+async def list_users_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[TokenPublic]:
+    """As list_tokens. Raises UserNotFound."""
+    await get_user(session, user_id)
+    return await list_tokens(session, user_id=user_id, after=after, limit=limit)
 
 
 async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[TokenPublic]:
@@ -680,53 +762,120 @@ def entries_statement(_: str) -> Any:
 # --- transfers --------------------------------------------------------------------------------------------------------
 
 
-async def post_orders(session: AsyncSession, orders: Sequence[Order | Refusal]) -> list[Posted | Refusal]:
+async def post_orders(
+    session: AsyncSession, orders: Sequence[Order | Refusal], *, wait: bool = True
+) -> list[Posted | Refusal]:
     """Make the transfers in order, each as if it came alone: one may spend what another before it brought.
 
     A key that its caller used before, here or earlier, answers what it did then. What is refused already stays so.
-    Refusals: AccountNotFound, SameAccount, CurrencyMismatch, AccountNotActive, AlreadyReversed, InsufficientFunds,
-    BalanceLimit, IdempotencyKeyReused.
+    Where another transaction holds an account for long, Locked is raised; without `wait`, it is at once the outcome of
+    the orders that need this account. Other refusals: AccountNotFound, SameAccount, AccountNotActive, AlreadyReversed,
+    InsufficientFunds, CurrencyMismatch, BalanceLimit, IdempotencyKeyReused.
     """
-    ledger = await open_ledger(session, [order for order in orders if isinstance(order, Order)])
+    ledger = await open_ledger(session, [order for order in orders if isinstance(order, Order)], wait=wait)
     outcomes = [order if isinstance(order, Refusal) else ledger.post(order) for order in orders]
+    if wait and ledger.locked and any(isinstance(outcome, Locked) for outcome in outcomes):
+        raise Locked
     if ledger.postings:
         await store_postings(session, ledger)
     return outcomes
 
 
-async def open_ledger(session: AsyncSession, orders: Sequence[Order]) -> Ledger:
+async def open_ledger(session: AsyncSession, orders: Sequence[Order], *, wait: bool) -> Ledger:
     """Lock the accounts, then read what the transfers depend on."""
-    holdings = await lock_holdings(
-        session, {id for order in orders for id in (order.debit_account_id, order.credit_account_id)}
-    )
+    holdings, locked = await lock_holdings(session, orders, wait=wait)
+    funded = find_funded(orders, holdings, locked)
+    if funded:
+        # The operator's orders are locked whatever their debit accounts hold. To wait now could deadlock.
+        more, more_locked = await lock_holdings(
+            session, [replace(order, caller=OPERATOR) for order in funded], wait=False
+        )
+        holdings, locked = holdings | more, locked | more_locked
     # After the locks: whoever held them has committed by now, so this sees what it wrote.
     return Ledger(
-        holdings,
-        await find_inactive(session, {holding.user_id for holding in holdings if holding.user_id is not None}),
+        holdings.values(),
+        await find_inactive(session, {each.user_id for each in holdings.values() if each.user_id is not None}),
         await find_postings(session, [order for order in orders if order.idempotency_key is not None]),
         await find_reversed(session, [order.reverses_id for order in orders if order.reverses_id is not None]),
+        locked,
     )
 
 
-async def lock_holdings(session: AsyncSession, account_ids: Iterable[int]) -> list[Holding]:
-    """Lock these accounts for this transaction."""
-    rows = await execute(session, lock_statement(dialect_of(session)), ids=sorted(account_ids))
-    return [Holding(*row) for row in rows]
+async def lock_holdings(
+    session: AsyncSession, orders: Sequence[Order], *, wait: bool
+) -> tuple[dict[int, Holding], Set[int]]:
+    """Lock the accounts of these orders, by id; without `wait`, name those that other transactions hold.
+
+    Of a user's order, the debit account is locked where it is the user's, and then the credit account where the debit
+    account holds enough: nobody makes others wait who has nothing to send. Raises Locked after LOCK_PATIENCE.
+    """
+    parameters = {
+        "debits": [order.debit_account_id for order in orders],
+        "credits": [order.credit_account_id for order in orders],
+        "callers": [order.caller for order in orders],
+        "amounts": [order.amount for order in orders],
+    }
+    dialect = dialect_of(session)
+    rows = await execute(session, holdings_statement(dialect, "wait" if wait else "skip"), **parameters)
+    holdings = {row[0]: Holding(*row) for row in rows}
+    if wait:
+        return holdings, frozenset()
+    there = await execute(session, holdings_statement(dialect, "read"), **parameters)
+    return holdings, {id for id, *_ in there} - holdings.keys()
+
+
+LOCK_PATIENCE = "200ms"
+"""How long a batch waits for an account: longer than other batches hold it, and too short for its callers to notice."""
 
 
 @prepared
-def lock_statement(dialect: str) -> Any:
-    """SELECT … FOR UPDATE for lock_holdings."""
-    accounts = table_of(Account).c
-    return (
-        sa.select(
-            accounts.id, accounts.user_id, accounts.currency, accounts.balance, accounts.version, accounts.updated_at
-        )
-        .where(among(dialect, accounts.id, "ids"))
-        # In id order, so that opposite transfers cannot deadlock.
-        .order_by(accounts.id)
-        .with_for_update()
+def holdings_statement(dialect: str, mode: Literal["wait", "skip", "read"]) -> Any:
+    """SELECT … FOR UPDATE for lock_holdings; to read, without FOR UPDATE."""
+    accounts = table_of(Account)
+    account = accounts.c
+    query = sa.select(
+        account.id, account.user_id, account.currency, account.balance, account.version, account.updated_at
     )
+    if dialect == "sqlite":
+        # It has one writer at a time, and locks no rows.
+        return query.where(among(dialect, account.id, "debits") | among(dialect, account.id, "credits"))
+    names = ("debits", "credits", "callers", "amounts")
+    arrays = (sa.bindparam(name, type_=sa.ARRAY(sa.BigInteger)) for name in names)
+    order = sa.func.unnest(*arrays).table_valued(*names, name="orders").render_derived().c
+    debit = accounts.alias("debit").c
+    by_operator = order.callers == sa.literal_column(str(OPERATOR))
+    credit_id = sa.case((by_operator | (debit.balance >= order.amounts), order.credits))
+    wanted = sa.select(sa.func.unnest(postgresql.array([debit.id, credit_id]))).where(
+        debit.id == order.debits, by_operator | (debit.user_id == order.callers)
+    )
+    if mode == "wait":
+        # Until the transaction ends. In this statement, since one of its own would be another round trip.
+        wanted = wanted.where(sa.text(f"(SELECT set_config('lock_timeout', '{LOCK_PATIENCE}', true)) IS NOT NULL"))
+    query = query.where(account.id == sa.any_(sa.func.array(wanted.scalar_subquery())))
+    if mode == "read":
+        return query
+    # In id order, so that opposite transfers cannot deadlock.
+    return query.order_by(account.id).with_for_update(skip_locked=mode == "skip")
+
+
+def find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locked: Set[int]) -> list[Order]:
+    """Return the orders that can be paid, though their credit accounts were not locked.
+
+    An order before them brings the money, or it came while the locks were waited for.
+    """
+    if all(order.credit_account_id in holdings for order in orders):
+        return []
+    most = {id: holding.balance for id, holding in holdings.items()}
+    funded = []
+    for order in orders:
+        debit = holdings.get(order.debit_account_id)
+        if debit is None or order.caller not in (OPERATOR, debit.user_id):
+            continue
+        if debit.user_id is None or most[debit.id] >= order.amount:
+            most[order.credit_account_id] = most.get(order.credit_account_id, 0) + order.amount
+            if order.credit_account_id not in holdings and order.credit_account_id not in locked:
+                funded.append(order)
+    return funded
 
 
 async def find_inactive(session: AsyncSession, user_ids: Collection[int]) -> set[int]:
@@ -858,10 +1007,12 @@ async def insert_transfers(session: AsyncSession, ledger: Ledger) -> None:
 
 
 @isolating_failures
-async def make_transfers(session: AsyncSession, orders: Sequence[Order]) -> list[Posted | Refusal]:
+async def make_transfers(
+    session: AsyncSession, orders: Sequence[Order], *, wait: bool = True
+) -> list[Posted | Refusal]:
     """Make each transfer that is not refused, as post_orders says."""
     async with begin(session):
-        return await post_orders(session, orders)
+        return await post_orders(session, orders, wait=wait)
 
 
 make_all_transfers: Write[Order, [], Posted] = all_or_nothing(post_orders)
@@ -898,7 +1049,7 @@ async def find_transfers(session: AsyncSession, ids: Collection[int]) -> dict[in
 
 @dataclass(frozen=True, slots=True)
 class Reversal:
-    """A transfer whose money its receiver, or the operator, wants to go back."""
+    """A transfer whose money its recipient, or the operator, wants to send back."""
 
     transfer_id: int
     caller: int
@@ -906,14 +1057,17 @@ class Reversal:
 
 
 @isolating_failures
-async def reverse_transfers(session: AsyncSession, reversals: Sequence[Reversal]) -> list[Posted | Refusal]:
+async def reverse_transfers(
+    session: AsyncSession, reversals: Sequence[Reversal], *, wait: bool = True
+) -> list[Posted | Refusal]:
     """Send the money of each transfer back, once.
 
-    Refusals: TransferNotFound, ReceiverOnly, ReversalNotReversible, and those of post_orders.
+    Refusals: TransferNotFound, ReceiverOnly, OperatorTransfer, ReversalNotReversible, and those of post_orders.
     """
     async with begin(session):
         found = await find_transfers(session, {reversal.transfer_id for reversal in reversals})
-        return await post_orders(session, [reverse(each, found.get(each.transfer_id)) for each in reversals])
+        orders = [reverse(each, found.get(each.transfer_id)) for each in reversals]
+        return await post_orders(session, orders, wait=wait)
 
 
 def reverse(reversal: Reversal, found: FoundTransfer | None) -> Order | Refusal:
@@ -923,6 +1077,9 @@ def reverse(reversal: Reversal, found: FoundTransfer | None) -> Order | Refusal:
     if reversal.caller not in (OPERATOR, found.receiver):
         return ReceiverOnly()
     transfer = found.transfer
+    # Deposits above all: a user who sent one back would take money out, past the operator's own books.
+    if transfer.initiator == OPERATOR and reversal.caller != OPERATOR:
+        return OperatorTransfer()
     if transfer.reverses_id is not None:
         return ReversalNotReversible()
     return Order(
@@ -947,11 +1104,14 @@ class Payment:
 
 
 @isolating_failures
-async def make_payments(session: AsyncSession, payments: Sequence[Payment]) -> list[Posted | Refusal]:
+async def make_payments(
+    session: AsyncSession, payments: Sequence[Payment], *, wait: bool = True
+) -> list[Posted | Refusal]:
     """Transfer each amount from or to the system account of its currency. Refusals: as post_orders."""
     async with begin(session):
         system = await find_system_accounts(session, {payment.account_id for payment in payments})
-        return await post_orders(session, [order_payment(each, system.get(each.account_id)) for each in payments])
+        orders = [order_payment(each, system.get(each.account_id)) for each in payments]
+        return await post_orders(session, orders, wait=wait)
 
 
 def order_payment(payment: Payment, system_account_id: int | None) -> Order | Refusal:

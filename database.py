@@ -27,7 +27,7 @@ import metrics
 import prepared
 import sqlite_file
 import sqlite_thread
-from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, SchemaBehind
+from refusals import Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, SchemaBehind
 from settings import Settings
 
 logger = logging.getLogger("savepoint")
@@ -514,6 +514,8 @@ def postgresql_meaning(sqlstate: str) -> type[Interruption] | None:
         return OutcomeUnknown
     if sqlstate in ("42P01", "42703"):  # undefined table, undefined column
         return SchemaBehind
-    if sqlstate in ("55P03", "57014") or sqlstate[:2] in ("53", "58"):  # time-outs; out of resources, input or output
+    if sqlstate == "55P03":  # lock not available
+        return Locked
+    if sqlstate == "57014" or sqlstate[:2] in ("53", "58"):  # time-out; out of resources, input or output
         return DatabaseUnavailable
     return None

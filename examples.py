@@ -1,7 +1,7 @@
 """The examples of /docs: sent in the order of the page to a new service, each of them works.
 
 Nothing that is sent as it stands can harm: account 1 is a user's, never the system's; the operator's PATCH leaves a
-user active; and who still has money cannot close itself.
+user active; the tokens that the operator revokes are bob's; and who still has money cannot close itself.
 """
 
 from typing import Any
@@ -24,6 +24,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "get_user": FIRST,
     "update_user": {**FIRST, "body": {"status": "active"}},
     "register_users": {"body": {"users": [ALICE, BOB], "on_error": "continue"}},
+    # Bob's second token, which is token 3, and then all of his.
+    "list_users_tokens": {"id": 2, **PAGE},
+    "issue_users_token": {"id": 2, "body": {"name": "web", "expires_in_days": 1}},
+    "revoke_users_token": {"id": 2, "token_id": 3},
+    "revoke_users_tokens": {"id": 2},
     "get_currencies": PAGE,
     "list_accounts": {**PAGE, "user_id": 1},
     "open_account": {"body": {"currency": "USD"}},
@@ -51,8 +56,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "update_me": {"body": {"email": "alice@example.com", "phone_number": "+4915112345678"}},
     "list_tokens": PAGE,
     "issue_token": {"body": {"name": "laptop", "expires_in_days": 90}},
-    # The token just issued: 1 is in use, and 2 is bob's.
-    "revoke_token": {"id": 3},
+    # The token just issued: 1 is in use, and 2 and 3 are bob's.
+    "revoke_token": {"id": 4},
 }
 """By operationId: each parameter by its name, and the body."""
 

@@ -13,6 +13,7 @@ from refusals import (
     CurrencyMismatch,
     IdempotencyKeyReused,
     InsufficientFunds,
+    Locked,
     Refusal,
     SameAccount,
 )
@@ -20,8 +21,11 @@ from refusals import (
 OPERATOR = 0
 """The operator, where a caller is the id of a user."""
 
-BALANCE_MAX = 2**63 - 1
-BALANCE_MIN = -(2**63)
+BALANCE_MAX = 2**53 - 1
+"""No transfer takes a balance further than this from 0: as far as JSON numbers are exact everywhere (RFC 8259).
+
+It is kept here and not by a CHECK, since a balance that is outside, from before there was this limit, may come back.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Ledger:
     """The locked accounts of a batch, and what its transfers did to them so far.
 
     `inactive` are the users who are not active, `earlier` the postings whose keys come again, `reversed` the ids of
-    transfers that were reversed.
+    transfers that were reversed, `locked` the accounts that other transactions hold.
     """
 
     def __init__(
@@ -84,11 +88,13 @@ class Ledger:
         inactive: Set[int],
         earlier: Iterable[Posting],
         reversed: Iterable[int | None],
+        locked: Set[int] = frozenset(),
     ) -> None:
         self.holdings: Mapping[int, Holding] = {holding.id: holding for holding in holdings}
         self.inactive = inactive
         self.by_key = {(posting.order.caller, posting.order.idempotency_key): posting for posting in earlier}
         self.reversed = set(reversed)
+        self.locked = locked
         self.postings: list[Posting] = []
         # Never before an account's newest entry, even if that was written by a machine whose clock is ahead of ours:
         # so the balance at an instant is the last one written until then.
@@ -106,10 +112,16 @@ class Ledger:
         if key in self.by_key:
             earlier = self.by_key[key]
             return Posted(earlier, replayed=True) if earlier.order == order else IdempotencyKeyReused()
+        if self.locked and not self.locked.isdisjoint((order.debit_account_id, order.credit_account_id)):
+            return Locked()
         debit, credit = self.holdings.get(order.debit_account_id), self.holdings.get(order.credit_account_id)
+        # The sender's own side first: whoever cannot send learns nothing of the account that was to receive.
+        refusal = self.judge_debit(order, debit)
+        if refusal is not None:
+            return refusal
         if debit is None or credit is None:
             return AccountNotFound()
-        refusal = self.judge(order, debit, credit)
+        refusal = self.judge_credit(order, debit, credit)
         if refusal is not None:
             return refusal
         debit.balance -= order.amount
@@ -126,25 +138,30 @@ class Ledger:
             self.reversed.add(order.reverses_id)
         return Posted(posting)
 
-    def judge(self, order: Order, debit: Holding, credit: Holding) -> Refusal | None:
-        """Why the money must not move, or None."""
-        by_operator = order.caller == OPERATOR
-        is_payout = credit.user_id is None and by_operator
-        if not by_operator and debit.user_id != order.caller:
+    def judge_debit(self, order: Order, debit: Holding | None) -> Refusal | None:
+        """Return why the caller cannot send this amount from this account, to whomever, or None."""
+        if debit is None or order.caller not in (OPERATOR, debit.user_id):
             return AccountNotFound()
-        if not by_operator and credit.user_id is None and order.reverses_id is None:
-            return AccountNotFound()
-        if debit is credit:
+        if order.debit_account_id == order.credit_account_id:
             return SameAccount()
-        if debit.currency != credit.currency:
-            return CurrencyMismatch()
-        # Who is not active can only be paid out, by the operator.
-        if not is_payout and not self.inactive.isdisjoint({debit.user_id, credit.user_id}):
+        # The operator pays out those who are not active: see judge_credit.
+        if order.caller != OPERATOR and debit.user_id in self.inactive:
             return AccountNotActive()
         if order.reverses_id in self.reversed:
             return AlreadyReversed()
         if debit.user_id is not None and debit.balance < order.amount:
             return InsufficientFunds()
-        if debit.balance - order.amount < BALANCE_MIN or credit.balance + order.amount > BALANCE_MAX:
+        return None
+
+    def judge_credit(self, order: Order, debit: Holding, credit: Holding) -> Refusal | None:
+        """Return why this account cannot receive what the other one can send, or None."""
+        is_to_system = credit.user_id is None
+        if is_to_system and order.caller != OPERATOR:
+            return AccountNotFound()
+        if debit.currency != credit.currency:
+            return CurrencyMismatch()
+        if not is_to_system and not self.inactive.isdisjoint({debit.user_id, credit.user_id}):
+            return AccountNotActive()
+        if debit.balance - order.amount < -BALANCE_MAX or credit.balance + order.amount > BALANCE_MAX:
             return BalanceLimit()
         return None

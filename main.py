@@ -3,9 +3,11 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from secrets import compare_digest
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,7 +25,6 @@ import docs_pages
 import metrics
 import problems
 from address_limits import AddressLimit, limit_of
-from batching import Batcher
 from bodies import MIB, parse_body, read_body
 from currencies import list_currencies
 from database import Database, EncodingRefused
@@ -85,8 +86,10 @@ from refusals import (
     IdempotencyKeyReused,
     InsufficientFunds,
     Interruption,
+    Locked,
     OperatorDisabled,
     OperatorOnly,
+    OperatorTransfer,
     OutcomeUnknown,
     Overloaded,
     ReceiverOnly,
@@ -123,6 +126,7 @@ STATUSES: dict[type[Refusal], int] = {
     OperatorOnly: 403,
     UserNotActive: 403,
     ReceiverOnly: 403,
+    OperatorTransfer: 403,
     UserOnly: 403,
     AccountNotFound: 404,
     TokenNotFound: 404,
@@ -144,6 +148,7 @@ STATUSES: dict[type[Refusal], int] = {
     TooManyRequests: 429,
     Conflict: 503,
     DatabaseUnavailable: 503,
+    Locked: 503,
     OutcomeUnknown: 503,
     Overloaded: 503,
     SchemaBehind: 503,
@@ -174,6 +179,10 @@ def problem_of(refusal: Refusal, *item: str | int) -> Problem:
         field = "header.Idempotency-Key" if in_header else ".".join(map(str, ("body", *item, refusal.field)))
         errors = [problems.FieldError(field=field, detail=refusal.detail)]
     return problems.make_problem(STATUSES[type(refusal)], name, refusal.detail + problems.more(unlisted), errors)
+
+
+# Made once, since a batch can have thousands of them; those that name a field are made anew.
+PROBLEMS = {kind: problem_of(kind()) for kind in STATUSES}
 
 
 async def handle_refusal(request: Request, error: Exception) -> Response:
@@ -217,7 +226,7 @@ def documented(
     return responses
 
 
-ALWAYS = (DatabaseUnavailable, Overloaded, SchemaBehind, SchemaDiffers, ShuttingDown, Conflict)
+ALWAYS = (DatabaseUnavailable, Locked, Overloaded, SchemaBehind, SchemaDiffers, ShuttingDown, Conflict)
 USER_ONLY = (Unauthenticated, UserOnly, UserNotActive, TooManyRequests)
 OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled, UserNotActive, TooManyRequests)
 USER_OR_OPERATOR = (Unauthenticated, UserNotActive, TooManyRequests)
@@ -471,6 +480,10 @@ def mark_replay(response: Response, replayed: bool) -> None:
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
+# One: Python runs one thread at a time, and each more would take its share from all other calls.
+BATCH_THREAD = ThreadPoolExecutor(1, "batches")
+
+
 class RefusedItem(Answer):
     """An item of a batch that was not stored, and why."""
 
@@ -499,7 +512,7 @@ async def read_batch(request: Request, batch: type[BatchT], caller: int) -> Batc
 
 
 async def run_batch(
-    call: Batcher[Bulk[Item], Sequence[Outcome | Exception]],
+    call: Callable[[Bulk[Item]], Awaitable[Sequence[Outcome | Exception]]],
     name: str,
     items: Sequence[Any],
     on_error: Literal["rollback", "continue"],
@@ -512,8 +525,9 @@ async def run_batch(
     Raises InvalidFields and BatchRefused where all of it is to be rolled back.
     """
     all_or_nothing = on_error == "rollback"
-    # In a thread: thousands of items take long enough to hold up everybody else.
-    checked = await asyncio.to_thread(check_items, items, check, name)
+    # In a thread, here and below: thousands of items take long enough to hold up everybody else.
+    in_thread = partial(asyncio.get_running_loop().run_in_executor, BATCH_THREAD)
+    checked = await in_thread(check_items, items, check, name)
     invalid = [each for each in checked if isinstance(each, problems.InvalidFields)]
     if all_or_nothing and invalid:
         errors = [error for each in invalid for error in each.errors]
@@ -525,12 +539,16 @@ async def run_batch(
     refused = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Refusal)]
     if all_or_nothing and refused:
         raise BatchRefused(refused)
-    return [
-        RefusedItem.model_construct(index=index, problem=problem_of_item(outcome, name, index))
-        if isinstance(outcome, Exception)
-        else show(index, outcome)
-        for index, outcome in enumerate(outcomes)
-    ]
+
+    def show_all() -> list[Shown | RefusedItem]:
+        return [
+            RefusedItem.model_construct(index=index, problem=problem_of_item(outcome, name, index))
+            if isinstance(outcome, Exception)
+            else show(index, outcome)
+            for index, outcome in enumerate(outcomes)
+        ]
+
+    return await in_thread(show_all)
 
 
 def check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -> list[Item | problems.InvalidFields]:
@@ -554,7 +572,7 @@ def problem_of_item(error: Exception, *item: str | int) -> Problem:
     if isinstance(error, problems.InvalidFields):
         return problems.invalid_request(error.errors, error.unlisted)
     if isinstance(error, Refusal):
-        return problem_of(error, *item)
+        return problem_of(error, *item) if error.field else PROBLEMS[type(error)]
     logger.error("Item %s of a batch failed unexpectedly: %s", ".".join(map(str, item)), problems.describe(error))
     return problems.INTERNAL_ERROR
 
@@ -586,7 +604,8 @@ async def register(
 ) -> RegistrationAnswer:
     """User, profile, first token and account are stored together or not at all.
 
-    Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token.
+    Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token, unless the
+    user has been suspended or closed.
 
     By the server's settings, only the operator may register users, or each client address only so many.
     """
@@ -620,7 +639,7 @@ async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> 
     responses=documented(*USER_ONLY, BalanceNotZero, OutcomeUnknown, parameters=False),
 )
 async def close_me(user: CurrentUser, request: Request) -> None:
-    """No account may hold money. Its tokens stop working, its name stays taken; only the operator can open it again."""
+    """No account may hold money. All tokens are revoked, the name stays taken; only the operator can open it again."""
     await operations_of(request).update_user(crud.UserChange(user.id, {"status": "closed"}))
 
 
@@ -699,7 +718,10 @@ async def get_user(id: RowId, request: Request) -> UserPublic:
     responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
 )
 async def update_user(id: RowId, update: StatusUpdate, request: Request) -> UserPublic:
-    """A user who is not active can do nothing until it is active again."""
+    """A user who is not active can do nothing until it is active again.
+
+    To suspend a user revokes no token: they work again once it is active. To close a user revokes them all, for good.
+    """
     return await operations_of(request).update_user(crud.UserChange(id, {"status": update.status}, by_operator=True))
 
 
@@ -747,6 +769,61 @@ async def register_users(request: Request) -> UsersBatchAnswer:
             show=show,
         )
     return UsersBatchAnswer.model_construct(results=results)
+
+
+@app.get(
+    "/users/{id}/tokens",
+    tags=["users"],
+    summary="List a user's tokens",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound),
+)
+async def list_users_tokens(id: RowId, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
+    """As the user sees them: oldest first, revoked and expired ones included, without their secrets."""
+    rows = await operations_of(request).read(crud.list_users_tokens, user_id=id, after=after, limit=limit + 1)
+    return page_of(rows, limit, by_id)
+
+
+@app.post(
+    "/users/{id}/tokens",
+    status_code=201,
+    tags=["users"],
+    summary="Issue a token to a user",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
+)
+async def issue_users_token(id: RowId, token: TokenRequest, request: Request) -> IssuedToken:
+    """For one who signs in with you, or has lost a token. The user must be active.
+
+    The secret is in this answer and nowhere else.
+    """
+    return await operations_of(request).issue_token(crud.TokenIssue(id, token.name, token.expires_in_days))
+
+
+@app.delete(
+    "/users/{id}/tokens",
+    status_code=204,
+    tags=["users"],
+    summary="Revoke all tokens of a user",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown),
+)
+async def revoke_users_tokens(id: RowId, request: Request) -> None:
+    """They stop working at once, and for good. The user stays as it is: issue it a new one."""
+    await operations_of(request).revoke_users_tokens(id)
+
+
+@app.delete(
+    "/users/{id}/tokens/{token_id}",
+    status_code=204,
+    tags=["users"],
+    summary="Revoke a token of a user",
+    dependencies=[Operator],
+    responses=documented(*OPERATOR_ONLY, UserNotFound, TokenNotFound, OutcomeUnknown),
+)
+async def revoke_users_token(id: RowId, token_id: RowId, request: Request) -> None:
+    """It stops working at once. To revoke it again changes nothing."""
+    await operations_of(request).revoke_token(crud.Revocation(id, token_id))
 
 
 # --- accounts ---------------------------------------------------------------------------------------------------------
@@ -913,7 +990,13 @@ async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferP
     responses={
         **REPLAYED,
         **documented(
-            *USER_OR_OPERATOR, *TRANSFER, TransferNotFound, ReceiverOnly, AlreadyReversed, ReversalNotReversible
+            *USER_OR_OPERATOR,
+            *TRANSFER,
+            TransferNotFound,
+            ReceiverOnly,
+            OperatorTransfer,
+            AlreadyReversed,
+            ReversalNotReversible,
         ),
     },
     openapi_extra=OR_OPERATOR,
@@ -921,7 +1004,10 @@ async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferP
 async def reverse_transfer(
     id: RowId, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
 ) -> SettledTransfer | DebitedTransfer:
-    """By the recipient or the operator: the full amount goes back, once."""
+    """By the recipient or the operator: the full amount goes back, once.
+
+    What the operator moved, deposits and withdrawals too, only the operator can reverse.
+    """
     posted = await operations_of(request).reverse(crud.Reversal(id, caller, idempotency_key))
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
@@ -995,7 +1081,8 @@ async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnsw
     """In this order: one may spend what another before it brought. Up to 1,000, for the operator up to 10,000.
 
     `rollback` makes all or, where one is refused, none (409). `continue` makes those that are not refused. Each item
-    may carry its own `idempotency_key`, which makes sending the batch again safe.
+    may carry its own `idempotency_key`, which makes sending the batch again safe. A user sends one batch at a time:
+    another one meanwhile is 503.
     """
 
     def check(item: Any) -> Order:

@@ -1,6 +1,8 @@
 """The operations as the routes call them: coalesced, bounded, with a deadline, and finished at shutdown."""
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,9 +14,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 import crud
 from batching import Batcher
 from database import Database
-from ledger import OPERATOR
+from ledger import OPERATOR, Posted
 from models import UserPublic
-from refusals import DatabaseUnavailable, Interruption, OutcomeUnknown, Overloaded
+from refusals import DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, Overloaded
 from settings import Settings
 
 P = ParamSpec("P")
@@ -34,27 +36,34 @@ class Bulk(Generic[Item]):
 class Turns:
     """How many batches are in memory at once; the others wait, and their bodies with them.
 
-    Users cannot keep the operator waiting: the turns of either are their own.
+    Users cannot keep the operator waiting: the turns of either are their own. A user has one at a time.
     """
 
     def __init__(self, wait: float) -> None:
         self.wait = wait
         self.of_operator = asyncio.Semaphore(2)
         self.of_users = asyncio.Semaphore(4)
+        self.users: set[int] = set()
 
     @asynccontextmanager
     async def take(self, caller: int) -> AsyncIterator[None]:
-        """Take a turn for as long as the context lasts. Raises Overloaded if none comes in time."""
+        """Take a turn for as long as the context lasts. Raises Overloaded for a second, or if none comes."""
+        if caller in self.users:
+            raise Overloaded
         turns = self.of_operator if caller == OPERATOR else self.of_users
+        self.users |= {caller} - {OPERATOR}
         try:
-            async with asyncio.timeout(self.wait):
-                await turns.acquire()
-        except TimeoutError:
-            raise Overloaded from None
-        try:
-            yield
+            try:
+                async with asyncio.timeout(self.wait):
+                    await turns.acquire()
+            except TimeoutError:
+                raise Overloaded from None
+            try:
+                yield
+            finally:
+                turns.release()
         finally:
-            turns.release()
+            self.users.discard(caller)
 
 
 async def run_query(queries: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
@@ -69,15 +78,17 @@ class Operations:
         self.database = database
         self.settings = settings
         self.turns = Turns(settings.request_timeout)
+        self.batchers: list[Batcher[Any, Any]] = []
         currency = settings.default_currency
         self.register_user = self.coalesce(crud.register_users, currency)
         self.update_user = self.coalesce(crud.update_users)
         self.issue_token = self.coalesce(crud.issue_tokens)
         self.revoke_token = self.coalesce(crud.revoke_tokens)
+        self.revoke_users_tokens = self.coalesce(crud.revoke_users_tokens)
         self.open_account = self.coalesce(crud.open_accounts)
-        self.transfer = self.coalesce(crud.make_transfers)
-        self.reverse = self.coalesce(crud.reverse_transfers)
-        self.pay = self.coalesce(crud.make_payments)
+        self.transfer = self.coalesce_postings(crud.make_transfers)
+        self.reverse = self.coalesce_postings(crud.reverse_transfers)
+        self.pay = self.coalesce_postings(crud.make_payments)
         self.register_many = self.bulk("register_many", crud.register_users, crud.register_all_users, currency)
         self.transfer_many = self.bulk("transfer_many", crud.make_transfers, crud.make_all_transfers)
         self.authenticate: Batcher[str, UserPublic] = self.batcher(
@@ -102,7 +113,7 @@ class Operations:
         One task writes, also on PostgreSQL: what comes while it commits makes the next batch larger, and each call in
         it cheaper, where a second task would halve the batches.
         """
-        return Batcher(
+        batcher = Batcher(
             name,
             run,
             tasks=tasks,
@@ -111,12 +122,58 @@ class Operations:
             deadline=self.settings.request_timeout,
             too_late=too_late,
         )
+        self.batchers.append(batcher)
+        return batcher
 
     def coalesce(
         self, write: crud.IsolatedWrite[Item, P, Outcome], *args: P.args, **kwargs: P.kwargs
     ) -> Batcher[Item, Outcome]:
         """Single calls of a crud function that writes many."""
         return self.batcher(write.__name__, lambda items: self.database.write(write, items, *args, **kwargs))
+
+    def coalesce_postings(
+        self, write: Callable[..., Awaitable[list[Posted | Exception]]]
+    ) -> Callable[[Any], Awaitable[Posted]]:
+        """Single calls of a crud function that moves money; those that need a locked account wait without the others.
+
+        A batch waits for an account as long as other batches hold one: milliseconds. Where that is not enough, it is
+        run again without waiting, as are all batches until half of LOCK_TIMEOUT is over.
+        """
+        waits_from = 0.0
+
+        async def run(items: Sequence[Any]) -> list[Posted | Exception]:
+            nonlocal waits_from
+            if time.monotonic() >= waits_from:
+                try:
+                    return await self.database.write(write, items)
+                except Locked:
+                    waits_from = time.monotonic() + self.settings.lock_timeout / 2
+            return await self.database.write(write, items, wait=False)
+
+        return self.patient(self.batcher(write.__name__, run))
+
+    def patient(self, call: Batcher[Item, Outcome]) -> Callable[[Item], Awaitable[Outcome]]:
+        """Calls that are tried until no other transaction's lock is in the way; Locked is raised after LOCK_TIMEOUT."""
+
+        async def try_again(item: Item) -> Outcome:
+            give_up = time.monotonic() + self.settings.lock_timeout
+            pause = 0.05
+            while True:
+                await asyncio.sleep(random.uniform(pause / 2, pause))
+                pause = min(2 * pause, 0.5)
+                try:
+                    return await call(item)
+                except Locked:
+                    if time.monotonic() >= give_up:
+                        raise
+
+        async def try_first(item: Item) -> Outcome:
+            try:
+                return await call(item)
+            except Locked:
+                return await try_again(item)
+
+        return try_first
 
     def bulk(
         self,
@@ -125,7 +182,7 @@ class Operations:
         write_all: crud.Write[Item, P, Outcome],
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> Batcher[Bulk[Item], Sequence[Outcome | Exception]]:
+    ) -> Callable[[Bulk[Any]], Awaitable[Sequence[Any]]]:
         """Calls of many items each, every call in a transaction of its own."""
 
         async def run(calls: Sequence[Bulk[Item]]) -> list[Sequence[Outcome | Exception]]:
@@ -134,7 +191,7 @@ class Operations:
                 return [await self.database.write(write_all, call.items, *args, **kwargs)]
             return [await self.database.write(write, call.items, *args, **kwargs)]
 
-        return self.batcher(name, run, batch_limit=1)
+        return self.patient(self.batcher(name, run, batch_limit=1))
 
     async def read(
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -145,9 +202,8 @@ class Operations:
 
     async def close(self) -> None:
         """Refuse what comes from now on, finish what was accepted, and close the connections."""
-        batchers = [value for value in vars(self).values() if isinstance(value, Batcher)]
         # Whoever still waits after the deadline was told so, and a transaction that hangs must not hold up the end.
         await asyncio.wait(
-            [asyncio.create_task(batcher.close()) for batcher in batchers], timeout=self.settings.request_timeout
+            [asyncio.create_task(batcher.close()) for batcher in self.batchers], timeout=self.settings.request_timeout
         )
         await self.database.close()

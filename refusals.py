@@ -30,7 +30,7 @@ class UserNotFound(Refusal):
 
 
 class UserNotActive(Refusal):
-    """This user is suspended or closed. Ask the operator to make it active again."""
+    """This user is suspended or closed. The operator can make it active again: PATCH /users/{id}."""
 
 
 class BalanceNotZero(Refusal):
@@ -54,7 +54,7 @@ class InsufficientFunds(Refusal):
 
 
 class BalanceLimit(Refusal):
-    """This would take a balance past what 64 bits hold. Nothing was moved."""
+    """This would take a balance past 9007199254740991, the most that an account can hold. Nothing was moved."""
 
 
 class SameAccount(Refusal):
@@ -85,6 +85,10 @@ class ReceiverOnly(Refusal):
     """Only the recipient or the operator can reverse a transfer. Ask one of them to do it."""
 
 
+class OperatorTransfer(Refusal):
+    """The operator made this transfer, so only the operator can reverse it."""
+
+
 class AlreadyReversed(Refusal):
     """This transfer was already reversed. A transfer can be reversed only once."""
 
@@ -94,7 +98,7 @@ class ReversalNotReversible(Refusal):
 
 
 class TokenNotFound(Refusal):
-    """You have no token with this id. GET /tokens lists yours."""
+    """The user has no token with this id. GET /tokens lists them, for the operator GET /users/{id}/tokens."""
 
 
 class Unauthenticated(Refusal):
@@ -148,6 +152,10 @@ class Conflict(Interruption):
 
 class DatabaseUnavailable(Interruption):
     """The database cannot be reached or is too busy. Nothing was done; try again after the time in Retry-After."""
+
+
+class Locked(DatabaseUnavailable):
+    """Another transaction holds what this call needs. Nothing was done; try again after the time in Retry-After."""
 
 
 class SchemaBehind(Interruption):

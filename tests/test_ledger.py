@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import BALANCE_MAX, BALANCE_MIN, OPERATOR, Holding, Ledger, Order, Posted, Posting
+from ledger import BALANCE_MAX, OPERATOR, Holding, Ledger, Order, Posted, Posting
 from refusals import (
     AccountNotActive,
     AccountNotFound,
@@ -56,9 +56,12 @@ def posting_of(outcome: Posted | Refusal) -> Posting:
         (Order(ALICE, ALICES, SYSTEM_ID, 1), AccountNotFound),
         (Order(ALICE, SYSTEM_ID, ALICES, 1), AccountNotFound),
         (Order(ALICE, ALICES, ALICES, 101), SameAccount),
-        (Order(ALICE, ALICES, DOLLARS, 101), CurrencyMismatch),
-        (Order(ALICE, ALICES, EVES, 101), AccountNotActive),
-        (Order(ALICE, ALICES, BOBS, 101), InsufficientFunds),
+        (Order(ALICE, ALICES, SYSTEM_ID, 1, reverses_id=8), AccountNotFound),
+        (Order(ALICE, ALICES, DOLLARS, 100), CurrencyMismatch),
+        (Order(ALICE, ALICES, EVES, 100), AccountNotActive),
+        # The sender's own side comes before all that the other account would tell.
+        *((Order(ALICE, ALICES, other, 101), InsufficientFunds) for other in (BOBS, MISSING, SYSTEM_ID, DOLLARS, EVES)),
+        *((Order(EVE, EVES, other, 1), AccountNotActive) for other in (BOBS, MISSING, SYSTEM_ID, DOLLARS, ALICES)),
         (Order(ALICE, ALICES, BOBS, 101, reverses_id=7), AlreadyReversed),
         (Order(OPERATOR, EVES, ALICES, 1), AccountNotActive),
         (Order(OPERATOR, SYSTEM_ID, EVES, 1), AccountNotActive),
@@ -83,9 +86,8 @@ def test_what_is_refused_changes_nothing(order: Order, refusal: type[Refusal]) -
         Order(ALICE, ALICES, BOBS, 100),
         Order(OPERATOR, BOBS, ALICES, 50),
         Order(OPERATOR, SYSTEM_ID, ALICES, 1_000_000),
-        # Who is not active can be paid out, and a deposit can be sent back by who received it.
+        # Who is not active can be paid out.
         Order(OPERATOR, EVES, SYSTEM_ID, 30),
-        Order(ALICE, ALICES, SYSTEM_ID, 100, reverses_id=8),
     ],
 )
 def test_what_is_posted_moves_the_amount_between_two_accounts(order: Order) -> None:
@@ -102,16 +104,27 @@ def test_what_is_posted_moves_the_amount_between_two_accounts(order: Order) -> N
     assert [holding.id for holding in ledger.changed] == sorted(moved)
 
 
-def test_a_balance_goes_to_the_limits_of_64_bits_and_no_further() -> None:
+def test_a_balance_goes_to_the_limit_and_no_further() -> None:
     ledger = open_ledger()
-    ledger.holdings[SYSTEM_ID].balance = BALANCE_MIN + 10
+    ledger.holdings[SYSTEM_ID].balance = 10 - BALANCE_MAX
     ledger.holdings[ALICES].balance = BALANCE_MAX - 5
 
     assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, ALICES, 6)), BalanceLimit)
     assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, ALICES, 5)), Posted)
     assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, BOBS, 6)), BalanceLimit)
     assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, BOBS, 5)), Posted)
-    assert (ledger.holdings[SYSTEM_ID].balance, ledger.holdings[ALICES].balance) == (BALANCE_MIN, BALANCE_MAX)
+    assert (ledger.holdings[SYSTEM_ID].balance, ledger.holdings[ALICES].balance) == (-BALANCE_MAX, BALANCE_MAX)
+
+
+def test_a_balance_past_the_limit_can_come_back_and_go_no_further() -> None:
+    ledger = open_ledger()
+    ledger.holdings[SYSTEM_ID].balance = -3 * BALANCE_MAX
+    ledger.holdings[ALICES].balance = 3 * BALANCE_MAX
+
+    assert isinstance(ledger.post(Order(OPERATOR, SYSTEM_ID, BOBS, 1)), BalanceLimit)
+    assert isinstance(ledger.post(Order(BOB, BOBS, ALICES, 1)), BalanceLimit)
+    assert isinstance(ledger.post(Order(OPERATOR, ALICES, SYSTEM_ID, BALANCE_MAX)), Posted)
+    assert isinstance(ledger.post(Order(ALICE, ALICES, BOBS, 1)), Posted)
 
 
 def test_a_key_answers_what_it_did_even_where_that_would_now_be_refused() -> None:

@@ -1,0 +1,111 @@
+"""The sender's own side is judged first: whoever cannot send learns nothing of other accounts."""
+
+from typing import Any
+
+import pytest
+from conftest import AS_OPERATOR, Rows
+from starlette.testclient import TestClient
+from test_accounts import Holder, answer_of, books, order, refusal_of, register_all, send
+from test_transfers import reverse, set_status, system_account, try_transfer
+
+
+@pytest.fixture
+def others(client: TestClient, rows: Rows) -> dict[str, int]:
+    """Accounts of every kind that a stranger might ask about, by what they are."""
+    bob, suspended, closed = register_all(client, bob=1000, suspended=5, closed=0)
+    dollars = answer_of(client.post("/accounts", json={"currency": "USD"}, headers=bob.headers))["id"]
+    set_status(client, suspended, "suspended")
+    set_status(client, closed, "closed")
+    return {
+        "active": bob.account_id,
+        "suspended": suspended.account_id,
+        "closed": closed.account_id,
+        "another currency": dollars,
+        "the system's": system_account(rows),
+        "missing": 999_999,
+    }
+
+
+def answers(client: TestClient, sender: Holder, amount: int, others: dict[str, int]) -> list[Any]:
+    """The different answers that the sender gets for sending to each of these accounts, once each."""
+    seen: list[Any] = []
+    for account_id in others.values():
+        answer = try_transfer(client, sender.headers, sender.account_id, account_id, amount)
+        if (answer.status_code, answer.json()) not in seen:
+            seen.append((answer.status_code, answer.json()))
+    return seen
+
+
+def test_a_sender_without_money_cannot_tell_other_accounts_apart(
+    client: TestClient, rows: Rows, others: dict[str, int]
+) -> None:
+    alice, penny = register_all(client, alice=0, penny=99)
+    before = books(rows)
+
+    for sender in (alice, penny):
+        [(status, problem)] = answers(client, sender, 100, others)
+        assert (status, problem["type"]) == (409, "/problems/insufficient-funds")
+    assert books(rows) == before
+
+
+def test_in_a_batch_neither(client: TestClient, rows: Rows, others: dict[str, int]) -> None:
+    [alice] = register_all(client, alice=0)
+    before = books(rows)
+
+    batch = {"transfers": [order(alice.account_id, id, 1) for id in others.values()], "on_error": "continue"}
+    results = client.post("/transfers/batch", json=batch, headers=alice.headers).json()["results"]
+
+    assert [result["problem"]["type"] for result in results] == ["/problems/insufficient-funds"] * len(others)
+    assert len({repr(result["problem"]) for result in results}) == 1
+    assert books(rows) == before
+
+
+def test_who_names_an_account_that_is_not_his_learns_nothing_of_either(
+    client: TestClient, others: dict[str, int]
+) -> None:
+    [alice] = register_all(client, alice=1000)
+
+    for debit in others.values():
+        for credit in (*others.values(), alice.account_id):
+            if debit != credit:
+                refused = try_transfer(client, alice.headers, debit, credit, 1)
+                assert refusal_of(refused) == (404, "account-not-found")
+
+
+def test_a_reversal_without_money_does_not_tell_whether_its_sender_is_active(client: TestClient) -> None:
+    alice, bob, eve = register_all(client, alice=0, bob=100, eve=100)
+    sent = [send(client, sender, alice, 100) for sender in (bob, eve)]
+    send(client, alice, bob, 150)
+    set_status(client, eve, "suspended")
+
+    assert {refusal_of(reverse(client, each, alice.headers)) for each in sent} == {(409, "insufficient-funds")}
+
+
+def test_a_retry_answers_what_its_key_did_although_the_money_is_gone(client: TestClient) -> None:
+    alice, bob = register_all(client, alice=100, bob=0)
+    headers = {**alice.headers, "Idempotency-Key": "rent"}
+    first = try_transfer(client, headers, alice.account_id, bob.account_id, 100)
+
+    again = try_transfer(client, headers, alice.account_id, bob.account_id, 100)
+
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert answer_of(again) == answer_of(first)
+    # To name an account that is not there with the same key is other content, as naming one that is.
+    for account_id in (999_999, bob.account_id):
+        refused = try_transfer(client, headers, alice.account_id, account_id, 99)
+        assert refusal_of(refused) == (422, "idempotency-key-reused")
+
+
+def test_a_user_cannot_reverse_what_the_operator_moved(client: TestClient, rows: Rows) -> None:
+    alice, bob = register_all(client, alice=0, bob=1000)
+    [paid_in] = rows("SELECT id FROM transfers")
+    moved = answer_of(try_transfer(client, AS_OPERATOR, bob.account_id, alice.account_id, 10))
+    before = books(rows)
+
+    assert refusal_of(reverse(client, {"id": paid_in[0]}, bob.headers)) == (403, "operator-transfer")
+    assert refusal_of(reverse(client, moved, alice.headers)) == (403, "operator-transfer")
+    # Who sent it could not reverse a transfer of its own, either; who is no party to it learns nothing.
+    assert refusal_of(reverse(client, moved, bob.headers)) == (403, "receiver-only")
+    assert refusal_of(reverse(client, {"id": paid_in[0]}, alice.headers)) == (404, "transfer-not-found")
+    assert books(rows) == before
+    assert answer_of(reverse(client, moved, AS_OPERATOR))["reverses_id"] == moved["id"]
