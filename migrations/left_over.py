@@ -14,14 +14,19 @@ except ImportError:  # On Windows nothing is locked, and nothing removed.
 SIDE_FILES = ("-journal", "-wal", "-shm")
 """What SQLite adds to the name of a database, for the files beside it."""
 
+OWN: set[Path] = set()
+"""What this process itself uses: to open and close that once more would end SQLite's own locks on it."""
+
 
 @contextmanager
 def temporary_path(make: Callable[[], str]) -> Iterator[Path]:
     """A new file or folder, as `make` makes and names it, that is gone in the end unless it was renamed."""
     descriptor, path = make_and_lock(make)
+    OWN.add(path)
     try:
         yield path
     finally:
+        OWN.discard(path)
         remove(path)
         # Not before: this ends the lock.
         os.close(descriptor)
@@ -59,8 +64,10 @@ def remove_left_over(folder: Path, pattern: str) -> None:
 def locked_if_left_over(path: Path) -> Iterator[bool]:
     """Lock what nobody uses; False where somebody does, or that cannot be known."""
     try:
-        descriptor = open_path(path)
+        descriptor = None if path in OWN else open_path(path)
     except OSError:
+        descriptor = None
+    if descriptor is None:
         yield False
         return
     try:

@@ -17,6 +17,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
+from terminal import printable
+
 Direction = Literal["upgrade", "downgrade"]
 
 # Alembic's own rules (alembic/script/base.py and revision.py).
@@ -253,7 +255,7 @@ def refuse_broken_history(history: History) -> None:
         *(f"{', '.join(cycle)} come after one another in a circle" for cycle in history.cycles),
     ]
     if faults:
-        raise CommandError(f"{faults[0]}. Nothing was changed. {ASK_DOCTOR}")
+        raise CommandError(f"{printable(faults[0])}. Nothing was changed. {ASK_DOCTOR}")
 
 
 def path_text(path: Path) -> str:
