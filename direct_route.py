@@ -1,6 +1,6 @@
 """Routes whose valid requests are answered at once, and all others as FastAPI does.
 
-A valid request to a DirectRoute passes through WriteOnce and CountRequests alone. Whatever else comes, or comes of it,
+A valid request to a DirectRoute passes through CountRequests alone. Whatever else comes, or comes of it,
 passes through all of FastAPI, which tells what is wrong.
 """
 
@@ -15,10 +15,12 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from middleware import CountRequests
-from write_once import WriteOnce
 
 SMALL = 2**16
 """Bytes of a body that is read at once."""
+
+EXPECTS = (b"expect", b"100-continue")
+"""The header of a client that sends its body once it is asked to."""
 
 FAILURE = "savepoint.failure"
 """Where the scope of a request has the exception that its route is to raise."""
@@ -44,6 +46,9 @@ class DirectRoute(APIRoute):
         async def answer(request: Request) -> Response:
             if FAILURE in request.scope:
                 raise request.scope.pop(FAILURE)
+            if EXPECTS in request.scope["headers"]:
+                # FastAPI asks for the body first; a caller who is refused anyway need not send it.
+                await call_dependencies(self.dependant, request)
             return await ask_fastapi(request)
 
         return answer
@@ -111,8 +116,13 @@ class AnswerDirectly:
         if route is None:
             await self.app(scope, receive, send)
             return
-        message = await receive()
-        receive = again(message, receive)
+        message: Message = {"type": "http.request"}
+        if route.dependant.body_params:
+            if EXPECTS in scope["headers"]:
+                await self.app(scope, receive, send)
+                return
+            message = await receive()
+            receive = again(message, receive)
         body = message.get("body", b"")
         if message["type"] == "http.request" and not message.get("more_body") and len(body) <= SMALL:
             request = Request(scope, receive)
@@ -147,5 +157,5 @@ class DirectAPI(FastAPI):
         self.router.route_class = DirectRoute
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Count the requests that are answered directly, and write their answers at once, too."""
-        return WriteOnce(CountRequests(AnswerDirectly(super().build_middleware_stack(), self.routes)))
+        """Count the requests that are answered directly, too."""
+        return CountRequests(AnswerDirectly(super().build_middleware_stack(), self.routes))

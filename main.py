@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from secrets import compare_digest
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 import crud
 import docs_pages
+import http_protocol
 import metrics
 import problems
 from batching import Batcher
@@ -97,9 +99,11 @@ from refusals import (
 )
 from schema import Schema, SchemaState, get_revision, upgrade_to_head
 from settings import Settings
+from sparse_log import SparseLog
 from tokens import hash_secret, operator_token_hash
 
 logger = logging.getLogger("savepoint")
+refused = SparseLog()
 
 BatchT = TypeVar("BatchT", bound=SQLModel)
 Item = TypeVar("Item")
@@ -165,7 +169,8 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     problem = problem_of(error)
     if problem.status == 503:
-        logger.warning("%s %s: %s%s", request.method, request.url.path, problem.title, problems.cause_of(error))
+        path = quote(request.url.path)
+        refused.warn(problem.type, f"{request.method} {path}: {problem.title}{problems.cause_of(error)}")
     return problems.respond(problem, HEADERS.get(problem.status))
 
 
@@ -241,6 +246,9 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
     if state.status == "ahead":
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
 
+
+# Here, since `uvicorn main:app` has a choice of protocols, but no file that could choose.
+http_protocol.install()
 
 app = DirectAPI(
     docs_url=None,  # see docs_pages.py

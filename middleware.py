@@ -2,6 +2,7 @@
 
 import logging
 import time
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -64,7 +65,9 @@ class CatchUnexpected:
         except Exception as error:
             if scope["type"] != "http" or started:
                 raise
-            logger.error("%s %s failed unforeseen: %s", scope["method"], scope["path"], problems.describe(error))
+            # Quoted, since a path can hold line ends and a terminal's control codes.
+            path = quote(scope["path"])
+            logger.error("%s %s failed unforeseen: %s", scope["method"], path, problems.describe(error))
             await problems.respond(problems.INTERNAL_ERROR)(scope, receive, send)
 
 

@@ -80,6 +80,15 @@ class Settings(BaseSettings):
     )
     batch_limit: int = Field(default=256, ge=1, description="Calls that share one transaction, at most")
     request_timeout: float = Field(default=30, gt=0, description="Seconds after which a caller is answered 503")
+    connection_limit: int = Field(default=4000, ge=1, description="Connections that clients may hold, per worker")
+    call_limit: int = Field(
+        default=1000, ge=1, description="Calls that may be under way, per worker; more are 503 at once"
+    )
+    head_timeout: float = Field(default=10, gt=0, description="Seconds that a client may take to send a request's head")
+    body_timeout: float = Field(
+        default=30, gt=0, description="Seconds that a client may take to send a request's body, for each MiB"
+    )
+    answer_timeout: float = Field(default=30, gt=0, description="Seconds that a client may leave an answer unread")
     statement_timeout: float = Field(default=10, gt=0, description="Seconds that a PostgreSQL statement may run")
     lock_timeout: float = Field(
         default=5, gt=0, description="Seconds to wait for a lock (SQLite: for the writer's turn)"
