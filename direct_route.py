@@ -1,7 +1,7 @@
 """Routes whose valid requests are answered at once, and all others as FastAPI does.
 
-A valid request to a DirectRoute passes through WriteOnce and CountRequests alone. What is wrong with any other is
-raised inside FastAPI, which answers it. Who calls is asked first, then the body is read (bodies.py), on either way.
+A valid request to a DirectRoute passes through CountRequests alone. What is wrong with any other is raised inside
+FastAPI, which answers it. Who calls is asked first, then the body is read (bodies.py), on either way.
 """
 
 from collections import Counter
@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bodies import SMALL, parse_body, parse_json, read_body
 from middleware import CountRequests
 from problems import FieldError, InvalidFields, shorten
-from write_once import WriteOnce
 
 FAILURE = "savepoint.failure"
 """Where the scope of a request has the exception that its route is to raise."""
@@ -250,7 +249,7 @@ class DirectAPI(FastAPI):
         return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Count the requests that are answered directly, and write their answers at once, too."""
+        """Count the requests that are answered directly, too."""
         paths = (route.path or "" for route in iter_route_contexts(self.routes))
         self.paths_without_parameters = {path for path in paths if "{" not in path}
-        return WriteOnce(CountRequests(AnswerDirectly(super().build_middleware_stack(), self.routes)))
+        return CountRequests(AnswerDirectly(super().build_middleware_stack(), self.routes))

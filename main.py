@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from secrets import compare_digest
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote
 
 from alembic.util import CommandError
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, Security
@@ -22,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 import crud
 import docs_pages
+import http_protocol
 import metrics
 import problems
 from address_limits import AddressLimit, limit_of
@@ -110,10 +112,12 @@ from refusals import (
 )
 from schema import Schema, SchemaState, get_revision, has_columns, upgrade_to_head
 from settings import SettingsError, settings_from_environment
+from sparse_log import SparseLog
 from starting import StartRefused
 from tokens import hash_secret, metrics_token_hash, operator_token_hash
 
 logger = logging.getLogger("savepoint")
+refused = SparseLog()
 
 BatchT = TypeVar("BatchT", bound=SQLModel)
 Item = TypeVar("Item")
@@ -191,7 +195,8 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
     differs = isinstance(error, SchemaBehind) and await is_migrated(request)
     problem = problem_of(SchemaDiffers() if differs else error)
     if problem.status == 503:
-        logger.warning("%s %s: %s%s", request.method, request.url.path, problem.title, problems.cause_of(error))
+        path = quote(request.url.path)
+        refused.warn(problem.type, f"{request.method} {path}: {problem.title}{problems.cause_of(error)}")
     if isinstance(error, TooManyRequests):
         return problems.respond(problem, {"Retry-After": str(error.retry_after)})
     return problems.respond(problem, HEADERS.get(problem.status))
@@ -296,6 +301,10 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
         logger.error("%s Run: alembic upgrade head", needs)
     elif state.status == "ahead":
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
+
+
+# Here, since `uvicorn main:app` has a choice of protocols, but no file that could choose.
+http_protocol.install()
 
 
 class API(DirectAPI):

@@ -28,6 +28,7 @@ BATCH_SIZE = Histogram(
 QUEUE_LENGTH = Gauge(
     "savepoint_queue_length", "Calls that wait for a batch", ["operation"], multiprocess_mode="livesum"
 )
+REFUSED = Counter("savepoint_refused", "Requests refused before they reached a route", ["reason"])
 TRANSACTIONS_RETRIED = Counter("savepoint_transactions_retried", "Transactions run again after a conflict")
 BATCHES_HALVED = Counter("savepoint_batches_halved", "Batches rolled back and replayed in halves to isolate a failure")
 

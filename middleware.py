@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,7 +82,9 @@ class CatchUnexpected:
         except Exception as error:
             if scope["type"] != "http" or started:
                 raise
-            logger.error("%s %s failed unexpectedly: %s", scope["method"], scope["path"], problems.describe(error))
+            # Quoted, since a path can hold line ends and a terminal's control codes.
+            path = quote(scope["path"])
+            logger.error("%s %s failed unexpectedly: %s", scope["method"], path, problems.describe(error))
             await problems.respond(problems.INTERNAL_ERROR)(scope, receive, send)
 
 

@@ -138,6 +138,15 @@ class Settings(BaseSettings):
     )
     batch_limit: int = Field(default=256, ge=1, description="Calls that share one transaction, at most")
     request_timeout: Seconds = Field(default=30, description="Seconds after which a caller is answered 503")
+    connection_limit: int = Field(default=4000, ge=1, description="Connections that clients may hold, per worker")
+    call_limit: int = Field(
+        default=1000, ge=1, description="Calls that may be under way, per worker; more are 503 at once"
+    )
+    head_timeout: Seconds = Field(default=10, description="Seconds that a client may take to send a request's head")
+    body_timeout: Seconds = Field(
+        default=30, description="Seconds that a client may take to send a request's body, for each MiB"
+    )
+    answer_timeout: Seconds = Field(default=30, description="Seconds that a client may leave an answer unread")
     statement_timeout: Seconds = Field(default=10, description="Seconds that a PostgreSQL statement may run")
     lock_timeout: Seconds = Field(default=5, description="Seconds to wait for a lock (SQLite: for the writer's turn)")
     prepared_statements: bool = Field(

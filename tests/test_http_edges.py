@@ -1,0 +1,290 @@
+"""HTTP as odd, old and hostile clients write it: one request gets one answer, and nothing grows without bound."""
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import AS_OPERATOR, Server, query, serving
+from starlette.testclient import TestClient
+from test_registration import named
+
+import main
+import sparse_log
+from middleware import CatchUnexpected
+
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+KIB = 1024
+
+
+@pytest.fixture(scope="module")
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('edges')}/savepoint.db"
+
+
+@pytest.fixture(scope="module")
+def server(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`uvicorn main:app` as typed."""
+    with serving(database_url, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=10)
+
+
+def exchange(server: Server, *pieces: bytes, patience: float = 0.5) -> list[bytes]:
+    """Send the pieces, and read until the server closes or says nothing more; its answers, and b"" where it closed."""
+    received = b""
+    with connect(server) as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+        except OSError:
+            pass  # The server has seen enough.
+        while True:
+            try:
+                piece = connection.recv(2**16)
+            except ConnectionResetError:
+                piece = b""
+            except TimeoutError:
+                closed = False
+                break
+            if not piece:
+                closed = True
+                break
+            received += piece
+            connection.settimeout(patience)
+    return [b"HTTP/1.1 " + answer for answer in received.split(b"HTTP/1.1 ")[1:]] + [b""] * closed
+
+
+def peak_memory(server: Server) -> int:
+    """The most memory that the server has used, in bytes."""
+    return int(Path(f"/proc/{server.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]) * KIB
+
+
+def statuses(answers: list[bytes]) -> list[int]:
+    return [int(answer[9:12]) for answer in answers if answer]
+
+
+def post(body: bytes, *headers: bytes, path: bytes = b"/register") -> bytes:
+    lines = [b"POST %b HTTP/1.1" % path, b"Host: a", b"Content-Type: application/json", *headers]
+    return b"\r\n".join([*lines, b"Content-Length: %d" % len(body), b"", body])
+
+
+def register(name: str, *headers: bytes) -> bytes:
+    return post(b'{"username": "%b", "email": "a@example.com"}' % name.encode(), *headers)
+
+
+def chunked(body: bytes) -> bytes:
+    return (
+        b"POST /register HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + body
+    )
+
+
+# --- what is too large ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + b"a: b\r\n" * 20_000,
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 400_000,
+        b"GET /" + b"a" * 300_000,
+        b"GET /healthz?" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        chunked(b"2\r\n{}\r\n0\r\n" + b"a: b\r\n" * 50_000),
+        chunked(b"2;" + b"a" * 300_000),
+    ],
+    ids=["headers", "a long header", "an endless header", "an endless URL", "a long URL", "trailers", "an extension"],
+)
+def test_a_head_over_64_kib_is_refused_and_the_connection_closed(server: Server, head: bytes) -> None:
+    answer, end = exchange(server, head)
+
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"application/problem+json" in answer
+    assert b'"type":"/problems/request-header-fields-too-large"' in answer
+    assert end == b""
+
+
+def test_a_head_of_60_kib_is_read(server: Server) -> None:
+    [answer] = exchange(server, HEALTHZ[:-2] + b"X: " + b"a" * 60 * KIB + b"\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_sends_its_head_for_ever_takes_no_memory(server: Server) -> None:
+    before = peak_memory(server)
+    for _ in range(10):
+        exchange(server, HEALTHZ[:-2], *[b"a: b\r\n" * 10_000] * 40)
+
+    assert peak_memory(server) - before < 50 * 2**20
+
+
+def test_requests_that_come_in_hundreds_without_waiting_are_answered_up_to_a_limit(server: Server) -> None:
+    answers = exchange(server, HEALTHZ * 500)
+
+    assert set(statuses(answers)) == {200}
+    assert 1 <= len(statuses(answers)) <= 20
+    assert answers[-1] == b""
+
+
+def test_sixteen_requests_that_come_together_are_answered_in_order(server: Server) -> None:
+    answers = exchange(server, b"".join(register(f"pipelined{number}") for number in range(16)))
+
+    assert statuses(answers) == [201] * 16
+    assert [b'"pipelined%d"' % number in answer for number, answer in enumerate(answers)] == [True] * 16
+
+
+# --- one request, one answer ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAEAAAAIAAAAA"),
+        (b"Connection: upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: eA=="),
+        (b"Connection: keep-alive, Upgrade", b"Upgrade: TLS/1.0"),
+        (b"Connection: Upgrade",),
+        (b"Upgrade: h2c",),
+    ],
+)
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_an_offer_to_upgrade_is_ignored_and_the_body_read(
+    server: Server, headers: tuple[bytes, ...], pieces: int, request: pytest.FixtureRequest
+) -> None:
+    name = f"upgrade{abs(hash(request.node.name))}"
+    head, _, body = register(name, *headers).partition(b"\r\n\r\n")
+    sent = [
+        [head + b"\r\n\r\n" + body],
+        [head + b"\r\n\r\n", body],
+        [head[:40], head[40:] + b"\r\n\r\n" + body[:9], body[9:]],
+    ]
+
+    answer, health = exchange(server, *sent[pieces - 1][:-1], sent[pieces - 1][-1] + HEALTHZ)
+
+    assert answer.startswith(b"HTTP/1.1 201 ")
+    assert health.startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_offer_to_upgrade_that_ends_the_connection_ends_it(server: Server) -> None:
+    answer, end = exchange(server, register("upgradeclose", b"Connection: close, Upgrade", b"Upgrade: h2c") + HEALTHZ)
+
+    assert answer.startswith(b"HTTP/1.1 201 ")
+    assert end == b""
+
+
+@pytest.mark.parametrize(
+    "request_of_two_lengths",
+    [
+        post(b"{}", b"Transfer-Encoding: chunked"),
+        post(b"{}", b"Content-Length: 2"),
+        post(b"{}", b"Content-Length: 3"),
+        chunked(b"").replace(b"chunked", b"chunked\r\nTransfer-Encoding: identity"),
+        chunked(b"0\r\n\r\n").replace(b"chunked", b"xchunked"),
+        chunked(b"0\r\n\r\n").replace(b": chunked", b":\r\n chunked"),
+        chunked(b"0\n\n"),
+        chunked(b"-2\r\n{}\r\n0\r\n\r\n"),
+        post(b"{}").replace(b"Content-Length:", b"Content-Length :"),
+        post(b"{}").replace(b"Content-Length: ", b"Content-Length: +"),
+        post(b"{}").replace(b"Host: a", b"Host: a\r\n folded"),
+        post(b"{}").replace(b"Host: a\r\n", b"Host: a\n"),
+        post(b"{}").replace(b"Host: a", b"Host: a\rX: b"),
+        post(b"{}").replace(b"Host: a", b"Host: a\0"),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
+    ],
+)
+def test_what_two_servers_could_read_differently_is_refused_once_and_the_connection_closed(
+    server: Server, request_of_two_lengths: bytes
+) -> None:
+    answer, end = exchange(server, request_of_two_lengths + HEALTHZ)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"type":"/problems/invalid-http"' in answer
+    assert end == b""
+
+
+def test_what_is_invalid_after_a_request_leaves_that_requests_answer_alone(server: Server) -> None:
+    answer, end = exchange(server, register("before") + b"nonsense\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 201 ")
+    assert end == b""
+
+
+def test_a_trailer_is_no_header(server: Server, database_url: str) -> None:
+    body = b'{"username": "trailer", "email": "a@example.com"}'
+    key = b"Idempotency-Key: 5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11\r\n"
+    [answer] = exchange(server, chunked(b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, key)))
+
+    assert answer.startswith(b"HTTP/1.1 201 ")
+    assert query(database_url, "SELECT registration_key_hash FROM users WHERE username = 'trailer'") == [(None,)]
+
+
+# --- bodies that nobody needs -----------------------------------------------------------------------------------------
+
+
+def test_healthz_does_not_wait_for_an_announced_body(server: Server) -> None:
+    [answer] = exchange(server, HEALTHZ[:-2] + b"Content-Length: 5\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "status"),
+    [(b"/transfers", 100, 401), (b"/deposits", 100_000, 401), (b"/users/batch", 100, 401), (b"/register", 2**21, 413)],
+)
+def test_a_body_that_will_be_refused_is_not_asked_for(server: Server, path: bytes, length: int, status: int) -> None:
+    [answer, end] = exchange(server, post(b"", b"Expect: 100-continue", path=path).replace(b": 0", b": %d" % length))
+
+    assert statuses([answer]) == [status]
+    assert end == b""  # Who was not asked may send its body, or not.
+
+
+def test_a_body_that_is_wanted_is_asked_for(server: Server) -> None:
+    head, _, body = register("asked", b"Expect: 100-continue").partition(b"\r\n\r\n")
+    with connect(server) as connection:
+        connection.sendall(head + b"\r\n\r\n")
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        answer = connection.recv(1000)
+        connection.sendall(HEALTHZ)
+
+        assert answer.startswith(b"HTTP/1.1 201 ")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+# --- who we are, and what we write down -------------------------------------------------------------------------------
+
+
+def test_answers_do_not_name_the_server(server: Server) -> None:
+    for request in (HEALTHZ, b"nonsense\r\n\r\n", post(b"{}")):
+        assert b"server:" not in exchange(server, request)[0].lower()
+
+
+async def test_a_path_writes_no_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError
+
+    async def ignore(*_: object) -> None: ...
+
+    scope = {"type": "http", "method": "GET", "path": "/a\nERROR: forged \x1b[31m", "headers": []}
+    await CatchUnexpected(fail)(scope, ignore, ignore)  # type: ignore[arg-type]
+
+    assert "GET /a%0AERROR%3A%20forged%20%1B%5B31m" in caplog.text
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_an_outage_is_one_line_of_log_a_second(
+    client: TestClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "refused", sparse_log.SparseLog())
+    client.app.state.operations.register_user.closed = True  # type: ignore[attr-defined]
+
+    with caplog.at_level(logging.WARNING, "savepoint"):
+        for number in range(20):
+            assert client.post("/register", json=named(f"user{number}"), headers=AS_OPERATOR).status_code == 503
+
+    assert 1 <= caplog.text.count("Shutting down") < 5
