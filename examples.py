@@ -12,6 +12,7 @@ FROM_THE_NEWEST = "MTAwMA"
 
 ALICE = {"username": "alice", "email": "alice@example.com", "phone_number": "+4915112345678"}
 BOB = {"username": "bob", "email": "bob@example.com"}
+CAROL = {"username": "carol", "email": "carol@example.com"}
 
 PAGE = {"after": FROM_THE_START, "limit": 50}
 FIRST = {"id": 1}
@@ -19,15 +20,15 @@ FIRST = {"id": 1}
 EXAMPLES: dict[str, dict[str, Any]] = {
     # Alice is user 1, and has account 1 and token 1.
     "register": {"Idempotency-Key": "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11", "body": ALICE},
-    # Bob becomes user 2 and has account 2; alice is refused.
     "list_users": {**PAGE, "status": "active", "username_prefix": "al"},
     "get_user": FIRST,
     "update_user": {**FIRST, "body": {"status": "active"}},
-    "register_users": {"body": {"users": [ALICE, BOB], "on_error": "continue"}},
-    # Bob's second token, which is token 3, and then all of his.
+    # Users 2 and 3, with an account and a token each.
+    "register_users": {"body": {"users": [BOB, CAROL], "on_error": "continue"}},
+    # Bob's second token, which is token 4, and then all of his.
     "list_users_tokens": {"id": 2, **PAGE},
     "issue_users_token": {"id": 2, "body": {"name": "web", "expires_in_days": 1}},
-    "revoke_users_token": {"id": 2, "token_id": 3},
+    "revoke_users_token": {"id": 2, "token_id": 4},
     "revoke_users_tokens": {"id": 2},
     "get_currencies": PAGE,
     "list_accounts": {**PAGE, "user_id": 1},
@@ -56,8 +57,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "update_me": {"body": {"email": "alice@example.com", "phone_number": "+4915112345678"}},
     "list_tokens": PAGE,
     "issue_token": {"body": {"name": "laptop", "expires_in_days": 90}},
-    # The token just issued: 1 is in use, and 2 and 3 are bob's.
-    "revoke_token": {"id": 4},
+    # The token just issued: 1 is in use.
+    "revoke_token": {"id": 5},
 }
 """By operationId: each parameter by its name, and the body."""
 

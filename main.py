@@ -117,7 +117,6 @@ from starting import StartRefused
 from tokens import hash_secret, metrics_token_hash, operator_token_hash
 
 logger = logging.getLogger("savepoint")
-refused = SparseLog()
 
 BatchT = TypeVar("BatchT", bound=SQLModel)
 Item = TypeVar("Item")
@@ -196,7 +195,9 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
     problem = problem_of(SchemaDiffers() if differs else error)
     if problem.status == 503:
         path = quote(request.url.path)
-        refused.warn(problem.type, f"{request.method} {path}: {problem.title}{problems.cause_of(error)}")
+        request.app.state.refusals.warn(
+            problem.type, f"{request.method} {path}: {problem.title}{problems.cause_of(error)}"
+        )
     if isinstance(error, TooManyRequests):
         return problems.respond(problem, {"Retry-After": str(error.retry_after)})
     return problems.respond(problem, HEADERS.get(problem.status))
@@ -258,6 +259,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.operator_token_hash = operator_token_hash(settings)
         app.state.metrics_token_hash = metrics_token_hash(settings)
         app.state.operations = operations
+        app.state.refusals = SparseLog()
         app.state.only_operator_registers = settings.registration == "operator"
         app.state.registration_limit = limit_of(settings.registrations_per_address)
         app.state.registration_is_free = settings.registration == "anyone" and app.state.registration_limit is None

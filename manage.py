@@ -546,8 +546,13 @@ def read_settings() -> Settings:
     """The settings, of the database that alembic would migrate; ends the command where they cannot work."""
     try:
         return chosen_settings()
-    except (SettingsError, CommandError) as error:
+    except CommandError as error:
         fail(str(error))
+    except SettingsError as error:
+        *others, last = str(error).splitlines()
+        for line in others:
+            messages.print_line(line, "bold red")
+        fail(last)
 
 
 def existing_database() -> str:

@@ -721,7 +721,7 @@ def test_the_command_names_each_finding_and_what_to_do_once_for_all_of_a_kind(
     assert first == "drift: access_tokens: index ix_access_tokens_user_id is missing"
     assert second == "drift: users: column nickname is there and should not be"
     assert "python manage.py doctor" in advice
-    assert "2 found" in result.stderr
+    assert "2 findings" in result.stderr
     assert json.loads(run_check("--json").stdout) == [
         {"kind": "drift", "text": line.removeprefix("drift: "), "advice": advice.strip()} for line in (first, second)
     ]

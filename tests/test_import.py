@@ -189,7 +189,8 @@ def test_where_a_line_is_refused_nothing_is_imported(run: Import, file: Path, ro
         [
             "28",
             "username; email; phone_number",
-            f"{name}; An email address must have an @-sign.; String should match pattern '^\\+[1-9][0-9]{{6,14}}$'",
+            f"{name}; An email address must have an @-sign.; Write the number with its country code: a plus sign, then "
+            "7 to 15 digits, as in +4915112345678",
             "bob smith",
             "bob",
             "12",

@@ -138,7 +138,7 @@ def test_a_line_of_ndjson_is_one_object_with_each_name_once(lines: str, found: l
 def test_of_a_name_that_stands_twice_neither_value_is_taken() -> None:
     refused = read('{"username":"ann","username":"eve","email":"e@x.com"}')
 
-    assert refused == [(1, "A name stands twice in the JSON object. Keep one of them.")]
+    assert refused == [(1, 'The field "username" is there twice in one object; send it once.')]
 
 
 def test_a_record_of_several_lines_is_refused_as_one_and_fixed_as_one(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import Server, query, serving, wait_until
+from conftest import AS_OPERATOR, Server, query, serving, wait_until
 from test_http_edges import HEALTHZ, connect, peak_memory, post, register
 
 MIB = 2**20
@@ -170,7 +170,7 @@ def test_calls_past_the_limit_are_refused_at_once_and_the_others_stored(tmp_path
         assert 5 <= query(url, "SELECT count(*) FROM users")[0][0] == 50 - len(refused) < 50
         assert all(b'"type":"/problems/overloaded"' in each and b"retry-after: 1" in each for each in refused)
         assert server.log.count("overloaded") < 5
-        metrics = httpx2.get(f"{server.url}/metrics").text
+        metrics = httpx2.get(f"{server.url}/metrics", headers=AS_OPERATOR).text
         assert f'savepoint_refused_total{{reason="overloaded"}} {len(refused)}.0' in metrics
 
 

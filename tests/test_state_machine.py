@@ -63,6 +63,7 @@ class Model:
     status: dict[int, str] = field(default_factory=dict)
     made: dict[int, Made] = field(default_factory=dict)
     keys: dict[tuple[int, str | None], Made] = field(default_factory=dict)
+    of_operator: set[int] = field(default_factory=set)
 
     def transfer(self, caller: int, wanted: Wanted, key: str | None, id: int) -> str | Made:
         """Make the transfer under this id, or tell the problem that this must answer."""
@@ -77,6 +78,7 @@ class Model:
             account.balance += amount
             account.entries.append((id, amount, account.balance))
         made = self.made[id] = Made(id, wanted, self.accounts[wanted.debit].balance)
+        self.of_operator |= {id} if caller == OPERATOR else set()
         if key:
             self.keys[caller, key] = made
         return made
@@ -87,14 +89,15 @@ class Model:
             return "account-not-found"
         if wanted.debit == wanted.credit:
             return "same-account"
-        pays_out = caller == OPERATOR and credit.owner is SYSTEM
-        owners = {debit.owner, credit.owner} - {SYSTEM}
-        if not pays_out and any(self.status[owner] != "active" for owner in owners if owner is not None):
-            return "account-not-active"
         if wanted.reverses and any(each.wanted.reverses == wanted.reverses for each in self.made.values()):
             return "already-reversed"
         if debit.owner is not SYSTEM and debit.balance < wanted.amount:
             return "insufficient-funds"
+        owners = {debit.owner, credit.owner} - {SYSTEM}
+        if credit.owner is SYSTEM:
+            return None if caller == OPERATOR else "account-not-found"
+        if any(self.status[owner] != "active" for owner in owners if owner is not None):
+            return "account-not-active"
         return None
 
     def reversal(self, caller: int, id: int) -> str | Wanted:
@@ -105,6 +108,8 @@ class Model:
             return "transfer-not-found"
         if caller not in (OPERATOR, receiver):
             return "receiver-only"
+        if id in self.of_operator and caller != OPERATOR:
+            return "operator-transfer"
         if original.reverses:
             return "reversal-not-reversible"
         return Wanted(original.credit, original.debit, original.amount, reverses=id)

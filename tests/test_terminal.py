@@ -184,7 +184,7 @@ def test_alembic_prints_no_password(unreachable: str) -> None:
     result = alembic(unreachable, "upgrade", "head")
 
     assert result.returncode == 1
-    assert "The database cannot be reached" in result.stderr
+    assert "cannot be used: connection failed" in result.stderr
     assert "secret-" not in result.stdout + result.stderr
 
 
