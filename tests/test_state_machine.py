@@ -137,6 +137,7 @@ class Callers(RuleBasedStateMachine):
         empty(self.url)
         self.model = Model()
         self.headers: dict[int, Headers] = {OPERATOR: AS_OPERATOR}
+        self.without_token: set[int] = set()
 
     def caller(self, by: str, wanted: Wanted) -> int:
         """Who calls: the owner of one of the accounts, or the operator, who speaks for the system."""
@@ -147,7 +148,8 @@ class Callers(RuleBasedStateMachine):
         """Whether the caller is not active, which must be all that the service tells it."""
         if caller == OPERATOR or self.model.status[caller] == "active":
             return False
-        assert problem_of(response) == (403, "user-not-active")
+        is_revoked = caller in self.without_token and self.model.status[caller] != "closed"
+        assert problem_of(response) == ((401, "unauthenticated") if is_revoked else (403, "user-not-active"))
         return True
 
     def post(self, path: str, body: Any, caller: int, key: str | None) -> Response:
@@ -252,7 +254,17 @@ class Callers(RuleBasedStateMachine):
         owner = self.model.accounts[account].owner
         assert owner is not SYSTEM
         self.client.patch(f"/users/{owner}", json={"status": status}, headers=AS_OPERATOR)
+        self.note_status(owner, status)
+
+    def note_status(self, owner: int, status: str) -> None:
+        """Note the new status; a user who was closed has no token any more, and gets one when active again."""
         self.model.status[owner] = status
+        if status == "closed":
+            self.without_token.add(owner)
+        elif status == "active" and owner in self.without_token:
+            self.without_token.remove(owner)
+            issued = self.client.post(f"/users/{owner}/tokens", json={}, headers=AS_OPERATOR)
+            self.headers[owner] = {"Authorization": f"Bearer {issued.json()['access_token']}"}
 
     @rule(account=accounts)
     def close(self, account: int) -> None:
@@ -265,7 +277,7 @@ class Callers(RuleBasedStateMachine):
             assert problem_of(response) == (409, "balance-not-zero")
         else:
             assert response.status_code == 204
-            self.model.status[owner] = "closed"
+            self.note_status(owner, "closed")
 
     @invariant()
     def balances_are_the_models(self) -> None:
