@@ -33,6 +33,8 @@ def read_settings() -> Settings:
     try:
         return settings_from_environment(settings_kind(config))
     except SettingsError as error:
+        if config.cmd_opts is not None:
+            sys.exit(f"FAILED: {error}")  # A line for each of them.
         raise CommandError(str(error)) from None
 
 
