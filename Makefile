@@ -6,7 +6,7 @@ BIN = .venv/bin
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 
-.PHONY: run serve test check format lint types coverage browser bench clean
+.PHONY: run serve test check format lint types coverage browser poolers bench clean
 
 run: .venv/run ## Serve on this machine, on SQLite
 	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); sys.exit(s.connect_ex(("127.0.0.1", $(PORT))) == 0)' \
@@ -41,6 +41,9 @@ coverage: .venv/dev ## Run the tests again, slower, and measure what they reach
 
 browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chromium)
 	$(BIN)/pytest tests/browser
+
+poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (needs Debian's pgbouncer)
+	POOLER_CALLS=5000 $(BIN)/pytest tests/test_poolers.py
 
 bench: .venv/dev ## Compare with the usual way, side by side, for about an hour (needs Debian's wrk)
 	$(BIN)/python -m bench
