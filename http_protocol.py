@@ -42,8 +42,8 @@ ENDING_SECONDS = 3
 """Seconds that a request may take to come once the server is told to stop."""
 PAUSE = 0.01
 REFUSALS_A_PAUSE = 150
-"""Connections whose call was refused for overload are read again so many at a time, after so many seconds, so that
-clients that repeat at once take about a fifth of the time of a core, however many they are."""
+"""Calls are refused for overload so many at a time, after so many seconds, so that clients that repeat at once take
+about a fifth of the time of a core, however many they are."""
 ALWAYS_ANSWERED = (b"GET /healthz ", b"GET /readyz ", b"GET /metrics ")
 """How requests begin that are answered under overload too."""
 
@@ -128,7 +128,8 @@ class Worker:
         """Connections whose call waits for its body."""
         self.idle: list[tuple[BoundedProtocol, object]] = []
         """Connections that can be closed to make room, the longest idle last."""
-        self.paused: deque[BoundedProtocol] = deque()
+        self.waiting: deque[BoundedProtocol] = deque()
+        """Connections whose call is about to be refused."""
         self.refused: Counter[str] = Counter()
         self.is_sweeping = False
         self.is_ending = False
@@ -151,21 +152,22 @@ class Worker:
             return False
         return counted.begun == counted.completed == 1 and parser.should_keep_alive()
 
-    def pause(self, connection: "BoundedProtocol") -> None:
-        """Read this connection again in a moment only."""
-        connection.flow.pause_reading()
-        if not self.paused:
-            self.loop.call_later(PAUSE, self.resume)
-        self.paused.append(connection)
+    def refuse_soon(self, connection: "BoundedProtocol") -> None:
+        """Refuse the call of this connection in a moment."""
+        connection.awaits_refusal = True
+        if not self.waiting:
+            self.loop.call_later(PAUSE, self.refuse_waiting)
+        self.waiting.append(connection)
 
-    def resume(self) -> None:
-        """Read the connections again that were paused first."""
-        for _ in range(min(REFUSALS_A_PAUSE, len(self.paused))):
-            connection = self.paused.popleft()
-            if not connection.transport.is_closing():
-                connection.flow.resume_reading()
-        if self.paused:
-            self.loop.call_later(PAUSE, self.resume)
+    def refuse_waiting(self) -> None:
+        """Refuse the calls that have waited longest for it."""
+        for _ in range(min(REFUSALS_A_PAUSE, len(self.waiting))):
+            connection = self.waiting.popleft()
+            if connection.awaits_refusal:
+                connection.awaits_refusal = False
+                connection.transport.write(BUSY)
+        if self.waiting:
+            self.loop.call_later(PAUSE, self.refuse_waiting)
 
     def make_room(self) -> bool:
         """Close the connection that has waited longest for a request; False where there is none."""
@@ -276,6 +278,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.worker = worker
         self.stage = Stage.BETWEEN
         self.is_refused = False
+        self.awaits_refusal = False
         self.refusal = INVALID
         self.received = 0
         self.received_of_body = 0
@@ -299,6 +302,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget what had come."""
+        self.awaits_refusal = False
         self.forget_unfinished()
         super().connection_lost(exc)
 
@@ -313,6 +317,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Read what came, and refuse what goes past a limit."""
         if self.is_refused:
             self.discard(data)
+            return
+        if self.awaits_refusal:
+            # It sends on without waiting for its answer.
+            self.awaits_refusal = False
+            self.refuse(BUSY_CLOSING)
             return
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
@@ -429,8 +438,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.worker.is_whole(data):
             return False
         self.worker.refused[REASONS[BUSY]] += 1
-        self.transport.write(BUSY)
-        self.worker.pause(self)
+        self.worker.refuse_soon(self)
         return True
 
     def refuse(self, answer: bytes) -> None:
@@ -473,7 +481,8 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def is_idle(self) -> bool:
         """Whether the next thing to come is a request, or more of its head."""
-        return self.stage is not Stage.BODY and (self.cycle is None or self.cycle.response_complete)
+        is_answered = self.cycle is None or self.cycle.response_complete
+        return self.stage is not Stage.BODY and is_answered and not self.awaits_refusal
 
     def time_out(self) -> tuple[Callable[[], None], float] | None:
         """What is done to a client that does nothing for how many seconds; None while it waits for the application."""
@@ -486,7 +495,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return self.refuse_slow, worker.head_timeout
         if self.is_idle:
             # After an answer, uvicorn's own time-out (--timeout-keep-alive) says how long; here is only its age noted.
-            return self.transport.close, worker.head_timeout if self.cycle is None else float("inf")
+            return self.transport.close, worker.head_timeout if self.timeout_keep_alive_task is None else float("inf")
         if self.stage is Stage.BODY and not self.flow.read_paused:
             seconds = worker.body_timeout * (1 + self.received_of_body // DISCARD_LIMIT)
             return self.refuse_slow, ENDING_SECONDS if worker.is_ending else seconds

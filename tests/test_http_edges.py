@@ -10,8 +10,6 @@ from conftest import AS_OPERATOR, Server, query, serving
 from starlette.testclient import TestClient
 from test_registration import named
 
-import main
-import sparse_log
 from middleware import CatchUnexpected
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -277,10 +275,7 @@ async def test_a_path_writes_no_lines_into_the_log(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
-def test_an_outage_is_one_line_of_log_a_second(
-    client: TestClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(main, "refused", sparse_log.SparseLog())
+def test_an_outage_is_one_line_of_log_a_second(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     client.app.state.operations.register_user.closed = True  # type: ignore[attr-defined]
 
     with caplog.at_level(logging.WARNING, "savepoint"):
