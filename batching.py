@@ -42,6 +42,7 @@ class Batcher(Generic[Item, Outcome]):
         deadline: float,
         too_late: type[Interruption],
     ) -> None:
+        self.name = name
         self.run = run
         self.tasks = tasks
         self.batch_limit = batch_limit

@@ -568,7 +568,12 @@ async def revoke_tokens(session: AsyncSession, revocations: Sequence[Revocation]
         # In id order, so that two batches that share tokens cannot deadlock.
         rows = await session.exec(
             select(AccessToken)
-            .where(col(AccessToken.id).in_({revocation.token_id for revocation in revocations}))
+            .where(
+                # Nobody waits, or makes others wait, for a token that is not the user's.
+                sa.tuple_(col(AccessToken.user_id), col(AccessToken.id)).in_(
+                    {(revocation.user_id, revocation.token_id) for revocation in revocations}
+                )
+            )
             .order_by(col(AccessToken.id))
             .with_for_update()
         )
@@ -807,7 +812,8 @@ async def lock_holdings(
     """Lock the accounts of these orders, by id; without `wait`, name those that other transactions hold.
 
     Of a user's order, the debit account is locked where it is the user's, and then the credit account where the debit
-    account holds enough: nobody makes others wait who has nothing to send. Raises Locked after LOCK_PATIENCE.
+    account holds enough for it and the orders before it: nobody makes others wait who has nothing to send. Raises
+    Locked.
     """
     parameters = {
         "debits": [order.debit_account_id for order in orders],
@@ -824,10 +830,6 @@ async def lock_holdings(
     return holdings, {id for id, *_ in there} - holdings.keys()
 
 
-LOCK_PATIENCE = "200ms"
-"""How long a batch waits for an account: longer than other batches hold it, and too short for its callers to notice."""
-
-
 @prepared
 def holdings_statement(dialect: str, mode: Literal["wait", "skip", "read"]) -> Any:
     """SELECT … FOR UPDATE for lock_holdings; to read, without FOR UPDATE."""
@@ -841,16 +843,15 @@ def holdings_statement(dialect: str, mode: Literal["wait", "skip", "read"]) -> A
         return query.where(among(dialect, account.id, "debits") | among(dialect, account.id, "credits"))
     names = ("debits", "credits", "callers", "amounts")
     arrays = (sa.bindparam(name, type_=sa.ARRAY(sa.BigInteger)) for name in names)
-    order = sa.func.unnest(*arrays).table_valued(*names, name="orders").render_derived().c
+    orders = sa.func.unnest(*arrays).table_valued(*names, with_ordinality="place", name="orders")
+    order = orders.render_derived().c
     debit = accounts.alias("debit").c
     by_operator = order.callers == sa.literal_column(str(OPERATOR))
-    credit_id = sa.case((by_operator | (debit.balance >= order.amounts), order.credits))
+    so_far = sa.func.sum(order.amounts).over(partition_by=order.debits, order_by=order.place)
+    credit_id = sa.case((by_operator | (debit.balance >= so_far), order.credits))
     wanted = sa.select(sa.func.unnest(postgresql.array([debit.id, credit_id]))).where(
         debit.id == order.debits, by_operator | (debit.user_id == order.callers)
     )
-    if mode == "wait":
-        # Until the transaction ends. In this statement, since one of its own would be another round trip.
-        wanted = wanted.where(sa.text(f"(SELECT set_config('lock_timeout', '{LOCK_PATIENCE}', true)) IS NOT NULL"))
     query = query.where(account.id == sa.any_(sa.func.array(wanted.scalar_subquery())))
     if mode == "read":
         return query

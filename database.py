@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -52,10 +52,12 @@ UNCONFIRMED = "savepoint_unconfirmed"
 class Database:
     """One process's engine, and the sessions on it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, lock_patience: float | None = None) -> None:
+        """With `lock_patience`, a statement waits for a PostgreSQL lock for so many seconds only."""
         url = driver_url(settings.database_url, is_async=True)
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        self.limits = time_limits(settings)
+        self.limits = time_limits(settings, min(lock_patience or settings.lock_timeout, settings.lock_timeout))
+        self.lock_timeout = settings.lock_timeout
         self.deadline = settings.request_timeout
         self.prepares_statements = settings.prepared_statements
         self.has_options = "options" in url.query
@@ -84,7 +86,7 @@ class Database:
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
         self.reader = self.engine.execution_options(no_begin=True)
         # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
-        self.turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.is_sqlite else nullcontext()
+        self.writing = asyncio.Lock()
 
     async def write(
         self, operation: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -96,7 +98,7 @@ class Database:
         """
 
         async def run(until: float) -> T:
-            async with self.turn, connect(self.engine, until, self.file) as connection:
+            async with self.turn(), connect(self.engine, until, self.file) as connection:
                 # Closed with its connection, which rolls back what has not ended: a close of its own costs a task.
                 session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
                 outcome = await operation(session, *args, **kwargs)
@@ -105,6 +107,21 @@ class Database:
             return outcome
 
         return await self.retry(run)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """The writer's turn in this process, on SQLite. Raises Locked where it does not come in time."""
+        if not self.is_sqlite:
+            yield
+            return
+        try:
+            await asyncio.wait_for(self.writing.acquire(), self.lock_timeout)
+        except TimeoutError:
+            raise Locked from None
+        try:
+            yield
+        finally:
+            self.writing.release()
 
     async def read(
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -339,11 +356,11 @@ the planner would read a table of 10,000 accounts from end to end rather than lo
 """
 
 
-def time_limits(settings: Settings) -> dict[str, int]:
+def time_limits(settings: Settings, lock_timeout: float) -> dict[str, int]:
     """PostgreSQL's time limits in milliseconds, by their names."""
     limits = {
         "statement_timeout": settings.statement_timeout,
-        "lock_timeout": settings.lock_timeout,
+        "lock_timeout": lock_timeout,
         "idle_in_transaction_session_timeout": settings.request_timeout,
     }
     return {name: round(seconds * 1000) for name, seconds in limits.items()}

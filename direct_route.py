@@ -5,7 +5,7 @@ FastAPI, which answers it. Who calls is asked first, then the body is read (bodi
 """
 
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, get_origin
 from urllib.parse import parse_qsl
 
@@ -16,11 +16,11 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.security.base import SecurityBase
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bodies import SMALL, parse_body, parse_json, read_body
-from middleware import CountRequests
+from middleware import CatchUnexpected, CountRequests, LimitBody
 from problems import FieldError, InvalidFields, shorten
 
 FAILURE = "savepoint.failure"
@@ -205,11 +205,12 @@ async def call_dependency(dependency: Dependant, request: Request) -> Any:
 class AnswerDirectly:
     """Answers the valid requests to direct routes, and leaves the others to `app`."""
 
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+    def __init__(self, app: ASGIApp, api: FastAPI) -> None:
         self.app = app
+        self.api = api
         self.routes = {
             (method, route.path): route
-            for route in routes
+            for route in api.routes
             if isinstance(route, DirectRoute) and route.is_direct
             for method in route.methods or ()
         }
@@ -217,7 +218,7 @@ class AnswerDirectly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         route = self.routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        if route is None:
+        if route is None or self.api.dependency_overrides:
             await self.app(scope, receive, send)
             return
         try:
@@ -249,7 +250,10 @@ class DirectAPI(FastAPI):
         return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Count the requests that are answered directly, too."""
+        """Count the requests that are answered directly, too; with any other middleware, answer none directly."""
         paths = (route.path or "" for route in iter_route_contexts(self.routes))
         self.paths_without_parameters = {path for path in paths if "{" not in path}
-        return CountRequests(AnswerDirectly(super().build_middleware_stack(), self.routes))
+        stack = super().build_middleware_stack()
+        if {each.cls for each in self.user_middleware} <= {CatchUnexpected, LimitBody}:
+            stack = AnswerDirectly(stack, self)
+        return CountRequests(stack)

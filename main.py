@@ -71,7 +71,7 @@ from models import (
     read_digits,
     unquote_key,
 )
-from operations import Bulk, Operations
+from operations import LOCK_PATIENCE, Bulk, Operations
 from problems import Problem
 from refusals import (
     AccountExists,
@@ -81,6 +81,7 @@ from refusals import (
     BalanceLimit,
     BalanceNotZero,
     BatchRefused,
+    BatchUnderWay,
     Conflict,
     CurrencyMismatch,
     CurrencyUnknown,
@@ -149,6 +150,7 @@ STATUSES: dict[type[Refusal], int] = {
     IdempotencyKeyReused: 422,
     SameAccount: 422,
     TooManyRequests: 429,
+    BatchUnderWay: 503,
     Conflict: 503,
     DatabaseUnavailable: 503,
     Locked: 503,
@@ -255,7 +257,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
     try:
         settings = settings_from_environment()
-        operations = Operations(Database(settings), settings)
+        operations = Operations(Database(settings, lock_patience=LOCK_PATIENCE), settings)
         app.state.operator_token_hash = operator_token_hash(settings)
         app.state.metrics_token_hash = metrics_token_hash(settings)
         app.state.operations = operations
@@ -1085,7 +1087,9 @@ class TransfersBatchAnswer(SQLModel):
     "/transfers/batch",
     tags=["transfers"],
     summary="Make many transfers at once",
-    responses=documented(*USER_OR_OPERATOR, BatchRefused([(1, InsufficientFunds())]), OutcomeUnknown, body=True),
+    responses=documented(
+        *USER_OR_OPERATOR, BatchRefused([(1, InsufficientFunds())]), BatchUnderWay, OutcomeUnknown, body=True
+    ),
     openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch)},
 )
 async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnswer:

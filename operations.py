@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +15,21 @@ import crud
 from batching import Batcher
 from database import Database
 from ledger import OPERATOR, Posted
-from models import UserPublic
-from refusals import DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, Overloaded
+from models import AccountPublic, IssuedToken, KeyedRegistration, TokenPublic, UserPublic
+from refusals import BatchUnderWay, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, Overloaded
 from settings import Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+
+
+Calls = Callable[[Item], Coroutine[Any, Any, Outcome]]
+"""What takes an item of a call, and returns what becomes of it."""
+
+LOCK_PATIENCE = 0.2
+"""Seconds that a batch waits for a lock: longer than other batches hold it, too short for its callers to notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +54,9 @@ class Turns:
 
     @asynccontextmanager
     async def take(self, caller: int) -> AsyncIterator[None]:
-        """Take a turn for as long as the context lasts. Raises Overloaded for a second, or if none comes."""
+        """Take a turn for as long as the context lasts. Raises BatchUnderWay, and Overloaded if none comes in time."""
         if caller in self.users:
-            raise Overloaded
+            raise BatchUnderWay
         turns = self.of_operator if caller == OPERATOR else self.of_users
         self.users |= {caller} - {OPERATOR}
         try:
@@ -80,12 +87,12 @@ class Operations:
         self.turns = Turns(settings.request_timeout)
         self.batchers: list[Batcher[Any, Any]] = []
         currency = settings.default_currency
-        self.register_user = self.coalesce(crud.register_users, currency)
-        self.update_user = self.coalesce(crud.update_users)
-        self.issue_token = self.coalesce(crud.issue_tokens)
-        self.revoke_token = self.coalesce(crud.revoke_tokens)
-        self.revoke_users_tokens = self.coalesce(crud.revoke_users_tokens)
-        self.open_account = self.coalesce(crud.open_accounts)
+        self.register_user: Calls[KeyedRegistration, crud.Registered] = self.coalesce(crud.register_users, currency)
+        self.update_user: Calls[crud.UserChange, UserPublic] = self.coalesce(crud.update_users)
+        self.issue_token: Calls[crud.TokenIssue, IssuedToken] = self.coalesce(crud.issue_tokens)
+        self.revoke_token: Calls[crud.Revocation, TokenPublic] = self.coalesce(crud.revoke_tokens)
+        self.revoke_users_tokens: Calls[int, None] = self.coalesce(crud.revoke_users_tokens)
+        self.open_account: Calls[crud.AccountOpening, AccountPublic] = self.coalesce(crud.open_accounts)
         self.transfer = self.coalesce_postings(crud.make_transfers)
         self.reverse = self.coalesce_postings(crud.reverse_transfers)
         self.pay = self.coalesce_postings(crud.make_payments)
@@ -127,13 +134,24 @@ class Operations:
 
     def coalesce(
         self, write: crud.IsolatedWrite[Item, P, Outcome], *args: P.args, **kwargs: P.kwargs
-    ) -> Batcher[Item, Outcome]:
-        """Single calls of a crud function that writes many."""
-        return self.batcher(write.__name__, lambda items: self.database.write(write, items, *args, **kwargs))
+    ) -> Calls[Item, Outcome]:
+        """Single calls of a crud function that writes many; those that need a locked row wait without the others."""
+
+        async def run(items: Sequence[Item]) -> list[Outcome | Exception]:
+            try:
+                return await self.database.write(write, items, *args, **kwargs)
+            except Locked as locked:
+                if len(items) == 1:
+                    return [locked]
+            middle = len(items) // 2
+            return [*await run(items[:middle]), *await run(items[middle:])]
+
+        aside: Batcher[Item, Outcome] = self.batcher(f"{write.__name__}_aside", run, batch_limit=1)
+        return self.patient(self.batcher(write.__name__, run), aside)
 
     def coalesce_postings(
         self, write: Callable[..., Awaitable[list[Posted | Exception]]]
-    ) -> Callable[[Any], Awaitable[Posted]]:
+    ) -> Callable[[Any], Coroutine[Any, Any, Posted]]:
         """Single calls of a crud function that moves money; those that need a locked account wait without the others.
 
         A batch waits for an account as long as other batches hold one: milliseconds. Where that is not enough, it is
@@ -150,28 +168,29 @@ class Operations:
                     waits_from = time.monotonic() + self.settings.lock_timeout / 2
             return await self.database.write(write, items, wait=False)
 
-        return self.patient(self.batcher(write.__name__, run))
+        calls = self.batcher(write.__name__, run)
+        return self.patient(calls, calls)
 
-    def patient(self, call: Batcher[Item, Outcome]) -> Callable[[Item], Awaitable[Outcome]]:
+    def patient(self, first: Batcher[Item, Outcome], again: Batcher[Item, Outcome]) -> Calls[Item, Outcome]:
         """Calls that are tried until no other transaction's lock is in the way; Locked is raised after LOCK_TIMEOUT."""
 
-        async def try_again(item: Item) -> Outcome:
-            give_up = time.monotonic() + self.settings.lock_timeout
+        async def try_again(item: Item, give_up: float) -> Outcome:
             pause = 0.05
             while True:
                 await asyncio.sleep(random.uniform(pause / 2, pause))
                 pause = min(2 * pause, 0.5)
                 try:
-                    return await call(item)
+                    return await again(item)
                 except Locked:
                     if time.monotonic() >= give_up:
                         raise
 
         async def try_first(item: Item) -> Outcome:
+            give_up = time.monotonic() + self.settings.lock_timeout
             try:
-                return await call(item)
+                return await first(item)
             except Locked:
-                return await try_again(item)
+                return await try_again(item, give_up)
 
         return try_first
 
@@ -191,7 +210,8 @@ class Operations:
                 return [await self.database.write(write_all, call.items, *args, **kwargs)]
             return [await self.database.write(write, call.items, *args, **kwargs)]
 
-        return self.patient(self.batcher(name, run, batch_limit=1))
+        calls = self.batcher(name, run, batch_limit=1)
+        return self.patient(calls, calls)
 
     async def read(
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -142,6 +142,10 @@ class Overloaded(Interruption):
     """Too many calls are waiting. Nothing was done; try again after the time in Retry-After."""
 
 
+class BatchUnderWay(Interruption):
+    """A batch of yours is still being processed. Nothing was done; send this one once that one has been answered."""
+
+
 class ShuttingDown(Interruption):
     """This server is shutting down. Nothing was done; try again after the time in Retry-After."""
 

@@ -30,6 +30,7 @@ from starlette.testclient import TestClient
 import audit
 import main
 import prepared
+from batching import Batcher
 from database import Database
 from operations import Operations
 from settings import Settings
@@ -263,6 +264,12 @@ async def operations(settings: Settings) -> AsyncIterator[Operations]:
     operations = Operations(Database(settings), settings)
     yield operations
     await operations.close()
+
+
+def batcher_of(operations: Operations, name: str) -> Batcher[Any, Any]:
+    """The batcher of a crud function."""
+    [batcher] = [each for each in operations.batchers if each.name == name]
+    return batcher
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_a_user_sends_one_batch_at_a_time_and_the_operator_more(client: TestClie
     # While a batch of Alice's is under way, and one of the operator's.
     with under_way(operations, alice.user_id), under_way(operations, 0):
         refused = client.post("/transfers/batch", json=batch_of(alice, bob), headers=alice.headers)
-        assert refusal_of(refused) == (503, "overloaded")
+        assert refusal_of(refused) == (503, "batch-under-way")
         assert refused.headers["retry-after"] == "1"
         for sender, headers in ((bob, bob.headers), (alice, AS_OPERATOR)):
             body = batch_of(sender, alice if sender is bob else bob)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from conftest import Rows, Server, serving
-from test_database import Service, assert_refused_for_now, backend_that_waits, locked_elsewhere, service, until
+from test_database import Service, assert_refused_for_now, backend_that_waits, service, until
 from test_registration import count, named
 
 __all__ = ["service"]
@@ -89,11 +89,12 @@ async def test_a_commit_that_froze_is_whole_once_the_server_goes_on(service: Ser
 
 
 async def test_a_write_that_outlasts_its_deadline_is_not_run_again(service: Service, url: str, rows: Rows) -> None:
-    async with service(url, request_timeout=0.5, lock_timeout=60) as client:
-        with locked_elsewhere(url, "profiles") as let_go:
-            unknown = await client.post("/register", json=named("alice"))
-            let_go()
+    rows(SLOW_COMMIT.replace("DEFERRABLE INITIALLY DEFERRED", ""))
+    async with service(url, request_timeout=0.5) as client:
+        unknown = await client.post("/register", json=named("slow"))
         registered = await client.post("/register", json=named("bob"))
+        sleeping = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+        await until(lambda: not rows(sleeping), "PostgreSQL to notice that nobody waits for it")
 
     assert_refused_for_now(unknown, "outcome-unknown")
     assert registered.status_code == 201

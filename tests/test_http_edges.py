@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import AS_OPERATOR, Server, query, serving
+from conftest import AS_OPERATOR, Server, batcher_of, query, serving
 from starlette.testclient import TestClient
 from test_registration import named
 
@@ -276,7 +276,7 @@ async def test_a_path_writes_no_lines_into_the_log(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 def test_an_outage_is_one_line_of_log_a_second(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    client.app.state.operations.register_user.closed = True  # type: ignore[attr-defined]
+    batcher_of(client.app.state.operations, "register_users").closed = True  # type: ignore[attr-defined]
 
     with caplog.at_level(logging.WARNING, "savepoint"):
         for number in range(20):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR
+from conftest import AS_OPERATOR, batcher_of
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 from test_registration import named
@@ -141,7 +141,7 @@ def test_the_unforeseen_is_a_500_without_details(
 
 def test_overload_is_answered_at_once_with_retry_after(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     operations: Operations = main.app.state.operations
-    monkeypatch.setattr(operations.register_user, "queue_limit", 0)
+    monkeypatch.setattr(batcher_of(operations, "register_users"), "queue_limit", 0)
 
     response = client.post("/register", json=named("alice"))
 
