@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ from refusals import DatabaseUnavailable
 def uri(path: str | Path) -> str:
     """The name of a file as SQLite opens it: one that exists, and no new one."""
     return f"{Path(path).absolute().as_uri()}?mode=rw"
+
+
+def is_part_of(path: str | Path, database: str | Path) -> bool:
+    """Return whether a path, or a link of this name, leads to the file of a database or one that belongs to it."""
+    # SQLite names these after the target of a symbolic link, a migration its lock after the link.
+    for name in {os.path.abspath(database), os.path.realpath(database)}:
+        for suffix in ("", "-wal", "-shm", "-journal", "-migrating"):
+            own = name + suffix
+            if os.path.realpath(own) == os.path.realpath(path):
+                return True
+            with suppress(FileNotFoundError):
+                if os.path.samefile(own, path):
+                    return True
+    return False
 
 
 def make_private(path: str | Path) -> None:

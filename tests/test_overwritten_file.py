@@ -97,14 +97,16 @@ def test_a_smaller_save_is_loaded_and_a_vacuum_shrinks_the_file_under_the_servic
     assert usernames(path) == ["alice", "carol", "dave", "eve"]
 
 
-def test_a_look_that_is_closed_takes_no_lock_of_sqlites_with_it(path: Path) -> None:
+def test_a_look_takes_no_lock_of_sqlites_with_it(path: Path) -> None:
     file = SQLiteFile(str(path))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         file.check()
-        with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other:
-            with pytest.raises(sqlite3.OperationalError, match="locked"):
-                other.execute("BEGIN IMMEDIATE")
+        with (
+            closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other,
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+        ):
+            other.execute("BEGIN IMMEDIATE")
     path.write_bytes(b"")
     with pytest.raises(DatabaseUnavailable):
         file.check()
