@@ -227,6 +227,8 @@ class Database:
     async def close(self) -> None:
         """Close the connections, once nothing runs any more."""
         await self.engine.dispose()
+        if self.file is not None:
+            self.file.close()
 
 
 async def is_pooled(driver: psycopg.AsyncConnection[Any]) -> bool:

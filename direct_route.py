@@ -241,13 +241,15 @@ class DirectAPI(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """The description of the API."""
-        if self.openapi_schema is None:
-            schemas = super().openapi()["components"]["schemas"]
+        known = self.openapi_schema
+        description = super().openapi()
+        # FastAPI describes anew when routes were added.
+        if description is not known:
             _, described = models_json_schema(
                 [(body, "validation") for body in self.bodies], ref_template="#/components/schemas/{model}"
             )
-            schemas |= described["$defs"]
-        return super().openapi()
+            description["components"]["schemas"] |= described["$defs"]
+        return description
 
     def build_middleware_stack(self) -> ASGIApp:
         """Count the requests that are answered directly, too; with any other middleware, answer none directly."""

@@ -10,7 +10,7 @@ from typing import Any
 import fastapi_offline
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from starlette.responses import RedirectResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
@@ -39,6 +39,23 @@ assets = Assets(directory=ASSETS)
 async def lead_to_docs(request: Request) -> Response:
     """The API, for whoever opens the server's address in a browser."""
     return RedirectResponse(f"{request.scope['root_path']}/docs")
+
+
+rendered: dict[str, tuple[dict[str, Any], bytes]] = {}
+"""The description as it was, and its JSON, by the path that the API is under."""
+
+
+@router.get("/openapi.json")
+async def get_description(request: Request) -> Response:
+    """The OpenAPI description, made into JSON once: that takes as long as a hundred calls."""
+    description = request.app.openapi()
+    root = request.scope["root_path"].rstrip("/")
+    known, content = rendered.get(root, (None, b""))
+    if known is not description:
+        servers = {"servers": [{"url": root}, *description.get("servers", [])]} if root else {}
+        content = bytes(JSONResponse(description | servers).body)
+        rendered[root] = description, content
+    return Response(content, media_type="application/json")
 
 
 @router.get("/docs")

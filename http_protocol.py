@@ -39,7 +39,7 @@ DISCARD_SECONDS = 2
 REFUSED_LIMIT = 100
 """Connections past the limit whose clients get to read the refusal; more are cut."""
 ENDING_SECONDS = 3
-"""Seconds that a request may take to come once the server is told to stop."""
+"""Seconds that clients have once the server is told to stop, to send their request and read its answer."""
 PAUSE = 0.01
 REFUSALS_A_PAUSE = 150
 """Calls are refused for overload so many at a time, after so many seconds, so that clients that repeat at once take
@@ -126,13 +126,15 @@ class Worker:
         self.unfinished_bytes = 0
         self.uploading: set[BoundedProtocol] = set()
         """Connections whose call waits for its body."""
-        self.idle: list[tuple[BoundedProtocol, object]] = []
-        """Connections that can be closed to make room, the longest idle last."""
+        self.unread: set[BoundedProtocol] = set()
+        """Connections whose call waits until its client reads."""
+        self.replaceable: list[tuple[BoundedProtocol, object]] = []
+        """Connections that wait for their client and can be closed to make room, the first to go last."""
         self.waiting: deque[BoundedProtocol] = deque()
         """Connections whose call is about to be refused."""
         self.refused: Counter[str] = Counter()
         self.is_sweeping = False
-        self.is_ending = False
+        self.ends_at = float("inf")
         # uvicorn has no public way to leave out its name but a flag that nobody types.
         for headers in (config.encoded_headers, state.default_headers):
             headers[:] = [header for header in headers if header != (b"server", b"uvicorn")]
@@ -140,7 +142,7 @@ class Worker:
     @property
     def is_busy(self) -> bool:
         """Whether as many whole requests as may be are being answered."""
-        return len(self.state.tasks) - len(self.uploading) >= self.call_limit
+        return len(self.state.tasks) - len(self.uploading) - len(self.unread) >= self.call_limit
 
     def is_whole(self, data: bytes) -> bool:
         """Whether these bytes are exactly one request, after which the connection stays open."""
@@ -169,14 +171,20 @@ class Worker:
         if self.waiting:
             self.loop.call_later(PAUSE, self.refuse_waiting)
 
-    def make_room(self) -> bool:
-        """Close the connection that has waited longest for a request; False where there is none."""
-        while self.idle:
-            connection, scope = self.idle.pop()
-            if connection.is_idle and connection.scope is scope and not connection.transport.is_closing():
-                connection.transport.abort()
-                return True
-        return False
+    def make_room(self) -> "BoundedProtocol | None":
+        """End the connection that its client has kept waiting longest, and return it; None where there is none."""
+        while self.replaceable:
+            connection, scope = self.replaceable.pop()
+            is_open = connection in self.state.connections and not connection.is_refused
+            if is_open and connection.scope is scope and connection.time_out() is not None:
+                connection.give_way()
+                return connection
+        return None
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the server was told to stop."""
+        return self.ends_at < float("inf")
 
     def sweep_later(self) -> None:
         """Look at all connections in a second, as long as there are any."""
@@ -190,9 +198,9 @@ class Worker:
         connections = [each for each in self.state.connections if isinstance(each, BoundedProtocol)]
         for connection in connections:
             connection.grow_older()
-        idle = [each for each in connections if each.is_idle and each.age]
-        idle.sort(key=lambda each: each.age)
-        self.idle = [(each, each.scope) for each in idle]
+        replaceable = [each for each in connections if each.age and not each.is_refused]
+        replaceable.sort(key=lambda each: (each.is_idle, each.age))
+        self.replaceable = [(each, each.scope) for each in replaceable]
         for reason, count in self.refused.items():
             metrics.REFUSED.labels(reason).inc(count)
             logger.warning("Refused in the last second: %d (%s)", count, reason)
@@ -240,7 +248,19 @@ class OneWrite:
         elif data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 100"):
             self.head = data
             return
-        self.transport.write(data)
+        # uvloop raises an error for what is written to a closed connection.
+        if not self.is_closing():
+            self.transport.write(data)
+
+    def pause_reading(self) -> None:
+        """Read nothing more."""
+        if not self.is_closing():
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self.is_closing():
+            self.transport.resume_reading()
 
     def release(self) -> None:
         """Write a head that has no body."""
@@ -295,20 +315,24 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(OneWrite(transport))  # type: ignore[arg-type]
         self.worker.sweep_later()
         excess = len(self.connections) - self.worker.connection_limit
-        if excess > 0 and not self.worker.make_room():
-            self.refuse(BUSY_CLOSING)
+        if excess > 0:
+            left_out = self.worker.make_room()
+            if left_out is None:
+                left_out = self
+                self.refuse(BUSY_CLOSING)
             if excess > REFUSED_LIMIT:
-                transport.abort()
+                left_out.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget what had come."""
         self.awaits_refusal = False
         self.forget_unfinished()
+        self.worker.unread.discard(self)
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
         """Let what was accepted be answered; what has not come whole has ENDING_SECONDS."""
-        self.worker.is_ending = True
+        self.worker.ends_at = min(self.worker.ends_at, self.loop.time() + ENDING_SECONDS)
         super().shutdown()
 
     # --- bytes come ---------------------------------------------------------------------------------------------------
@@ -371,7 +395,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.received > HEAD_LIMIT and self.size_of_head() > HEAD_LIMIT:
             self.refusal = HEAD_TOO_LARGE
             raise Refused
-        if len(self.pipeline) >= PIPELINE_LIMIT:
+        if len(self.pipeline) >= PIPELINE_LIMIT or not self.is_unambiguous():
             raise Refused
         if (
             len(self.tasks) >= self.worker.call_limit
@@ -382,6 +406,8 @@ class BoundedProtocol(HttpToolsProtocol):
             raise Refused
         super().on_headers_complete()
         self.stage = Stage.BODY
+        if self.flow.write_paused:
+            self.note_unread()
         if self.expect_100_continue:
             # A client that is answered before its body was asked for may send it or not: only a closed connection
             # leaves no doubt where the next request begins.
@@ -406,6 +432,17 @@ class BoundedProtocol(HttpToolsProtocol):
         """The bytes of the request line and the headers, about."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
+    def is_unambiguous(self) -> bool:
+        """Whether every server reads from the headers the same host and end of the body (RFC 9112, 3.2 and 6.1)."""
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            return False
+        if b"transfer-encoding" not in names:
+            return True
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        return codings == [b"chunked"]
+
     def wait_for_more(self, size: int) -> None:
         """Count what has come of a request that is not whole yet."""
         worker = self.worker
@@ -414,10 +451,10 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         worker.unfinished[self] = worker.unfinished.get(self, 0) + size
         worker.unfinished_bytes += size
-        if self.stage is Stage.BODY and not self.cycle.response_complete:
+        if self.stage is Stage.BODY and not self.cycle.response_complete and self not in worker.unread:
             worker.uploading.add(self)
-        if worker.unfinished_bytes > UNFINISHED_LIMIT:
-            self.refuse(BUSY_CLOSING)
+        while worker.unfinished_bytes > UNFINISHED_LIMIT:
+            max(worker.unfinished, key=worker.unfinished.__getitem__).refuse(BUSY_CLOSING)
 
     def forget_unfinished(self) -> None:
         """Count no longer what has come."""
@@ -463,12 +500,19 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(answer)
         self.stage = Stage.BETWEEN
         self.received = 0
-        if is_answerable and self.transport.can_write_eof():
+        if is_answerable and self.transport.can_write_eof() and not self.transport.is_closing():
             # To close now would reset the connection, and with it the answer, if the client has sent more.
             self.flow.resume_reading()
             self.transport.write_eof()
         else:
             self.transport.close()
+
+    def give_way(self) -> None:
+        """End, so that another connection has room."""
+        if self.stage is Stage.BODY and not self.flow.write_paused:
+            self.refuse(BUSY_CLOSING)
+        else:
+            self.transport.abort()
 
     def discard(self, data: bytes) -> None:
         """Leave unread what comes after a refusal."""
@@ -490,7 +534,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.is_refused and not self.transport.is_closing() and not self.flow.read_paused:
             return self.transport.abort, DISCARD_SECONDS
         if self.transport.is_closing() or self.flow.write_paused:
-            return self.transport.abort, min(worker.answer_timeout, ENDING_SECONDS if worker.is_ending else 1e9)
+            return self.transport.abort, worker.answer_timeout
         if self.is_idle and self.stage:
             return self.refuse_slow, worker.head_timeout
         if self.is_idle:
@@ -498,7 +542,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return self.transport.close, worker.head_timeout if self.timeout_keep_alive_task is None else float("inf")
         if self.stage is Stage.BODY and not self.flow.read_paused:
             seconds = worker.body_timeout * (1 + self.received_of_body // DISCARD_LIMIT)
-            return self.refuse_slow, ENDING_SECONDS if worker.is_ending else seconds
+            return self.refuse_slow, seconds
         return None
 
     def refuse_slow(self) -> None:
@@ -506,12 +550,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self.refuse(ENDING if self.worker.is_ending else TIMED_OUT)
 
     def grow_older(self) -> None:
-        """Note that a second has passed, and act where that was one too many."""
+        """Note that a second has passed, and act where that was one too many, or the server ends."""
         act, seconds = self.time_out() or (None, 0)
         is_same = act is not None and act == self.last_act and self.scope is self.last_scope
         self.age = self.age + 1 if is_same else 0
         self.last_act, self.last_scope = act, self.scope
-        if act is not None and self.age >= seconds:
+        if act is not None and (self.age >= seconds or self.loop.time() >= self.worker.ends_at):
             act()
 
     # --- answers ------------------------------------------------------------------------------------------------------
@@ -522,6 +566,26 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.stage:
             self.worker.uploading.discard(self)
         super().on_response_complete()
+        if self.flow.write_paused:
+            self.note_unread()
+
+    def pause_writing(self) -> None:
+        """Wait until the client reads."""
+        super().pause_writing()
+        self.note_unread()
+
+    def resume_writing(self) -> None:
+        """Go on, since the client has read."""
+        super().resume_writing()
+        self.worker.unread.discard(self)
+
+    def note_unread(self) -> None:
+        """Note whether there is a call that the client keeps waiting by reading no answer."""
+        worker = self.worker
+        if self.cycle is None or self.cycle.response_complete or self in worker.uploading:
+            worker.unread.discard(self)
+        else:
+            worker.unread.add(self)
 
 
 def install() -> None:

@@ -316,12 +316,15 @@ class API(DirectAPI):
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI description."""
-        return with_examples(super().openapi())
+        known = self.openapi_schema
+        description = super().openapi()
+        return description if description is known else with_examples(description)
 
 
 app = API(
     bodies=[UsersBatch, KeyedRegistration, TransfersBatch, KeyedTransfer],
-    docs_url=None,  # see docs_pages.py
+    openapi_url=None,  # see docs_pages.py
+    docs_url=None,
     redoc_url=None,
     redirect_slashes=False,  # It redirects to the host that the caller names.
     title="Savepoint",

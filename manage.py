@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from io import FileIO
 from itertools import groupby
@@ -43,9 +43,11 @@ from migrations.migrating import only_migrator
 from migrations.rehearsal import rehearse
 from migrations.repair import RepairRefused, accept, plan_repair, restamp
 from migrations.revisions import read_history, versions_folder
+from private_files import FileRefused, older_name
 from refusals import Interruption
 from schema import ALEMBIC_INI, as_typed, chosen_settings, url_setting
 from settings import Settings, SettingsError
+from sqlite_file import is_part_of
 from terminal import Terminal, plural, printable, url_text
 
 app = typer.Typer(
@@ -113,8 +115,10 @@ def graph(
     try:
         history, applied = read_history(versions_folder()), applied_if_reachable()
         if svg is not None:
+            with suppress(SettingsError):
+                keep_off_database(svg, chosen_settings().database_url)
             svg.write_text(as_svg(history, applied), encoding="utf-8")
-    except (CommandError, OSError) as error:
+    except (CommandError, OSError, FileRefused) as error:
         fail(str(error))
     if as_document:
         output.print_json(data=as_json(history, applied))
@@ -437,8 +441,7 @@ def import_users(
     Exit code 0: all users are there. 1: lines were refused. 2: it could not be done, or not to its end.
     """
     settings = read_settings()
-    existing_database()
-    named = refusals_of(file, refusals, tokens)
+    named = refusals_of(file, refusals, tokens, existing_database())
     again = "Run it again: nobody is imported twice."
     with open_source(file) as source:
         try:
@@ -484,16 +487,28 @@ def os_error_text(error: OSError) -> str:
     return f"{error.filename or 'A file'}: {error.strerror or error}."
 
 
-def refusals_of(file: str, refusals: Path | None, tokens: Path | None) -> Callable[[str], Path]:
+def refusals_of(file: str, refusals: Path | None, tokens: Path | None, url: str) -> Callable[[str], Path]:
     """Where the lines that are refused go, once it is known of which format they are."""
 
     def named(suffix: str) -> Path:
         path = refusals or Path("refused" if file == "-" else file).with_suffix(f".refused{suffix}")
         if len({path.absolute(), Path(file).absolute(), tokens and tokens.absolute()}) < 3:
             raise importing.ImportRefused("Name different files for users, refusals and tokens.")
+        try:
+            for written in filter(None, (path, older_name(path), tokens)):
+                keep_off_database(written, url)
+        except FileRefused as refused:
+            raise importing.ImportRefused(str(refused)) from None
         return path
 
     return named
+
+
+def keep_off_database(path: Path, url: str) -> None:
+    """Raise FileRefused for a file of the SQLite database, which nothing else may be written into."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and is_part_of(path, str(parsed.database)):
+        raise FileRefused(f"{path} is a file of the database, and nothing was written to it. Name another file.")
 
 
 @contextmanager

@@ -42,9 +42,14 @@ def keep_older(path: Path) -> None:
         refuse_foreign(path.lstat(), path)
     except FileNotFoundError:
         return
-    older = path.with_name(f"{path.name}~")
+    older = older_name(path)
     path.replace(older)
     older.chmod(0o600)
+
+
+def older_name(path: Path) -> Path:
+    """The name under which keep_older keeps a file."""
+    return Path(f"{path}~")
 
 
 def refuse_foreign(found: os.stat_result, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ from refusals import DatabaseUnavailable
 def uri(path: str | Path) -> str:
     """The name of a file as SQLite opens it: one that exists, and no new one."""
     return f"{Path(path).absolute().as_uri()}?mode=rw"
+
+
+def is_part_of(path: str | Path, database: str | Path) -> bool:
+    """Return whether a path, or a link of this name, leads to the file of a database or one that belongs to it."""
+    # SQLite names these after the target of a symbolic link, a migration its lock after the link.
+    for name in {os.path.abspath(database), os.path.realpath(database)}:
+        for suffix in ("", "-wal", "-shm", "-journal", "-migrating"):
+            own = name + suffix
+            if os.path.realpath(own) == os.path.realpath(path):
+                return True
+            with suppress(FileNotFoundError):
+                if os.path.samefile(own, path):
+                    return True
+    return False
 
 
 def make_private(path: str | Path) -> None:
@@ -51,36 +66,72 @@ def open_existing(dialect: object, record: object, arguments: list[Any], options
 
 
 class FileGone(Exception):
-    """The path names another file than at start-up, or none."""
+    """The path names another file than at start-up, or none, or something else has written to the file."""
 
 
 class SQLiteFile:
     """The file that a path names at first; where it names another one later, nothing is read or written any more.
 
-    SQLite would go on with the old file, and new connections with the new one and the old one's -wal.
+    SQLite would go on with the old file, and new connections with the new one and the old one's -wal. The same holds
+    for a file that was copied over or emptied: what SQLite writes, a load and VACUUM included, only ever raises the
+    change counter in the file's header.
     """
 
     def __init__(self, path: str) -> None:
         self.path = Path(path).absolute()
+        # Kept open: SQLite would lose its locks on the file, were another descriptor of it closed.
+        self.descriptor: int | None = None
         self.identity: tuple[int, int] | None = None
+        self.written: tuple[int, int] | None = None
+        self.version = (-1, -1)
 
     def check(self) -> None:
-        """Raise DatabaseUnavailable unless the path names the same file as the first time."""
+        """Raise DatabaseUnavailable unless the path names the same file as the first time, and only SQLite wrote it."""
         try:
             found = os.stat(self.path)
+            if self.descriptor is None:
+                self.descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+                self.identity = (found.st_dev, found.st_ino)
+            if self.identity == (found.st_dev, found.st_ino):
+                self.check_version((found.st_size, found.st_mtime_ns))
+                return
         except OSError as error:
             words = f"{self.path}: {error.strerror}; move the database back to its place"
             raise DatabaseUnavailable from FileGone(words)
-        identity = (found.st_dev, found.st_ino)
-        if self.identity is None:
-            self.identity = identity
-        elif self.identity != identity:
+        raise DatabaseUnavailable from FileGone(
+            f"{self.path} is not the file that it was at start-up; move that back. To use this one, stop the "
+            f"service, move {self.path.name}-wal and -shm away, which belong to the old file, and start it again"
+        )
+
+    def check_version(self, written: tuple[int, int]) -> None:
+        """Raise DatabaseUnavailable where the file was written to, and its header is older than before."""
+        if written == self.written or self.descriptor is None:
+            return
+        version = header_version(os.pread(self.descriptor, 28, 0))
+        if version < self.version:
             raise DatabaseUnavailable from FileGone(
-                f"{self.path} is not the file that it was at start-up; move that back. To use this one, stop the "
-                f"service, move {self.path.name}-wal and -shm away, which belong to the old file, and start it again"
+                f"{self.path} was emptied, or another file was copied over it, while the service ran. Stop the "
+                f"service, move {self.path.name} away with its -wal and -shm, and load a save: python manage.py saves"
             )
+        self.written, self.version = written, version
 
     def open(self, dialect: object, record: object, arguments: list[Any], options: dict[str, Any]) -> None:
         """Have SQLite open this file and no other; for SQLAlchemy's event "do_connect"."""
         self.check()
         open_existing(dialect, record, arguments, options)
+
+    def close(self) -> None:
+        """Close the file, once no connection to it is open any more."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def header_version(header: bytes) -> tuple[int, int]:
+    """The journal mode (2: WAL) and the change counter in the first bytes of a file; less for what is no database.
+
+    See sqlite.org/fileformat.html.
+    """
+    if len(header) < 28 or not header.startswith(b"SQLite format 3\0"):
+        return (-1, -1)
+    return header[18], int.from_bytes(header[24:28])

@@ -193,6 +193,10 @@ def test_an_offer_to_upgrade_that_ends_the_connection_ends_it(server: Server) ->
         post(b"{}").replace(b"Host: a", b"Host: a\0"),
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
+        chunked(b"2\r\n{}\r\n0\r\n\r\n").replace(b"chunked", b"gzip, chunked"),
+        chunked(b"2\r\n{}\r\n0\r\n\r\n").replace(b"Host: a", b"Transfer-Encoding: gzip\r\nHost: a"),
+        HEALTHZ.replace(b"Host: a\r\n", b""),
+        HEALTHZ.replace(b"Host: a", b"Host: a\r\nHost: b"),
     ],
 )
 def test_what_two_servers_could_read_differently_is_refused_once_and_the_connection_closed(
@@ -203,6 +207,12 @@ def test_what_two_servers_could_read_differently_is_refused_once_and_the_connect
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"type":"/problems/invalid-http"' in answer
     assert end == b""
+
+
+def test_a_request_of_http_1_0_needs_no_host(server: Server) -> None:
+    answer, _ = exchange(server, b"GET /healthz HTTP/1.0\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 def test_what_is_invalid_after_a_request_leaves_that_requests_answer_alone(server: Server) -> None:

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import pytest
+from starlette.testclient import TestClient
+
+import docs_pages
 import main
 from problems import ItemError, Problem
 
@@ -50,3 +54,40 @@ def references(schema: Any) -> set[str]:
 
 def test_every_schema_that_is_referred_to_is_there() -> None:
     assert {name.removeprefix("#/components/schemas/") for name in references(main.app.openapi())} <= {*SCHEMAS}
+
+
+def test_the_description_is_made_into_json_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = TestClient(main.app)
+    first = client.get("/openapi.json")
+    # Whoever makes it again fails.
+    monkeypatch.setattr(docs_pages, "JSONResponse", None)
+    monkeypatch.setattr(main, "with_examples", None)
+
+    assert client.get("/openapi.json").content == first.content
+    assert client.head("/openapi.json").status_code == 200
+    assert first.headers["Content-Type"] == "application/json"
+    assert first.json() == main.app.openapi()
+
+
+def test_the_description_names_the_path_that_a_proxy_puts_the_api_under() -> None:
+    below = TestClient(main.app, root_path="/bank")
+
+    assert below.get("/bank/openapi.json").json() == main.app.openapi() | {"servers": [{"url": "/bank"}]}
+    assert "servers" not in TestClient(main.app).get("/openapi.json").json()
+
+
+def test_a_route_added_to_the_api_is_described_beside_the_others() -> None:
+    def find(number: int) -> int:
+        return number
+
+    api = main.API(bodies=[main.UsersBatch], openapi_url=None)
+    api.include_router(docs_pages.router)
+    api.add_api_route("/first", find)
+    client = TestClient(api)
+    assert {*client.get("/openapi.json").json()["paths"]} == {"/first"}
+
+    api.add_api_route("/second", find)
+
+    description = client.get("/openapi.json").json()
+    assert {*description["paths"]} == {"/first", "/second"}
+    assert "UsersBatch" in description["components"]["schemas"]
