@@ -92,7 +92,7 @@ def normalise_email(email: Any) -> Any:
         # Many share a domain, and to check one costs more than all the rest of a registration.
         if len(email) <= 100 and (plain := PLAIN_EMAIL.fullmatch(email)):
             return f"{plain[1]}@{normalise_domain(plain[2])}"
-        return validate_email(email, check_deliverability=False).normalized
+        return validate_email(email, check_deliverability=False, strict=True).normalized
     except EmailNotValidError as error:
         raise ValueError(str(error)) from None
 
