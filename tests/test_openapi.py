@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 
 import docs_pages
 import main
+from models import UsersBatch
 from problems import ItemError, Problem
 
 SCHEMAS: dict[str, Any] = main.app.openapi()["components"]["schemas"]
@@ -80,7 +81,7 @@ def test_a_route_added_to_the_api_is_described_beside_the_others() -> None:
     def find(number: int) -> int:
         return number
 
-    api = main.API(bodies=[main.UsersBatch], openapi_url=None)
+    api = main.API(bodies=[UsersBatch], openapi_url=None)
     api.include_router(docs_pages.router)
     api.add_api_route("/first", find)
     client = TestClient(api)
