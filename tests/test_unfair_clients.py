@@ -10,6 +10,8 @@ from conftest import Server
 from test_http_edges import HEALTHZ, connect, post, register
 from test_slow_clients import HALF_A_BODY, MIB, impatient_server, is_alive, read_to_the_end
 
+from http_protocol import UNFINISHED_LIMIT
+
 ASSET = HEALTHZ.replace(b"/healthz", b"/docs/assets/swagger-ui-bundle.js")
 
 
@@ -27,11 +29,11 @@ def test_those_who_hold_most_unfinished_bytes_are_refused_and_not_who_sends_next
     with impatient_server(tmp_path, BODY_TIMEOUT=60) as server, ExitStack() as stack:
         for _ in range(32):
             stack.enter_context(connect(server)).sendall(almost_a_mib)
-        with connect(server) as last, connect(server) as honest:
-            last.sendall(almost_a_mib[:-50_000])
+        last = stack.enter_context(connect(server))
+        last.sendall(almost_a_mib[: UNFINISHED_LIMIT - 32 * len(almost_a_mib) - 50])
+        time.sleep(2)
+        with connect(server) as honest:
             honest.sendall(head + b"\r\n\r\n")
-            time.sleep(0.5)
-            last.sendall(almost_a_mib[-50_000:])
             time.sleep(0.5)
             honest.sendall(body)
 
@@ -60,7 +62,7 @@ def test_slow_uploads_make_room_for_others_and_are_told(tmp_path: Path) -> None:
 def test_unread_answers_make_room_for_others(tmp_path: Path) -> None:
     with impatient_server(tmp_path, CONNECTION_LIMIT=20, ANSWER_TIMEOUT=60) as server, ExitStack() as stack:
         for _ in range(20):
-            stack.enter_context(connect_unread(server)).sendall(ASSET)
+            stack.enter_context(connect_unread(server)).sendall(ASSET * 3)
         time.sleep(3)
 
         assert [is_alive(server) for _ in range(5)] == [True] * 5
