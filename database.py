@@ -214,6 +214,7 @@ class Database:
         if (
             getattr(context.original_exception, "sqlstate", None) in LOST_STATEMENT
             and not context.is_disconnect
+            and context.connection is not None  # Otherwise a pooler has refused to connect, and says why.
             and self.prepares_statements
         ):
             self.prepares_statements = False

@@ -56,7 +56,8 @@ async def get_revision(session: AsyncSession) -> str | None:
         revisions = await session.exec(select(column("version_num", String)).select_from(table("alembic_version")))
     except SchemaBehind:
         return None
-    return ", ".join(revisions) or None
+    # SQLite keeps a value of any type in any column.
+    return ", ".join(map(str, revisions)) or None
 
 
 async def has_columns(session: AsyncSession) -> bool:

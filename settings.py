@@ -1,5 +1,7 @@
 """Every setting, from the environment (or a .env file beside it)."""
 
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,10 +55,16 @@ def check_url_parameters(parameters: Iterable[str]) -> None:
 
 
 def check_token(token: SecretStr) -> SecretStr:
-    """Refuse a token that can be guessed."""
+    """Refuse a token that can be guessed, or that no header "Authorization: Bearer …" can carry (RFC 6750, 2.1)."""
     if len(token) < MINIMUM_TOKEN_LENGTH:
         raise ValueError(
             f"must have at least {MINIMUM_TOKEN_LENGTH} characters, so that nobody can guess it; make one: "
+            "openssl rand -base64 32"
+        )
+    if re.fullmatch(r"[A-Za-z0-9._~+/=-]+", token.get_secret_value()) is None:
+        raise ValueError(
+            "may have letters (A to Z, a to z), digits and - . _ ~ + / = only, and no space or line end: no call could "
+            "send it. A file with Windows line ends (CRLF) adds a character that is not seen. Make one: "
             "openssl rand -base64 32"
         )
     return token
@@ -180,6 +188,12 @@ class SettingsError(Exception):
 
 def settings_from_environment(kind: type[Settings] = NamedDatabase) -> Settings:
     """The settings from the environment. Raises SettingsError."""
+    # Pydantic passes over what is no regular file.
+    if os.path.lexists(".env") and not (Path(".env").is_file() or Path(".env").is_fifo()):
+        raise SettingsError(
+            "The file .env cannot be read: it is a folder, or something else than a regular file. Put a file of "
+            "settings there, or remove it."
+        )
     try:
         return kind()
     except ValidationError as error:

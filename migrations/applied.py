@@ -70,10 +70,17 @@ def applied_in(connection: sa.Connection) -> Applied:
     """The same through this connection."""
     tables = sa.inspect(connection)
     versions = sa.select(VERSIONS).order_by(VERSIONS.c.version_num)
-    current = list(connection.scalars(versions)) if tables.has_table(VERSIONS.name) else []
+    current = [revision_text(each) for each in connection.scalars(versions)] if tables.has_table(VERSIONS.name) else []
     events = sa.select(RECORD).order_by(RECORD.c.id)
     rows = connection.execute(events).all() if tables.has_table(RECORD.name) else []
     return Applied(current, [as_event(row) for row in rows])
+
+
+def revision_text(value: object) -> str:
+    """A value of alembic_version as text; SQLite keeps a value of any type in any column."""
+    if value is None:
+        return "NULL"
+    return f"x'{value.hex()}'" if isinstance(value, bytes) else str(value)
 
 
 def as_event(row: sa.Row[tuple[object, ...]]) -> Event:

@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from sqlmodel import SQLModel
 
 from database import driver_url
+from migrations.applied import revision_text
 from migrations.save_files import (
     NO_TABLES,
     PATIENCE,
@@ -91,12 +92,13 @@ def contents_of_postgresql(connection: psycopg.Connection) -> Contents:
 
     ((schema,),) = connection.execute("SELECT current_schema()")
     rows = {table: select("count(*)", schema, table)[0] for schema, table in sorted(tables_of_postgresql(connection))}
+    versions = select("version_num", schema, "alembic_version") if "alembic_version" in rows else []
     major, minor = divmod(connection.info.server_version, 10_000)
     return Contents(
         engine="postgresql",
         server_version=f"{major}.{minor}",
         schema_name=schema,
-        revision=tuple(sorted(select("version_num", schema, "alembic_version"))) if "alembic_version" in rows else (),
+        revision=tuple(sorted(map(revision_text, versions))),
         created_at=now(),
         rows=rows,
     )

@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 
 import sqlite_file
 from database import switch_to_wal
+from migrations.applied import revision_text
 from migrations.save_files import (
     NO_TABLES,
     PATIENCE,
@@ -187,11 +188,12 @@ def contents_of_sqlite(connection: sqlite3.Connection, moment: datetime) -> Cont
         return [value for (value,) in connection.execute(f'SELECT {columns} FROM "{quoted}"')]  # noqa: S608
 
     rows = {table: select("count(*)", table)[0] for table in sorted(tables_of_sqlite(connection))}
+    versions = select("version_num", "alembic_version") if "alembic_version" in rows else []
     return Contents(
         engine="sqlite",
         server_version=sqlite3.sqlite_version,
         schema_name=None,
-        revision=tuple(sorted(select("version_num", "alembic_version"))) if "alembic_version" in rows else (),
+        revision=tuple(sorted(map(revision_text, versions))),
         created_at=moment,
         rows=rows,
     )
