@@ -21,6 +21,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.util import await_only
+from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
@@ -493,7 +494,7 @@ def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
     if context.connection is None:
         return DatabaseUnavailable
     committing = context.connection.info.get(COMMITTING, False)
-    error = context.original_exception
+    error: Any = context.original_exception
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
         if any(words in str(error) for words in ("no such table", "no such column", "has no column named")):
@@ -505,7 +506,15 @@ def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
         context.is_disconnect = True
     if context.is_disconnect:
         return OutcomeUnknown if committing else Conflict
+    if sqlstate == "23502" and is_unknown_column(error.diag.table_name, error.diag.column_name):
+        # Not null, and added by hand: this code has no value for it.
+        return SchemaBehind
     return postgresql_meaning(sqlstate)
+
+
+def is_unknown_column(table: str, column: str) -> bool:
+    """Return whether models.py has the table, and not the column."""
+    return table in SQLModel.metadata.tables and column not in SQLModel.metadata.tables[table].c
 
 
 def is_stale_plan(error: Any) -> bool:

@@ -48,6 +48,15 @@ def test_at_a_newer_revision_too(client: TestClient, rows: Rows) -> None:
     assert client.get("/users", headers=AS_OPERATOR).json()["type"] == "/problems/schema-differs"
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_column_that_was_added_by_hand_and_needs_a_value_differs(client: TestClient, rows: Rows) -> None:
+    rows("ALTER TABLE users ADD COLUMN loyalty integer NOT NULL")
+
+    refused = client.post("/register", json=named("alice"))
+
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/schema-differs")
+
+
 def test_an_import_says_the_same(url: str, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
     users = tmp_path / "users.csv"
