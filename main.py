@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -321,7 +322,11 @@ class API(DirectAPI):
         return description if description is known else with_examples(description)
 
 
+TRACED = any("OTEL_" in name for name in os.environ)
+"""Whether OpenTelemetry is set up. FastAPI looks for its providers on each request otherwise: 4 % of a GET /me."""
+
 app = API(
+    telemetry=None if TRACED else {"tracing": False, "metrics": False, "logs": False},
     bodies=[UsersBatch, KeyedRegistration, TransfersBatch, KeyedTransfer],
     openapi_url=None,  # see docs_pages.py
     docs_url=None,
