@@ -9,6 +9,9 @@ from typing import Generic, TypeVar
 import metrics
 from refusals import Interruption, Overloaded, ShuttingDown
 
+ANSWERED_AT_ONCE = 50
+"""Callers who get their outcomes in one turn of the event loop; answering them takes some milliseconds."""
+
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
@@ -104,8 +107,14 @@ class Batcher(Generic[Item, Outcome]):
             outcomes = await self.run([call.item for call in batch])
         except Exception as error:
             outcomes = [error] * len(batch)
-        for call, outcome in zip(batch, outcomes, strict=True):
-            settle(call, outcome)
+        self.settle_in_turn(deque(zip(batch, outcomes, strict=True)))
+
+    def settle_in_turn(self, settled: deque[tuple[Call[Item, Outcome], Outcome | Exception]]) -> None:
+        """Hand the callers their outcomes, ANSWERED_AT_ONCE at a time, so that others are not kept waiting by many."""
+        for _ in range(min(ANSWERED_AT_ONCE, len(settled))):
+            settle(*settled.popleft())
+        if settled:
+            asyncio.get_running_loop().call_soon(self.settle_in_turn, settled)
 
     def take_waiting(self) -> list[Call[Item, Outcome]]:
         """The next batch, in order of arrival, without those who no longer wait for an answer."""

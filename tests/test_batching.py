@@ -254,3 +254,17 @@ async def test_what_comes_after_closing_began_is_refused(run: HeldBack) -> None:
     await run.end(0)
     await closing
     assert run.batches == [["a"]]
+
+
+async def test_others_get_their_turn_while_the_callers_of_a_large_batch_are_answered(run: HeldBack) -> None:
+    batcher = make_batcher(run, batch_limit=200, queue_limit=200)
+    calls = await call(batcher, "a" * 200)
+    answered = {0}
+
+    run.ends[0].set_result(None)
+    while len(answered) < 200 and not all(each.done() for each in calls):
+        await asyncio.sleep(0)
+        answered.add(sum(each.done() for each in calls))
+
+    assert len(answered) > 2
+    assert [await each for each in calls] == ["A"] * 200
