@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from database import reading
+from db.engines import reading
 
 CHUNK = 5000
 """How many rows are in memory at a time."""

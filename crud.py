@@ -21,6 +21,8 @@ from sqlmodel import SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
+from db.prepared import execute, prepared
+from db.statements import among, dialect_of, insert_rows, table_of, update_rows
 from ledger import OPERATOR, Holding, Ledger, Order, Posted, Posting
 from models import (
     AccessToken,
@@ -40,7 +42,6 @@ from models import (
     UserPublic,
     now,
 )
-from prepared import execute, prepared
 from refusals import (
     AccountExists,
     AccountNotFound,
@@ -61,7 +62,6 @@ from refusals import (
     UserNotActive,
     UserNotFound,
 )
-from statements import among, dialect_of, insert_rows, table_of, update_rows
 from tokens import hash_secret, make_token
 
 P = ParamSpec("P")

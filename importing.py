@@ -21,11 +21,11 @@ from sqlalchemy import event
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import crud
-from bodies import DECODER
-from database import Database
+from api.bodies import DECODER
+from api.problems import InvalidFields, cause_of, describe, field_errors
+from db.engines import Database
 from models import Registration
 from private_files import FileRefused, keep_older, open_private
-from problems import InvalidFields, cause_of, describe, field_errors
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, Refusal, SchemaBehind, SchemaDiffers
 from schema import Schema, get_revision, has_columns
 from settings import Settings

@@ -23,18 +23,18 @@ from sqlmodel import SQLModel
 from starlette.exceptions import HTTPException
 
 import crud
-import docs_pages
-import http_protocol
 import metrics
-import problems
-from address_limits import AddressLimit, limit_of
-from bodies import MIB, parse_body, read_body
+from api import docs_pages, http_protocol, problems
+from api.address_limits import AddressLimit, limit_of
+from api.bodies import MIB, parse_body, read_body
+from api.examples import with_examples
+from api.fast_path import DirectAPI
+from api.middleware import CatchUnexpected, LimitBody
+from api.problems import Problem
+from api.sparse_log import SparseLog
 from currencies import list_currencies
-from database import Database, EncodingRefused
-from direct_route import DirectAPI
-from examples import with_examples
+from db.engines import Database, EncodingRefused
 from ledger import OPERATOR, Order, Posted, Posting
-from middleware import CatchUnexpected, LimitBody
 from models import (
     USER_BATCH_LIMIT,
     AccountPublic,
@@ -73,7 +73,6 @@ from models import (
     unquote_key,
 )
 from operations import LOCK_PATIENCE, Bulk, Operations
-from problems import Problem
 from refusals import (
     AccountExists,
     AccountNotActive,
@@ -114,7 +113,6 @@ from refusals import (
 )
 from schema import Schema, SchemaState, get_revision, has_columns, upgrade_to_head
 from settings import SettingsError, settings_from_environment
-from sparse_log import SparseLog
 from starting import StartRefused
 from tokens import hash_secret, metrics_token_hash, operator_token_hash
 
@@ -328,7 +326,7 @@ TRACED = any("OTEL_" in name for name in os.environ)
 app = API(
     telemetry=None if TRACED else {"tracing": False, "metrics": False, "logs": False},
     bodies=[UsersBatch, KeyedRegistration, TransfersBatch, KeyedTransfer],
-    openapi_url=None,  # see docs_pages.py
+    openapi_url=None,  # see api/docs_pages.py
     docs_url=None,
     redoc_url=None,
     redirect_slashes=False,  # It redirects to the host that the caller names.

@@ -32,7 +32,8 @@ from sqlalchemy import make_url
 
 import importing
 from audit import Totals, open_books
-from database import create_migration_engine
+from db.engines import create_migration_engine
+from db.sqlite_file import is_part_of
 from migrations import rehearsal_report, saves
 from migrations.applied import Applied, read_applied
 from migrations.comparison import Finding, check_schema
@@ -47,7 +48,6 @@ from private_files import FileRefused, older_name
 from refusals import Interruption
 from schema import ALEMBIC_INI, as_typed, chosen_settings, url_setting
 from settings import Settings, SettingsError
-from sqlite_file import is_part_of
 from terminal import Terminal, plural, printable, url_text
 
 app = typer.Typer(

@@ -12,8 +12,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import crud
-from batching import Batcher
-from database import Database
+from db.batching import Batcher
+from db.engines import Database
 from ledger import OPERATOR, Posted
 from models import AccountPublic, IssuedToken, KeyedRegistration, TokenPublic, UserPublic
 from refusals import BatchUnderWay, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, Overloaded

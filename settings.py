@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from address_limits import parse_rate
+from api.address_limits import parse_rate
 from currencies import ISO_4217, parse_custom_currencies
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from sqlalchemy import bindparam, text
 
-from database import create_migration_engine
+from db.engines import create_migration_engine
+from db.statements import table_of
 from models import User, now
-from statements import table_of
 from tokens import hash_secret
 
 DEPOSIT = 10**9

@@ -21,7 +21,7 @@ from bench.engines import METRICS_TOKEN, Engine, copy_of
 from bench.filling import bearer_token
 from bench.load import BUSY, Load, Measurement, run_pgbench, run_wrk
 from bench.workloads import ME, ROWS, Workload
-from database import create_migration_engine
+from db.engines import create_migration_engine
 
 Step = tuple[Workload, Sequence[Load]]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from prometheus_client import Counter
 
-import batching
 import operations
-from batching import Batcher, Call, Item, Outcome
+from db import batching
+from db.batching import Batcher, Call, Item, Outcome
 from main import app
 
 __all__ = ["app"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlmodel import UTCDateTime
 
-from database import reading
+from db.engines import reading
 
 RECORD = sa.Table(
     "applied_revisions",

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlmodel import SQLModel
 
 import models  # noqa: F401 (its tables are in the metadata)
-from database import create_migration_engine, reading
+from db.engines import create_migration_engine, reading
 from migrations.applied import Applied, read_applied
 from migrations.catalog import LEFT_OUT, Schema, schema_of
 from migrations.revisions import History, path_text, read_history, versions_folder

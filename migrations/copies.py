@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from database import create_migration_engine
+from db.engines import create_migration_engine
 from migrations import saves
 from migrations.left_over import remove_left_over, temporary_path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic.config import Config
 
-from database import reading
+from db.engines import reading
 from migrations.applied import Applied, read_applied
 from migrations.chain_faults import chain_faults
 from migrations.comparison import edited_revisions, pending_revisions

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import AutoString, SQLModel, UTCDateTime
 
 import models  # noqa: F401 (its tables are what the database is compared with)
-from database import create_migration_engine, driver_url
+from db.engines import create_migration_engine, driver_url
 from migrations.applied import RECORD
 from migrations.migrating import Run, only_migrator, refuse_unknown
 from migrations.revisions import read_history, refuse_broken_history, versions_folder

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from database import create_migration_engine
+from db.engines import create_migration_engine
 from migrations import saves
 from migrations.applied import RECORD
 from migrations.copies import copy_of

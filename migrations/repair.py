@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.schema import CreateTable
 
-from database import create_migration_engine
+from db.engines import create_migration_engine
 from migrations.applied import RECORD, VERSIONS, applied_in, read_applied
 from migrations.comparison import edited_revisions
 from migrations.diagnosis import Case, Diagnosis

@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from sqlmodel import SQLModel
 
-from database import driver_url
+from db.engines import driver_url
 from migrations.applied import revision_text
 from migrations.save_files import (
     NO_TABLES,

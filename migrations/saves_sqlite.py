@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import make_url
 
-import sqlite_file
-from database import switch_to_wal
+from db import sqlite_file
+from db.engines import switch_to_wal
 from migrations.applied import revision_text
 from migrations.save_files import (
     NO_TABLES,

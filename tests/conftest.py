@@ -29,9 +29,9 @@ from starlette.testclient import TestClient
 
 import audit
 import main
-import prepared
-from batching import Batcher
-from database import Database
+from db import prepared
+from db.batching import Batcher
+from db.engines import Database
 from operations import Operations
 from settings import Settings
 

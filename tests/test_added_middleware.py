@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from test_registration import named
 
 import main
-from direct_route import AnswerDirectly
+from api.fast_path import AnswerDirectly
 
 ROUTES = [("GET", "/me"), ("GET", "/healthz"), ("POST", "/register"), ("POST", "/transfers"), ("GET", "/users/1")]
 

@@ -15,9 +15,9 @@ from test_problems import assert_problem
 from test_registration import count, named
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-import address_limits
 import main
-from address_limits import AddressLimit
+from api import address_limits
+from api.address_limits import AddressLimit
 from refusals import TooManyRequests
 from settings import Settings
 

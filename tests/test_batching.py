@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batching import Batcher
+from db.batching import Batcher
 from refusals import Conflict, OutcomeUnknown, Overloaded, ShuttingDown
 
 

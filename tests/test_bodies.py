@@ -11,10 +11,10 @@ from starlette.testclient import TestClient
 from test_accounts import Headers, books, fields_of, order, refusal_of, register_all
 from test_registration import named
 
-import bodies
 import importing
+from api import bodies
+from api.problems import BadBody, InvalidFields
 from models import TransferRequest
-from problems import BadBody, InvalidFields
 
 JSON = {"Content-Type": "application/json"}
 USER = b'{"username": "alice", "email": "alice@example.com"}'

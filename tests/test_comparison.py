@@ -24,7 +24,7 @@ from test_migrations import REVISIONS, add_revision, fill, look, only_postgresql
 from typer.testing import CliRunner, Result
 
 import manage
-from database import create_migration_engine
+from db.engines import create_migration_engine
 from migrations import comparison, saves
 from migrations.catalog import Schema, constraints, schema_of
 from migrations.comparison import check_schema, differences, schema_of_models, schema_of_revision

@@ -28,8 +28,8 @@ from test_registration import count, named
 
 import crud
 import main
-import sqlite_thread
-from database import ATTEMPTS, Database
+from db import sqlite_thread
+from db.engines import ATTEMPTS, Database
 from models import KeyedRegistration
 from operations import Operations
 from refusals import Conflict, DatabaseUnavailable, SchemaBehind

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from test_accounts import order, register_all
 from test_registration import named
 
-from direct_route import AnswerDirectly
+from api.fast_path import AnswerDirectly
 
 JSON = "application/json"
 VALID = json.dumps(named("alice")).encode()

@@ -17,7 +17,7 @@ from test_revisions import Draft, healthy_histories, write_all
 from typer.testing import CliRunner, Result
 
 import manage
-from database import create_migration_engine
+from db.engines import create_migration_engine
 from migrations.applied import RECORD, Applied, Event, read_applied
 from migrations.graph import MARGIN, arrange, as_json, as_svg, as_text, nodes_of
 from migrations.revisions import History, read_history

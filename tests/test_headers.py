@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 from test_registration import named
 
+from api.middleware import CountRequests
 from main import app
-from middleware import CountRequests
 
 ASSETS = ("/docs/assets/swagger-ui.css", "/docs/assets/swagger-ui-bundle.js", "/docs/assets/favicon.png", "/redoc.js")
 

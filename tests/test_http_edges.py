@@ -10,7 +10,7 @@ from conftest import AS_OPERATOR, Server, batcher_of, query, serving
 from starlette.testclient import TestClient
 from test_registration import named
 
-from middleware import CatchUnexpected
+from api.middleware import CatchUnexpected
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 KIB = 1024

@@ -12,7 +12,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.testclient import TestClient
 from test_problems import assert_problem
 
-from direct_route import DirectRoute
+from api.fast_path import DirectRoute
 from main import app
 
 ELSEWHERE = "http://evil.example"

@@ -13,10 +13,10 @@ from starlette.testclient import TestClient
 from test_accounts import books, fields_of, order, refusal_of, register_all
 from test_registration import named
 
-import bodies
 import main
 import models
 import operations
+from api import bodies
 from ledger import OPERATOR
 from refusals import Overloaded
 

@@ -11,7 +11,7 @@ from conftest import Rows
 from test_registration import named
 
 import crud
-from database import Database
+from db.engines import Database
 from ledger import OPERATOR, Order, Posted
 from models import KeyedRegistration
 from operations import Bulk, Operations

@@ -28,7 +28,7 @@ from conftest import ENGINES, ROOT, alembic, new_database, query, wait_until
 from sqlalchemy import Engine, NullPool, create_engine, inspect, text
 from sqlmodel import SQLModel
 
-from database import driver_url
+from db.engines import driver_url
 from schema import ALEMBIC_INI
 
 SCRIPTS = ScriptDirectory.from_config(Config(ALEMBIC_INI))

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-import docs_pages
 import main
+from api import docs_pages
+from api.problems import ItemError, Problem
 from models import UsersBatch
-from problems import ItemError, Problem
 
 SCHEMAS: dict[str, Any] = main.app.openapi()["components"]["schemas"]
 

@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 from test_registration import named
 from test_sqlite_file import assert_unavailable, path, started, url_of, usernames
 
+from db.sqlite_file import SQLiteFile
 from migrations import saves
 from refusals import DatabaseUnavailable
-from sqlite_file import SQLiteFile
 
 __all__ = ["path"]  # the fixture
 

@@ -11,8 +11,8 @@ from test_accounts import order, register_all
 from test_database import registration
 from test_registration import count, named
 
-import prepared
-from database import Database
+from db import prepared
+from db.engines import Database
 from models import KeyedRegistration
 from operations import Bulk, Operations
 from refusals import Conflict

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from test_registration import named
 
 import main
-import problems
 import refusals
+from api import problems
 from operations import Operations
 from refusals import Overloaded, Refusal
 

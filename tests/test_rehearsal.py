@@ -42,7 +42,7 @@ from test_migrations import (
 from typer.testing import CliRunner, Result
 
 import manage
-from database import create_migration_engine
+from db.engines import create_migration_engine
 from migrations import rehearsal, unsafe
 from migrations.copies import LABEL, scratch_database
 from migrations.migrating import only_migrator

@@ -35,7 +35,7 @@ from typer.testing import CliRunner, Result
 
 import audit
 import manage
-from database import create_migration_engine
+from db.engines import create_migration_engine
 from migrations import saves, saves_postgresql
 from migrations.migrating import only_migrator
 from migrations.saves import Save, SaveError, SaveRefused, contents, list_saves, load, save

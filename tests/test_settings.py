@@ -9,7 +9,7 @@ import pytest
 from conftest import serving
 from pydantic import ValidationError
 
-from database import driver_url
+from db.engines import driver_url
 from settings import Settings
 from tokens import development_operator_token, hash_secret, make_token, operator_token_hash
 

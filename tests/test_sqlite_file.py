@@ -16,11 +16,11 @@ from starlette.testclient import TestClient
 from test_registration import named
 
 import main
-from database import Database, reading
+from db.engines import Database, reading
+from db.sqlite_file import make_private
 from migrations import saves
 from refusals import DatabaseUnavailable
 from settings import Settings
-from sqlite_file import make_private
 from starting import StartRefused
 
 

@@ -25,7 +25,7 @@ from test_accounts import (
     send,
 )
 
-from database import Database
+from db.engines import Database
 from ledger import Order
 from operations import Operations
 

@@ -13,7 +13,7 @@ from sqlalchemy import ARRAY, JSON, Connection, Dialect, Integer, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-import sqlite_thread
+from db import sqlite_thread
 
 P = ParamSpec("P")
 

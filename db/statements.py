@@ -23,7 +23,7 @@ from sqlalchemy.types import ARRAY, String
 from sqlmodel import AutoString, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from prepared import execute, prepared
+from db.prepared import execute, prepared
 
 
 async def insert_rows(

@@ -1,7 +1,7 @@
 """Routes whose valid requests are answered at once, and all others as FastAPI does.
 
 A valid request to a DirectRoute passes through CountRequests alone. What is wrong with any other is raised inside
-FastAPI, which answers it. Who calls is asked first, then the body is read (bodies.py), on either way.
+FastAPI, which answers it. Who calls is asked first, then the body is read (api/bodies.py), on either way.
 """
 
 from collections import Counter
@@ -19,9 +19,9 @@ from pydantic.json_schema import models_json_schema
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bodies import SMALL, parse_body, parse_json, read_body
-from middleware import CatchUnexpected, CountRequests, LimitBody
-from problems import FieldError, InvalidFields, shorten
+from api.bodies import SMALL, parse_body, parse_json, read_body
+from api.middleware import CatchUnexpected, CountRequests, LimitBody
+from api.problems import FieldError, InvalidFields, shorten
 
 FAILURE = "savepoint.failure"
 """Where the scope of a request has the exception that its route is to raise."""
@@ -90,7 +90,7 @@ class DirectRoute(APIRoute):
         return response
 
     async def read(self, request: Request, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
-        """The body and the headers that the endpoint asks for. Raises RequestValidationError, and as bodies.py does."""
+        """The body and the headers that the endpoint asks for. Raises RequestValidationError, and as api/bodies.py does."""
         arguments: dict[str, Any] = {}
         errors: list[dict[str, Any]] = []
         for field in self.dependant.header_params:

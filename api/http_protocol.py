@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 import metrics
-import problems
+from api import problems
 from refusals import Overloaded, ShuttingDown
 from settings import settings_from_environment
 

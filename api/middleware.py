@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import metrics
-import problems
-from bodies import MIB, exceeds
+from api import problems
+from api.bodies import MIB, exceeds
 from starting import in_words
 
 logger = logging.getLogger("savepoint")

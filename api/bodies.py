@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-import problems
-from problems import BadBody, FieldError, InvalidFields
+from api import problems
+from api.problems import BadBody, FieldError, InvalidFields
 
 MIB = 2**20
 SMALL = 2**14

@@ -25,9 +25,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
-import prepared
-import sqlite_file
-import sqlite_thread
+from db import prepared, sqlite_file, sqlite_thread
 from refusals import Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, SchemaBehind
 from settings import Settings
 

@@ -1,0 +1,1 @@
+"""The database: engines, and how many calls become few round trips."""
