@@ -23,6 +23,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 import metrics
 from db.prepared import execute, prepared
 from db.statements import among, dialect_of, insert_rows, table_of, update_rows
+from fields import Status
 from ledger import OPERATOR, Holding, Ledger, Order, Posted, Posting
 from models import (
     AccessToken,
@@ -34,7 +35,6 @@ from models import (
     KeyedRegistration,
     Profile,
     Registration,
-    Status,
     TokenPublic,
     Transfer,
     TransferPublic,

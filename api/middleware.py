@@ -55,7 +55,7 @@ class CountRequests:
         try:
             await self.app(scope, receive, note_status)
         finally:
-            route = getattr(scope.get("route"), "path", "unknown")
+            route = getattr(scope.get("route"), "path_format", "unknown")
             is_known = method in metrics.METHODS and status != 405
             answers, seconds = metrics.of_route(method if is_known else "other", route, status)
             answers.inc()

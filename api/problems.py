@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from models import PATTERNS
+from fields import PATTERNS
 
 MEDIA_TYPE = "application/problem+json"
 

@@ -2,18 +2,9 @@
 
 from fastapi import FastAPI
 
+from api.pages import Page, page_of
 from bench.usual import LIMIT
-from models import (
-    DebitedTransfer,
-    EntryPublic,
-    Page,
-    Registration,
-    RegistrationAnswer,
-    TransferRequest,
-    UserPublic,
-    now,
-    page_of,
-)
+from models import DebitedTransfer, EntryPublic, Registration, RegistrationAnswer, TransferRequest, UserPublic, now
 from tokens import make_token
 
 app = FastAPI()

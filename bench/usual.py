@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import HTTPException
 from sqlmodel import col, select
 
+from api.pages import Page, page_of
 from ledger import BALANCE_MAX
 from models import (
     AccessToken,
@@ -14,7 +15,6 @@ from models import (
     DebitedTransfer,
     Entry,
     EntryPublic,
-    Page,
     Profile,
     Registration,
     RegistrationAnswer,
@@ -23,7 +23,6 @@ from models import (
     User,
     UserPublic,
     now,
-    page_of,
 )
 from tokens import hash_secret
 

@@ -11,17 +11,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from api.pages import Page
 from bench import usual
-from models import (
-    Account,
-    DebitedTransfer,
-    EntryPublic,
-    Page,
-    Registration,
-    RegistrationAnswer,
-    TransferRequest,
-    UserPublic,
-)
+from models import Account, DebitedTransfer, EntryPublic, Registration, RegistrationAnswer, TransferRequest, UserPublic
 from tokens import make_token
 
 engine = create_async_engine(

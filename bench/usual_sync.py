@@ -10,17 +10,9 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, create_engine
 
+from api.pages import Page
 from bench import usual
-from models import (
-    Account,
-    DebitedTransfer,
-    EntryPublic,
-    Page,
-    Registration,
-    RegistrationAnswer,
-    TransferRequest,
-    UserPublic,
-)
+from models import Account, DebitedTransfer, EntryPublic, Registration, RegistrationAnswer, TransferRequest, UserPublic
 from tokens import make_token
 
 # A connection for each of the 40 threads that run `def` endpoints, so that none waits for one.

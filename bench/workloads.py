@@ -6,13 +6,13 @@ from typing import Any
 from pydantic import BaseModel
 from sqlmodel import SQLModel
 
+from api.pages import Page
 from models import (
     AccessToken,
     Account,
     DebitedTransfer,
     Entry,
     EntryPublic,
-    Page,
     Profile,
     RegistrationAnswer,
     Transfer,

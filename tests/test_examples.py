@@ -7,7 +7,7 @@ import pytest
 from conftest import AS_OPERATOR, Rows
 from starlette.testclient import TestClient
 
-from api.examples import EXAMPLES
+from api.openapi import EXAMPLES
 from main import app
 
 REFUSED = {"close_me": "/problems/balance-not-zero"}

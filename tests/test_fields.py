@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 from test_accounts import answer_of, books, fields_of, order, register, register_all, walk
 from test_registration import count, named
 
-from models import encode_cursor, unquote_key
+from api.idempotency import unquote_key
+from api.pages import encode_cursor
 
 UNSEEN = {
     "control": "a\x1bb",

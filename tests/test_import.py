@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 import importing
 import manage
-from models import normalise_email
+from fields import normalise_email
 from settings import Settings
 from tokens import hash_secret
 

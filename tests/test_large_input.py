@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from test_accounts import books, fields_of, order, refusal_of, register_all
 from test_registration import named
 
+import fields
 import main
 import models
 import operations
@@ -54,7 +55,7 @@ def test_a_long_username_is_refused_before_it_is_looked_into(monkeypatch: pytest
     def fail(_: str) -> str:
         raise AssertionError("a check that takes long")
 
-    monkeypatch.setattr(models.USERNAME_PROFILE, "enforce", fail)
+    monkeypatch.setattr(fields.USERNAME_PROFILE, "enforce", fail)
 
     with pytest.raises(ValueError, match=r"at most 50|too_long"):
         models.Registration.model_validate(named(username))

@@ -6,7 +6,8 @@ import pytest
 from starlette.testclient import TestClient
 
 import main
-from api import docs_pages
+from api import docs_pages, openapi
+from api.openapi import DescribedAPI
 from api.problems import ItemError, Problem
 from models import UsersBatch
 
@@ -62,7 +63,7 @@ def test_the_description_is_made_into_json_once(monkeypatch: pytest.MonkeyPatch)
     first = client.get("/openapi.json")
     # Whoever makes it again fails.
     monkeypatch.setattr(docs_pages, "JSONResponse", None)
-    monkeypatch.setattr(main, "with_examples", None)
+    monkeypatch.setattr(openapi, "with_examples", None)
 
     assert client.get("/openapi.json").content == first.content
     assert client.head("/openapi.json").status_code == 200
@@ -81,7 +82,7 @@ def test_a_route_added_to_the_api_is_described_beside_the_others() -> None:
     def find(number: int) -> int:
         return number
 
-    api = main.API(bodies=[UsersBatch], openapi_url=None)
+    api = DescribedAPI(bodies=[UsersBatch], openapi_url=None)
     api.include_router(docs_pages.router)
     api.add_api_route("/first", find)
     client = TestClient(api)

@@ -12,7 +12,7 @@ from test_registration import named
 
 import main
 import refusals
-from api import problems
+from api import errors, problems
 from operations import Operations
 from refusals import Overloaded, Refusal
 
@@ -154,7 +154,7 @@ def test_every_refusal_has_a_status_and_says_what_to_do() -> None:
         # What no request meets has no status: the base class, and importing's own.
         if kind is refusals.Interruption or kind.__module__ != "refusals":
             continue
-        problem = main.problem_of(kind())
+        problem = errors.problem_of(kind())
         assert problem.detail == " ".join(str(kind.__doc__).split())
         assert problem.detail.count(".") + problem.detail.count(":") >= 1
         assert re.fullmatch(r"/problems/[a-z]+(-[a-z]+)*", problem.type)
@@ -162,7 +162,7 @@ def test_every_refusal_has_a_status_and_says_what_to_do() -> None:
 
 def test_a_slug_is_the_name_of_its_class() -> None:
     assert problems.slug("UsernameTaken") == "username-taken"
-    assert main.problem_of(Overloaded()).type == "/problems/overloaded"
+    assert errors.problem_of(Overloaded()).type == "/problems/overloaded"
 
 
 # --- the description of the API ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What is answered directly is, byte for byte, what FastAPI answers."""
+"""What the fast path answers is, byte for byte, what FastAPI answers."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from test_accounts import order, register_all
 from test_registration import named
 
-from api.fast_path import AnswerDirectly
+from api.fast_path import FastPath
 
 JSON = "application/json"
 VALID = json.dumps(named("alice")).encode()
@@ -59,12 +59,12 @@ BODIES = [
 def answers_both_ways(client: TestClient, monkeypatch: pytest.MonkeyPatch, *request: Any, **parts: Any) -> list[Any]:
     """Status, headers and body of the answer, as the route gives it and as FastAPI gives it."""
 
-    async def leave_to_fastapi(self: AnswerDirectly, scope: Scope, receive: Receive, send: Send) -> None:
+    async def leave_to_fastapi(self: FastPath, scope: Scope, receive: Receive, send: Send) -> None:
         await self.app(scope, receive, send)
 
     responses = [client.request(*request, **parts)]
     with monkeypatch.context() as patch:
-        patch.setattr(AnswerDirectly, "__call__", leave_to_fastapi)
+        patch.setattr(FastPath, "__call__", leave_to_fastapi)
         responses.append(client.request(*request, **parts))
     return [(each.status_code, each.headers.raw, each.content) for each in responses]
 

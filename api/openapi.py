@@ -1,10 +1,15 @@
-"""The examples of /docs: sent in the order of the page to a new service, each of them works.
+"""The OpenAPI description of the API, with examples: sent in the order of /docs to a new service, each of them works.
 
 Nothing that is sent as it stands can harm: account 1 is a user's, never the system's; the operator's PATCH leaves a
 user active; the tokens that the operator revokes are bob's; and who still has money cannot close itself.
 """
 
+from collections.abc import Sequence
 from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 # The `next` of a page, as pages of few items end before they have one: before the first item, and after the newest.
 FROM_THE_START = "MA"
@@ -81,3 +86,24 @@ def with_examples(description: dict[str, Any]) -> dict[str, Any]:
             if "body" in examples:
                 operation["requestBody"]["content"]["application/json"]["example"] = examples["body"]
     return description
+
+
+class DescribedAPI(FastAPI):
+    """FastAPI with a description of the `bodies` that routes read themselves, and with examples."""
+
+    def __init__(self, *, bodies: Sequence[type[BaseModel]], **options: Any) -> None:
+        self.bodies = bodies
+        super().__init__(**options)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description."""
+        known = self.openapi_schema
+        description = super().openapi()
+        # FastAPI describes anew when routes were added.
+        if description is known:
+            return description
+        _, described = models_json_schema(
+            [(body, "validation") for body in self.bodies], ref_template="#/components/schemas/{model}"
+        )
+        description["components"]["schemas"] |= described["$defs"]
+        return with_examples(description)

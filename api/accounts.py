@@ -1,0 +1,101 @@
+"""Accounts: balances and statements."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+import crud
+from api.callers import OR_OPERATOR, Caller, CurrentUser, operations_of
+from api.errors import USER_ONLY, USER_OR_OPERATOR, documented
+from api.pages import After, Cursor, Digits, Limit, Page, RowId, by_id, page_of
+from api.strict_route import StrictRoute
+from fields import Instant
+from ledger import OPERATOR
+from models import AccountPublic, AccountRequest, CurrencyPublic, EntryPublic
+from refusals import AccountExists, AccountNotFound, CurrencyUnknown, OutcomeUnknown
+
+router = APIRouter(route_class=StrictRoute, tags=["accounts"])
+
+
+@router.get("/currencies", summary="List currencies", responses=documented())
+async def get_currencies(request: Request, after: After, limit: Limit = 50) -> Page[CurrencyPublic]:
+    """ISO 4217's and the operator's own, in order of code."""
+    currencies: list[CurrencyPublic] = request.app.state.currencies
+    rows = currencies[after : after + limit + 1]
+    return page_of(rows, limit, lambda last: currencies.index(last) + 1)
+
+
+@router.get(
+    "/accounts",
+    summary="List accounts",
+    responses=documented(*USER_OR_OPERATOR),
+    openapi_extra=OR_OPERATOR,
+)
+async def list_accounts(
+    caller: Caller,
+    request: Request,
+    after: After,
+    limit: Limit = 50,
+    user_id: Annotated[
+        int | None, Query(ge=1, lt=2**63, description="Only accounts of this user; for the operator"), Digits
+    ] = None,
+) -> Page[AccountPublic]:
+    """A user's own; the operator's list has all, those of the system included."""
+    owner = user_id if caller == OPERATOR else caller
+    rows = await operations_of(request).read(crud.list_accounts, user_id=owner, after=after, limit=limit + 1)
+    return page_of(rows, limit, by_id)
+
+
+@router.post(
+    "/accounts",
+    status_code=201,
+    summary="Open an account",
+    responses=documented(*USER_ONLY, AccountExists, CurrencyUnknown, OutcomeUnknown, body=True),
+)
+async def open_account(account: AccountRequest, user: CurrentUser, request: Request) -> AccountPublic:
+    """A user has at most one account in each currency; registration opened the first."""
+    if all(currency.code != account.currency for currency in request.app.state.currencies):
+        raise CurrencyUnknown
+    return await operations_of(request).open_account(crud.AccountOpening(user.id, account.currency))
+
+
+@router.get(
+    "/accounts/{id}",
+    summary="Show an account, now or at an instant",
+    responses=documented(*USER_OR_OPERATOR, AccountNotFound),
+    openapi_extra=OR_OPERATOR,
+)
+async def get_account(
+    id: RowId,
+    caller: Caller,
+    request: Request,
+    at: Annotated[
+        Instant | None, Query(description="An instant (RFC 3339); what was entered until then, itself included, counts")
+    ] = None,
+) -> AccountPublic:
+    """Balance and version: as they are, or as they were at `at`."""
+    operations = operations_of(request)
+    if at is None:
+        return await operations.read(crud.get_account, id, caller)
+    return await operations.read(crud.get_account_at, id, caller, at)
+
+
+@router.get(
+    "/accounts/{id}/entries",
+    summary="Show an account's statement",
+    responses=documented(*USER_OR_OPERATOR, AccountNotFound),
+    openapi_extra=OR_OPERATOR,
+)
+async def list_entries(
+    id: RowId,
+    caller: Caller,
+    request: Request,
+    after: Annotated[
+        Cursor | None, Query(description="The `next` of the page before; left out, the newest entries")
+    ] = None,
+    limit: Limit = 50,
+) -> Page[EntryPublic]:
+    """Newest first, each with the balance that it left."""
+    before = 2**63 - 1 if after is None else after
+    rows = await operations_of(request).read(crud.list_entries, id, caller, before=before, limit=limit + 1)
+    return page_of(rows, limit, lambda entry: entry.seq)

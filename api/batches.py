@@ -1,0 +1,124 @@
+"""Batches: read, checked item by item, and answered item by item."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from sqlmodel import SQLModel
+
+from api import problems
+from api.bodies import MIB, parse_body, read_body
+from api.errors import PROBLEMS, problem_of
+from api.problems import Problem
+from ledger import OPERATOR
+from models import Answer
+from operations import Bulk
+from refusals import BatchRefused, Refusal
+
+logger = logging.getLogger("savepoint")
+
+BatchT = TypeVar("BatchT", bound=SQLModel)
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+Shown = TypeVar("Shown", bound=Answer)
+
+# One: Python runs one thread at a time, and each more would take its share from all other calls.
+BATCH_THREAD = ThreadPoolExecutor(1, "batches")
+
+
+class RefusedItem(Answer):
+    """An item of a batch that was not stored, and why."""
+
+    index: int
+    status: Literal["refused"] = "refused"
+    problem: Problem
+
+
+def batch_body(batch: type[SQLModel]) -> dict[str, Any]:
+    """The OpenAPI description of a body that read_batch reads."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{batch.__name__}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def read_batch(request: Request, batch: type[BatchT], caller: int) -> BatchT:
+    """The body of a batch, read by the route itself: only once the caller is known, and without holding up others."""
+    limit = (16 if caller == OPERATOR else 2) * MIB
+    body = await read_body(request, dict(request.scope["headers"]), limit)
+    if not body:
+        raise problems.InvalidFields([problems.FieldError(field="body", detail="This field is required")])
+    content = await parse_body(body, limit)
+    try:
+        return batch.model_validate(content)
+    except ValidationError as error:
+        raise problems.invalid_fields(error, "body") from None
+
+
+async def run_batch(
+    call: Callable[[Bulk[Item]], Awaitable[Sequence[Outcome | Exception]]],
+    name: str,
+    items: Sequence[Any],
+    on_error: Literal["rollback", "continue"],
+    *,
+    check: Callable[[Any], Item],
+    show: Callable[[int, Outcome], Shown],
+) -> list[Shown | RefusedItem]:
+    """Check each item by itself, do those that are valid, and show what became of each.
+
+    Raises InvalidFields and BatchRefused where all of it is to be rolled back.
+    """
+    all_or_nothing = on_error == "rollback"
+    # In a thread, here and below: thousands of items take long enough to hold up everybody else.
+    in_thread = partial(asyncio.get_running_loop().run_in_executor, BATCH_THREAD)
+    checked = await in_thread(check_items, items, check, name)
+    invalid = [each for each in checked if isinstance(each, problems.InvalidFields)]
+    if all_or_nothing and invalid:
+        errors = [error for each in invalid for error in each.errors]
+        unlisted = len(errors[problems.MAX_LISTED :]) + sum(each.unlisted for each in invalid)
+        raise problems.InvalidFields(errors[: problems.MAX_LISTED], unlisted)
+    valid = [each for each in checked if not isinstance(each, problems.InvalidFields)]
+    done = iter(await call(Bulk(valid, all_or_nothing)))
+    outcomes = [each if isinstance(each, problems.InvalidFields) else next(done) for each in checked]
+    refused = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Refusal)]
+    if all_or_nothing and refused:
+        raise BatchRefused(refused)
+
+    def show_all() -> list[Shown | RefusedItem]:
+        return [
+            RefusedItem.model_construct(index=index, problem=problem_of_item(outcome, name, index))
+            if isinstance(outcome, Exception)
+            else show(index, outcome)
+            for index, outcome in enumerate(outcomes)
+        ]
+
+    return await in_thread(show_all)
+
+
+def check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -> list[Item | problems.InvalidFields]:
+    """Each item as it is to be done, or what is wrong with its fields: all of it, as long as few are invalid."""
+    left = problems.MAX_LISTED
+
+    def check_item(index: int, item: Any) -> Item | problems.InvalidFields:
+        nonlocal left
+        try:
+            return check(item)
+        except ValidationError as error:
+            invalid = problems.invalid_fields(error, "body", name, index, listed=max(left, 1))
+            left -= len(invalid.errors)
+            return invalid
+
+    return [check_item(index, item) for index, item in enumerate(items)]
+
+
+def problem_of_item(error: Exception, *item: str | int) -> Problem:
+    """Why an item of a batch was not stored."""
+    if isinstance(error, problems.InvalidFields):
+        return problems.invalid_request(error.errors, error.unlisted)
+    if isinstance(error, Refusal):
+        return problem_of(error, *item) if error.field else PROBLEMS[type(error)]
+    logger.error("Item %s of a batch failed unexpectedly: %s", ".".join(map(str, item)), problems.describe(error))
+    return problems.INTERNAL_ERROR

@@ -1,0 +1,118 @@
+"""Who calls: a user, the operator, or whoever may register."""
+
+from secrets import compare_digest
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from api.address_limits import AddressLimit
+from ledger import OPERATOR
+from models import UserPublic
+from operations import Operations
+from refusals import OperatorDisabled, OperatorOnly, Unauthenticated, UserOnly
+from tokens import hash_secret
+
+user_token = HTTPBearer(
+    scheme_name="UserToken", description="The `access_token` of POST /register or POST /tokens", auto_error=False
+)
+operator_token = HTTPBearer(
+    scheme_name="OperatorToken",
+    description="The server's setting OPERATOR_TOKEN; in development it is printed at start-up",
+    auto_error=False,
+)
+
+
+def operations_of(request: Request) -> Operations:
+    """What this process can do; a plain function, since as a dependency it costs each call 12 µs more."""
+    operations: Operations = request.app.state.operations
+    return operations
+
+
+def is_operator(request: Request, token_hash: str) -> bool:
+    """Whether this is the operator's token, in constant time."""
+    expected: str | None = request.app.state.operator_token_hash
+    return expected is not None and compare_digest(expected, token_hash)
+
+
+async def authenticate(request: Request, token_hash: str) -> UserPublic:
+    """The active user whose token this is; an invalid one is counted for the address that sent it."""
+    try:
+        return await operations_of(request).authenticate(token_hash)
+    except Unauthenticated:
+        # Valid tokens are never limited: others may share the address of the one who sends invalid ones.
+        limit: AddressLimit | None = request.app.state.failed_token_limit
+        if limit is not None:
+            limit.count(request)
+        raise
+
+
+async def current_user(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(user_token)],
+) -> UserPublic:
+    """The active user whose token was sent."""
+    if credentials is None:
+        raise Unauthenticated
+    token_hash = hash_secret(credentials.credentials)
+    if is_operator(request, token_hash):
+        raise UserOnly
+    return await authenticate(request, token_hash)
+
+
+async def require_operator(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(operator_token)],
+) -> None:
+    """Let only the operator pass."""
+    if credentials is None:
+        raise Unauthenticated
+    token_hash = hash_secret(credentials.credentials)
+    if is_operator(request, token_hash):
+        return
+    if request.app.state.operator_token_hash is None:
+        raise OperatorDisabled
+    await authenticate(request, token_hash)
+    raise OperatorOnly
+
+
+async def require_monitoring(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(operator_token)],
+) -> None:
+    """Let only the operator and what monitors the service pass."""
+    expected: str | None = request.app.state.metrics_token_hash
+    if credentials is None or expected is None or not compare_digest(expected, hash_secret(credentials.credentials)):
+        await require_operator(request, credentials)
+
+
+async def current_caller(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(user_token)],
+) -> int:
+    """The id of the active user whose token was sent, or OPERATOR."""
+    if credentials is None:
+        raise Unauthenticated
+    token_hash = hash_secret(credentials.credentials)
+    if is_operator(request, token_hash):
+        return OPERATOR
+    return (await authenticate(request, token_hash)).id
+
+
+async def allow_registration(request: Request) -> None:
+    """Let those pass who may register, each address within its limit; the operator always."""
+    state = request.app.state
+    if state.registration_is_free:
+        return
+    credentials = await operator_token(request)
+    if state.only_operator_registers:
+        await require_operator(request, credentials)
+    elif credentials is None or not is_operator(request, hash_secret(credentials.credentials)):
+        state.registration_limit.count(request)
+
+
+CurrentUser = Annotated[UserPublic, Depends(current_user)]
+Operator = Depends(require_operator)
+Caller = Annotated[int, Depends(current_caller)]
+# Beside the user's token, which the dependency names.
+OR_OPERATOR: dict[str, Any] = {"security": [{"OperatorToken": []}]}

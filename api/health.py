@@ -1,0 +1,68 @@
+"""For load balancers and monitoring."""
+
+from dataclasses import replace
+from typing import Literal
+
+from fastapi import APIRouter, Depends, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+import metrics
+from api import problems
+from api.callers import operations_of, require_monitoring
+from api.errors import OPERATOR_ONLY, documented, problem_of
+from api.strict_route import StrictRoute
+from models import Answer
+from refusals import DatabaseUnavailable
+from schema import Schema, SchemaState, get_revision, has_columns
+
+router = APIRouter(route_class=StrictRoute, tags=["health"])
+
+
+class Alive(Answer):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def healthz() -> Alive:
+    """Answers without asking the database."""
+    return Alive()
+
+
+@router.get(
+    "/readyz",
+    summary="Can it serve?",
+    responses={
+        503: {
+            **problems.document([problem_of(DatabaseUnavailable())])[503],
+            "model": SchemaState,
+            "description": "The schema is behind, or differs from its revision, or the database is out of reach",
+        }
+    },
+)
+async def readyz(request: Request, response: Response) -> SchemaState:
+    """503 while the database is out of reach, or its schema behind this code or without a table or column of it."""
+    schema: Schema = request.app.state.schema
+    state = schema.compare(await operations_of(request).read(get_revision))
+    if state.status != "behind" and not await operations_of(request).read(has_columns):
+        state = replace(state, status="differs")
+    if state.status in ("behind", "differs"):
+        response.status_code = 503
+    return state
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    dependencies=[Depends(require_monitoring)],
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **documented(*OPERATOR_ONLY, parameters=False),
+    },
+)
+def get_metrics() -> Response:  # In a thread: it takes some milliseconds.
+    """In Prometheus' text format, to the operator's token and the one of the setting METRICS_TOKEN."""
+    return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,67 @@
+"""A user's own data and tokens."""
+
+from fastapi import APIRouter, Request
+
+import crud
+from api.callers import CurrentUser, operations_of
+from api.errors import USER_ONLY, documented
+from api.fast_path import fast
+from api.pages import After, Limit, Page, RowId, by_id, page_of
+from api.strict_route import StrictRoute
+from models import IssuedToken, TokenPublic, TokenRequest, UserPublic, UserUpdate
+from refusals import BalanceNotZero, OutcomeUnknown, TokenNotFound
+
+router = APIRouter(route_class=StrictRoute, tags=["me"])
+
+
+@router.get("/me", summary="Show my user", responses=documented(*USER_ONLY, parameters=False))
+@fast
+async def get_me(user: CurrentUser) -> UserPublic:
+    """The user whose token this is."""
+    return user
+
+
+@router.patch("/me", summary="Change my user", responses=documented(*USER_ONLY, OutcomeUnknown, body=True))
+async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> UserPublic:
+    """What is left out stays as it is; a phone_number of null is removed."""
+    return await operations_of(request).update_user(crud.UserChange(user.id, update.model_dump(exclude_unset=True)))
+
+
+@router.delete(
+    "/me",
+    status_code=204,
+    summary="Close my user",
+    responses=documented(*USER_ONLY, BalanceNotZero, OutcomeUnknown, parameters=False),
+)
+async def close_me(user: CurrentUser, request: Request) -> None:
+    """No account may hold money. All tokens are revoked, the name stays taken; only the operator can open it again."""
+    await operations_of(request).update_user(crud.UserChange(user.id, {"status": "closed"}))
+
+
+@router.get("/tokens", summary="List my tokens", responses=documented(*USER_ONLY))
+async def list_tokens(user: CurrentUser, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
+    """Oldest first, revoked and expired ones included, without their secrets."""
+    rows = await operations_of(request).read(crud.list_tokens, user_id=user.id, after=after, limit=limit + 1)
+    return page_of(rows, limit, by_id)
+
+
+@router.post(
+    "/tokens",
+    status_code=201,
+    summary="Issue a token",
+    responses=documented(*USER_ONLY, OutcomeUnknown, body=True),
+)
+async def issue_token(token: TokenRequest, user: CurrentUser, request: Request) -> IssuedToken:
+    """The secret is in this answer and nowhere else."""
+    return await operations_of(request).issue_token(crud.TokenIssue(user.id, token.name, token.expires_in_days))
+
+
+@router.delete(
+    "/tokens/{id}",
+    status_code=204,
+    summary="Revoke a token",
+    responses=documented(*USER_ONLY, TokenNotFound, OutcomeUnknown),
+)
+async def revoke_token(id: RowId, user: CurrentUser, request: Request) -> None:
+    """It stops working at once. To revoke it again changes nothing."""
+    await operations_of(request).revoke_token(crud.Revocation(user.id, id))

@@ -1,0 +1,53 @@
+"""Sign-up: the first call of a user."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request
+from starlette.responses import Response
+
+from api.callers import allow_registration, operations_of
+from api.errors import OPERATOR_ONLY, documented
+from api.fast_path import fast
+from api.idempotency import REPLAYED, Unquoted, mark_replay
+from api.strict_route import StrictRoute
+from fields import RegistrationKey
+from models import KeyedRegistration, Registration, RegistrationAnswer
+from refusals import IdempotencyKeyReused, OutcomeUnknown, UsernameTaken
+
+router = APIRouter(route_class=StrictRoute, tags=["registration"])
+
+
+@router.post(
+    "/register",
+    status_code=201,
+    summary="Register a user",
+    dependencies=[Depends(allow_registration)],
+    responses={
+        **REPLAYED,
+        **documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, *OPERATOR_ONLY, body=True),
+    },
+    openapi_extra={"security": [{}, {"OperatorToken": []}]},
+)
+@fast
+async def register(
+    registration: Registration,
+    request: Request,
+    response: Response,
+    idempotency_key: Annotated[
+        RegistrationKey | None,
+        Header(alias="Idempotency-Key", description="A random UUID (version 4 or 7) makes a retry safe"),
+        Unquoted,
+    ] = None,
+) -> RegistrationAnswer:
+    """User, profile, first token and account are stored together or not at all.
+
+    Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token, unless the
+    user has been suspended or closed.
+
+    By the server's settings, only the operator may register users, or each client address only so many.
+    """
+    registered = await operations_of(request).register_user(
+        KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)
+    )
+    mark_replay(response, registered.replayed)
+    return RegistrationAnswer.model_construct(user=registered.user, access_token=registered.access_token)

@@ -1,0 +1,182 @@
+"""Transfers: one, many at once, and back."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from sqlmodel import SQLModel
+from starlette.responses import Response
+
+import crud
+from api import problems
+from api.batches import RefusedItem, batch_body, read_batch, run_batch
+from api.callers import OR_OPERATOR, Caller, operations_of
+from api.errors import TRANSFER, USER_OR_OPERATOR, documented
+from api.fast_path import fast
+from api.idempotency import REPLAYED, Key, mark_replay
+from api.pages import RowId
+from api.strict_route import StrictRoute
+from ledger import OPERATOR, Order, Posted, Posting
+from models import (
+    USER_BATCH_LIMIT,
+    Answer,
+    DebitedTransfer,
+    KeyedTransfer,
+    SettledTransfer,
+    TransferPublic,
+    TransferRequest,
+    TransfersBatch,
+)
+from refusals import (
+    AlreadyReversed,
+    BatchRefused,
+    BatchUnderWay,
+    CurrencyMismatch,
+    InsufficientFunds,
+    OperatorTransfer,
+    OutcomeUnknown,
+    ReceiverOnly,
+    ReversalNotReversible,
+    SameAccount,
+    TransferNotFound,
+)
+
+router = APIRouter(route_class=StrictRoute, tags=["transfers"])
+
+
+@router.post(
+    "/transfers",
+    status_code=201,
+    summary="Transfer money",
+    responses={
+        **REPLAYED,
+        **documented(*USER_OR_OPERATOR, *TRANSFER, SameAccount, CurrencyMismatch, body=True),
+    },
+    openapi_extra=OR_OPERATOR,
+)
+@fast
+async def transfer(
+    transfer: TransferRequest, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
+) -> SettledTransfer | DebitedTransfer:
+    """From an account of one's own (for the operator: from any) to any account of the same currency.
+
+    Sent again with the same Idempotency-Key, it answers what it answered first, and moves nothing.
+    """
+    posted = await operations_of(request).transfer(Order(caller, **transfer.__dict__, idempotency_key=idempotency_key))
+    mark_replay(response, posted.replayed)
+    return show_transfer(posted, caller)
+
+
+def show_transfer(posted: Posted, caller: int) -> SettledTransfer | DebitedTransfer:
+    """The transfer, without the credit account's balance unless the operator asks."""
+    return show_settled(posted) if caller == OPERATOR else DebitedTransfer.model_construct(**fields_of(posted.posting))
+
+
+def show_settled(posted: Posted) -> SettledTransfer:
+    """The transfer as the operator sees it."""
+    posting = posted.posting
+    return SettledTransfer.model_construct(**fields_of(posting), credit_balance_after=posting.credit_balance_after)
+
+
+def fields_of(posting: Posting) -> dict[str, Any]:
+    """What both see."""
+    order = posting.order
+    return {
+        "id": posting.id,
+        "debit_account_id": order.debit_account_id,
+        "credit_account_id": order.credit_account_id,
+        "currency": posting.currency,
+        "amount": order.amount,
+        "memo": order.memo,
+        "reverses_id": order.reverses_id,
+        "created_at": posting.created_at,
+        "debit_balance_after": posting.debit_balance_after,
+    }
+
+
+@router.get(
+    "/transfers/{id:row}",
+    summary="Show a transfer",
+    responses=documented(*USER_OR_OPERATOR, TransferNotFound),
+    openapi_extra=OR_OPERATOR,
+)
+async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferPublic:
+    """For both parties and the operator."""
+    return await operations_of(request).read(crud.get_transfer, id, caller)
+
+
+@router.post(
+    "/transfers/{id}/reversal",
+    status_code=201,
+    summary="Reverse a transfer",
+    responses={
+        **REPLAYED,
+        **documented(
+            *USER_OR_OPERATOR,
+            *TRANSFER,
+            TransferNotFound,
+            ReceiverOnly,
+            OperatorTransfer,
+            AlreadyReversed,
+            ReversalNotReversible,
+        ),
+    },
+    openapi_extra=OR_OPERATOR,
+)
+async def reverse_transfer(
+    id: RowId, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
+) -> SettledTransfer | DebitedTransfer:
+    """By the recipient or the operator: the full amount goes back, once.
+
+    What the operator moved, deposits and withdrawals too, only the operator can reverse.
+    """
+    posted = await operations_of(request).reverse(crud.Reversal(id, caller, idempotency_key))
+    mark_replay(response, posted.replayed)
+    return show_transfer(posted, caller)
+
+
+class CreatedTransfer(Answer):
+    """An item of a batch that was stored."""
+
+    index: int
+    status: Literal["created"] = "created"
+    transfer: SettledTransfer | DebitedTransfer
+
+
+class TransfersBatchAnswer(SQLModel):
+    """What became of each item, in order."""
+
+    results: list[Annotated[CreatedTransfer | RefusedItem, Field(discriminator="status")]]
+
+
+@router.post(
+    "/transfers/batch",
+    summary="Make many transfers at once",
+    responses=documented(
+        *USER_OR_OPERATOR, BatchRefused([(1, InsufficientFunds())]), BatchUnderWay, OutcomeUnknown, body=True
+    ),
+    openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch)},
+)
+async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnswer:
+    """In this order: one may spend what another before it brought. Up to 1,000, for the operator up to 10,000.
+
+    `rollback` makes all or, where one is refused, none (409). `continue` makes those that are not refused. Each item
+    may carry its own `idempotency_key`, which makes sending the batch again safe. A user sends one batch at a time:
+    another one meanwhile is 503.
+    """
+
+    def check(item: Any) -> Order:
+        return Order(caller, **KeyedTransfer.model_validate(item).__dict__)
+
+    def show(index: int, posted: Posted) -> CreatedTransfer:
+        return CreatedTransfer.model_construct(index=index, transfer=show_transfer(posted, caller))
+
+    async with operations_of(request).turns.take(caller):
+        batch = await read_batch(request, TransfersBatch, caller)
+        if caller != OPERATOR and len(batch.transfers) > USER_BATCH_LIMIT:
+            detail = f"Send at most {USER_BATCH_LIMIT:,} transfers at once"
+            raise problems.InvalidFields([problems.FieldError(field="body.transfers", detail=detail)])
+        results = await run_batch(
+            operations_of(request).transfer_many, "transfers", batch.transfers, batch.on_error, check=check, show=show
+        )
+    return TransfersBatchAnswer.model_construct(results=results)

@@ -1,0 +1,162 @@
+"""The operator's view of users and their tokens."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+from sqlmodel import SQLModel
+
+import crud
+from api.batches import RefusedItem, batch_body, read_batch, run_batch
+from api.callers import Operator, operations_of
+from api.errors import OPERATOR_ONLY, documented
+from api.pages import After, Limit, Page, RowId, by_id, page_of
+from api.strict_route import StrictRoute
+from fields import Secret, Status, Username
+from ledger import OPERATOR
+from models import (
+    Answer,
+    IssuedToken,
+    KeyedRegistration,
+    StatusUpdate,
+    TokenPublic,
+    TokenRequest,
+    UserPublic,
+    UsersBatch,
+)
+from refusals import BatchRefused, OutcomeUnknown, TokenNotFound, UsernameTaken, UserNotFound
+
+router = APIRouter(route_class=StrictRoute, tags=["users"], dependencies=[Operator])
+
+
+@router.get(
+    "/users",
+    summary="List users",
+    responses=documented(*OPERATOR_ONLY),
+)
+async def list_users(
+    request: Request,
+    after: After,
+    limit: Limit = 50,
+    status: Annotated[Status | None, Query(description="Only users in this status")] = None,
+    username_prefix: Annotated[Username | None, Query(description="Only names that begin so")] = None,
+) -> Page[UserPublic]:
+    """In order of registration."""
+    rows = await operations_of(request).read(
+        crud.list_users, status=status, username_prefix=username_prefix, after=after, limit=limit + 1
+    )
+    return page_of(rows, limit, by_id)
+
+
+@router.get(
+    "/users/{id:row}",
+    summary="Show a user",
+    responses=documented(*OPERATOR_ONLY, UserNotFound),
+)
+async def get_user(id: RowId, request: Request) -> UserPublic:
+    """Any user, whatever its status."""
+    return await operations_of(request).read(crud.get_user, id)
+
+
+@router.patch(
+    "/users/{id:row}",
+    summary="Suspend, close or open a user",
+    responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
+)
+async def update_user(id: RowId, update: StatusUpdate, request: Request) -> UserPublic:
+    """A user who is not active can do nothing until it is active again.
+
+    To suspend a user revokes no token: they work again once it is active. To close a user revokes them all, for good.
+    """
+    return await operations_of(request).update_user(crud.UserChange(id, {"status": update.status}, by_operator=True))
+
+
+class CreatedUser(Answer):
+    """An item of a batch that was stored."""
+
+    index: int
+    status: Literal["created"] = "created"
+    user: UserPublic
+    access_token: Secret
+
+
+class UsersBatchAnswer(SQLModel):
+    """What became of each item, in order."""
+
+    results: list[Annotated[CreatedUser | RefusedItem, Field(discriminator="status")]]
+
+
+@router.post(
+    "/users/batch",
+    summary="Register up to 10,000 users at once",
+    responses=documented(*OPERATOR_ONLY, BatchRefused([(1, UsernameTaken())]), OutcomeUnknown, body=True),
+    # Without keys: whoever knows the key of a registration can have its token.
+    openapi_extra=batch_body(UsersBatch),
+)
+async def register_users(request: Request) -> UsersBatchAnswer:
+    """`rollback` stores all or, where one is refused, none (409). `continue` stores what is not refused.
+
+    Each item may carry its own `idempotency_key`, a random UUID, which makes sending the batch again safe.
+    """
+
+    def show(index: int, outcome: crud.Registered) -> CreatedUser:
+        return CreatedUser.model_construct(index=index, user=outcome.user, access_token=outcome.access_token)
+
+    async with operations_of(request).turns.take(OPERATOR):
+        batch = await read_batch(request, UsersBatch, OPERATOR)
+        results = await run_batch(
+            operations_of(request).register_many,
+            "users",
+            batch.users,
+            batch.on_error,
+            check=KeyedRegistration.model_validate,
+            show=show,
+        )
+    return UsersBatchAnswer.model_construct(results=results)
+
+
+@router.get(
+    "/users/{id}/tokens",
+    summary="List a user's tokens",
+    responses=documented(*OPERATOR_ONLY, UserNotFound),
+)
+async def list_users_tokens(id: RowId, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
+    """As the user sees them: oldest first, revoked and expired ones included, without their secrets."""
+    rows = await operations_of(request).read(crud.list_users_tokens, user_id=id, after=after, limit=limit + 1)
+    return page_of(rows, limit, by_id)
+
+
+@router.post(
+    "/users/{id}/tokens",
+    status_code=201,
+    summary="Issue a token to a user",
+    responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
+)
+async def issue_users_token(id: RowId, token: TokenRequest, request: Request) -> IssuedToken:
+    """For one who signs in with you, or has lost a token. The user must be active.
+
+    The secret is in this answer and nowhere else.
+    """
+    return await operations_of(request).issue_token(crud.TokenIssue(id, token.name, token.expires_in_days))
+
+
+@router.delete(
+    "/users/{id}/tokens",
+    status_code=204,
+    summary="Revoke all tokens of a user",
+    responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown),
+)
+async def revoke_users_tokens(id: RowId, request: Request) -> None:
+    """They stop working at once, and for good. The user stays as it is: issue it a new one."""
+    await operations_of(request).revoke_users_tokens(id)
+
+
+@router.delete(
+    "/users/{id}/tokens/{token_id}",
+    status_code=204,
+    summary="Revoke a token of a user",
+    responses=documented(*OPERATOR_ONLY, UserNotFound, TokenNotFound, OutcomeUnknown),
+)
+async def revoke_users_token(id: RowId, token_id: RowId, request: Request) -> None:
+    """It stops working at once. To revoke it again changes nothing."""
+    await operations_of(request).revoke_token(crud.Revocation(id, token_id))
