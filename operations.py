@@ -15,7 +15,7 @@ import crud
 from db.batching import Batcher
 from db.engines import Database
 from ledger import OPERATOR, Posted
-from models import AccountPublic, IssuedToken, KeyedRegistration, TokenPublic, UserPublic
+from models import UserPublic
 from refusals import BatchUnderWay, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, Overloaded
 from settings import Settings
 
@@ -87,17 +87,20 @@ class Operations:
         self.turns = Turns(settings.request_timeout)
         self.batchers: list[Batcher[Any, Any]] = []
         currency = settings.default_currency
-        self.register_user: Calls[KeyedRegistration, crud.Registered] = self.coalesce(crud.register_users, currency)
-        self.update_user: Calls[crud.UserChange, UserPublic] = self.coalesce(crud.update_users)
-        self.issue_token: Calls[crud.TokenIssue, IssuedToken] = self.coalesce(crud.issue_tokens)
-        self.revoke_token: Calls[crud.Revocation, TokenPublic] = self.coalesce(crud.revoke_tokens)
-        self.revoke_users_tokens: Calls[int, None] = self.coalesce(crud.revoke_users_tokens)
-        self.open_account: Calls[crud.AccountOpening, AccountPublic] = self.coalesce(crud.open_accounts)
-        self.transfer = self.coalesce_postings(crud.make_transfers)
-        self.reverse = self.coalesce_postings(crud.reverse_transfers)
-        self.pay = self.coalesce_postings(crud.make_payments)
-        self.register_many = self.bulk("register_many", crud.register_users, crud.register_all_users, currency)
-        self.transfer_many = self.bulk("transfer_many", crud.make_transfers, crud.make_all_transfers)
+        users_and_accounts: tuple[Any, ...] = (
+            *(crud.update_users, crud.open_accounts),
+            *(crud.issue_tokens, crud.revoke_tokens, crud.revoke_users_tokens),
+        )
+        money: tuple[Any, ...] = (crud.make_transfers, crud.reverse_transfers, crud.make_payments)
+        self.single: dict[Any, Calls[Any, Any]] = {
+            crud.register_users: self.coalesce(crud.register_users, currency),
+            **{write: self.coalesce(write) for write in users_and_accounts},
+            **{write: self.coalesce_postings(write) for write in money},
+        }
+        self.many: dict[Any, Calls[Bulk[Any], Sequence[Any]]] = {
+            crud.register_users: self.bulk("register_many", crud.register_users, crud.register_all_users, currency),
+            crud.make_transfers: self.bulk("transfer_many", crud.make_transfers, crud.make_all_transfers),
+        }
         self.authenticate: Batcher[str, UserPublic] = self.batcher(
             "authenticate", lambda hashes: database.read(crud.authenticate, hashes), too_late=DatabaseUnavailable
         )
@@ -105,6 +108,27 @@ class Operations:
         self.query: Batcher[Callable[[], Awaitable[Any]], Any] = self.batcher(
             "query", run_query, tasks=4, batch_limit=1, too_late=DatabaseUnavailable
         )
+
+    def write(self, write: crud.IsolatedWrite[Item, ..., Outcome], item: Item) -> Coroutine[Any, Any, Outcome]:
+        """Write one item, in one transaction with whatever else waits for the same crud function.
+
+        Raises the Refusal or other exception that is the item's outcome, and Overloaded, ShuttingDown, Locked, or
+        OutcomeUnknown after the deadline.
+        """
+        return self.single[write](item)
+
+    def write_many(
+        self, write: crud.IsolatedWrite[Item, ..., Outcome], items: Bulk[Item]
+    ) -> Coroutine[Any, Any, Sequence[Outcome | Exception]]:
+        """Write many items in a transaction of their own; the outcomes in their order. Raises as `write`."""
+        return self.many[write](items)
+
+    async def read(
+        self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a query within the deadline. Raises DatabaseUnavailable after it."""
+        answer: T = await self.query(partial(self.database.read, query, *args, **kwargs))
+        return answer
 
     def batcher(
         self,
@@ -201,7 +225,7 @@ class Operations:
         write_all: crud.Write[Item, P, Outcome],
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> Callable[[Bulk[Any]], Awaitable[Sequence[Any]]]:
+    ) -> Calls[Bulk[Any], Sequence[Any]]:
         """Calls of many items each, every call in a transaction of its own."""
 
         async def run(calls: Sequence[Bulk[Item]]) -> list[Sequence[Outcome | Exception]]:
@@ -212,13 +236,6 @@ class Operations:
 
         calls = self.batcher(name, run, batch_limit=1)
         return self.patient(calls, calls)
-
-    async def read(
-        self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Run a query within the deadline. Raises DatabaseUnavailable after it."""
-        answer: T = await self.query(partial(self.database.read, query, *args, **kwargs))
-        return answer
 
     async def close(self) -> None:
         """Refuse what comes from now on, finish what was accepted, and close the connections."""

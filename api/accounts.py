@@ -56,7 +56,7 @@ async def open_account(account: AccountRequest, user: CurrentUser, request: Requ
     """A user has at most one account in each currency; registration opened the first."""
     if all(currency.code != account.currency for currency in request.app.state.currencies):
         raise CurrencyUnknown
-    return await operations_of(request).open_account(crud.AccountOpening(user.id, account.currency))
+    return await operations_of(request).write(crud.open_accounts, crud.AccountOpening(user.id, account.currency))
 
 
 @router.get(

@@ -24,7 +24,9 @@ async def get_me(user: CurrentUser) -> UserPublic:
 @router.patch("/me", summary="Change my user", responses=documented(*USER_ONLY, OutcomeUnknown, body=True))
 async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> UserPublic:
     """What is left out stays as it is; a phone_number of null is removed."""
-    return await operations_of(request).update_user(crud.UserChange(user.id, update.model_dump(exclude_unset=True)))
+    return await operations_of(request).write(
+        crud.update_users, crud.UserChange(user.id, update.model_dump(exclude_unset=True))
+    )
 
 
 @router.delete(
@@ -35,7 +37,7 @@ async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> 
 )
 async def close_me(user: CurrentUser, request: Request) -> None:
     """No account may hold money. All tokens are revoked, the name stays taken; only the operator can open it again."""
-    await operations_of(request).update_user(crud.UserChange(user.id, {"status": "closed"}))
+    await operations_of(request).write(crud.update_users, crud.UserChange(user.id, {"status": "closed"}))
 
 
 @router.get("/tokens", summary="List my tokens", responses=documented(*USER_ONLY))
@@ -53,7 +55,9 @@ async def list_tokens(user: CurrentUser, request: Request, after: After, limit: 
 )
 async def issue_token(token: TokenRequest, user: CurrentUser, request: Request) -> IssuedToken:
     """The secret is in this answer and nowhere else."""
-    return await operations_of(request).issue_token(crud.TokenIssue(user.id, token.name, token.expires_in_days))
+    return await operations_of(request).write(
+        crud.issue_tokens, crud.TokenIssue(user.id, token.name, token.expires_in_days)
+    )
 
 
 @router.delete(
@@ -64,4 +68,4 @@ async def issue_token(token: TokenRequest, user: CurrentUser, request: Request) 
 )
 async def revoke_token(id: RowId, user: CurrentUser, request: Request) -> None:
     """It stops working at once. To revoke it again changes nothing."""
-    await operations_of(request).revoke_token(crud.Revocation(user.id, id))
+    await operations_of(request).write(crud.revoke_tokens, crud.Revocation(user.id, id))

@@ -52,6 +52,6 @@ async def pay(
 ) -> SettledTransfer:
     """Make the payment."""
     payment = crud.Payment(cash.account_id, cash.amount, cash.memo, idempotency_key, is_payout)
-    posted = await operations_of(request).pay(payment)
+    posted = await operations_of(request).write(crud.make_payments, payment)
     mark_replay(response, posted.replayed)
     return show_settled(posted)

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request
 from starlette.responses import Response
 
+import crud
 from api.callers import allow_registration, operations_of
 from api.errors import OPERATOR_ONLY, documented
 from api.fast_path import fast
@@ -46,8 +47,8 @@ async def register(
 
     By the server's settings, only the operator may register users, or each client address only so many.
     """
-    registered = await operations_of(request).register_user(
-        KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)
+    registered = await operations_of(request).write(
+        crud.register_users, KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)
     )
     mark_replay(response, registered.replayed)
     return RegistrationAnswer.model_construct(user=registered.user, access_token=registered.access_token)

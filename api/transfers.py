@@ -1,5 +1,6 @@
 """Transfers: one, many at once, and back."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -62,7 +63,9 @@ async def transfer(
 
     Sent again with the same Idempotency-Key, it answers what it answered first, and moves nothing.
     """
-    posted = await operations_of(request).transfer(Order(caller, **transfer.__dict__, idempotency_key=idempotency_key))
+    posted = await operations_of(request).write(
+        crud.make_transfers, Order(caller, **transfer.__dict__, idempotency_key=idempotency_key)
+    )
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
 
@@ -130,7 +133,7 @@ async def reverse_transfer(
 
     What the operator moved, deposits and withdrawals too, only the operator can reverse.
     """
-    posted = await operations_of(request).reverse(crud.Reversal(id, caller, idempotency_key))
+    posted = await operations_of(request).write(crud.reverse_transfers, crud.Reversal(id, caller, idempotency_key))
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
 
@@ -177,6 +180,11 @@ async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnsw
             detail = f"Send at most {USER_BATCH_LIMIT:,} transfers at once"
             raise problems.InvalidFields([problems.FieldError(field="body.transfers", detail=detail)])
         results = await run_batch(
-            operations_of(request).transfer_many, "transfers", batch.transfers, batch.on_error, check=check, show=show
+            partial(operations_of(request).write_many, crud.make_transfers),
+            "transfers",
+            batch.transfers,
+            batch.on_error,
+            check=check,
+            show=show,
         )
     return TransfersBatchAnswer.model_construct(results=results)

@@ -1,5 +1,6 @@
 """The operator's view of users and their tokens."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -68,7 +69,9 @@ async def update_user(id: RowId, update: StatusUpdate, request: Request) -> User
 
     To suspend a user revokes no token: they work again once it is active. To close a user revokes them all, for good.
     """
-    return await operations_of(request).update_user(crud.UserChange(id, {"status": update.status}, by_operator=True))
+    return await operations_of(request).write(
+        crud.update_users, crud.UserChange(id, {"status": update.status}, by_operator=True)
+    )
 
 
 class CreatedUser(Answer):
@@ -105,7 +108,7 @@ async def register_users(request: Request) -> UsersBatchAnswer:
     async with operations_of(request).turns.take(OPERATOR):
         batch = await read_batch(request, UsersBatch, OPERATOR)
         results = await run_batch(
-            operations_of(request).register_many,
+            partial(operations_of(request).write_many, crud.register_users),
             "users",
             batch.users,
             batch.on_error,
@@ -137,7 +140,7 @@ async def issue_users_token(id: RowId, token: TokenRequest, request: Request) ->
 
     The secret is in this answer and nowhere else.
     """
-    return await operations_of(request).issue_token(crud.TokenIssue(id, token.name, token.expires_in_days))
+    return await operations_of(request).write(crud.issue_tokens, crud.TokenIssue(id, token.name, token.expires_in_days))
 
 
 @router.delete(
@@ -148,7 +151,7 @@ async def issue_users_token(id: RowId, token: TokenRequest, request: Request) ->
 )
 async def revoke_users_tokens(id: RowId, request: Request) -> None:
     """They stop working at once, and for good. The user stays as it is: issue it a new one."""
-    await operations_of(request).revoke_users_tokens(id)
+    await operations_of(request).write(crud.revoke_users_tokens, id)
 
 
 @router.delete(
@@ -159,4 +162,4 @@ async def revoke_users_tokens(id: RowId, request: Request) -> None:
 )
 async def revoke_users_token(id: RowId, token_id: RowId, request: Request) -> None:
     """It stops working at once. To revoke it again changes nothing."""
-    await operations_of(request).revoke_token(crud.Revocation(id, token_id))
+    await operations_of(request).write(crud.revoke_tokens, crud.Revocation(id, token_id))

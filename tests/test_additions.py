@@ -272,7 +272,7 @@ def api_with_none(endpoint: Callable[..., Any]) -> FastAPI:
         {"response_class": Response},
         {"dependencies": [Depends(in_a_thread)]},
     ],
-    ids=lambda options: ",".join(options),
+    ids=",".join,
 )
 def test_a_route_whose_answer_is_changed_takes_fastapis_way(options: dict[str, Any]) -> None:
     assert not find_fast_routes(api_with(plain, **options))

@@ -160,7 +160,7 @@ async def test_an_operation_that_fails_is_rolled_back_and_run_once(database: Dat
 
 async def test_a_lock_that_is_soon_let_go_is_waited_for(operations: Operations, url: str, rows: Rows) -> None:
     with locked_elsewhere(url) as let_go:
-        registering = asyncio.create_task(operations.register_user(registration("alice")))
+        registering = asyncio.create_task(operations.write(crud.register_users, registration("alice")))
         await asyncio.sleep(0.2)
         assert not registering.done()
         let_go()
@@ -215,7 +215,7 @@ async def test_a_schema_that_lacks_something_is_behind(operations: Operations, r
     rows(f"ALTER TABLE {table} RENAME {f'COLUMN {column}' if column else ''} TO gone")
 
     with pytest.raises(SchemaBehind):
-        await operations.register_user(registration("alice"))
+        await operations.write(crud.register_users, registration("alice"))
     with pytest.raises(SchemaBehind):
         await operations.authenticate("0" * 64)
 
@@ -511,7 +511,7 @@ async def test_a_registration_whose_connection_breaks_is_run_again_and_stored_on
 ) -> None:
     before = retried()
     with locked_elsewhere(url, "profiles") as let_go:
-        registering = asyncio.create_task(operations.register_user(registration("alice")))
+        registering = asyncio.create_task(operations.write(crud.register_users, registration("alice")))
         rows(f"SELECT pg_terminate_backend({await backend_that_waits(rows, 'relation')})")
         let_go()
         await registering
@@ -550,7 +550,7 @@ async def test_any_number_of_idle_connections_that_broke_costs_one_attempt(
     assert len(terminated) == settings.database_pool_size > ATTEMPTS
     before = retried()
 
-    await operations.register_user(registration("alice"))
+    await operations.write(crud.register_users, registration("alice"))
 
     assert retried() - before == 1
 

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 from test_registration import named
 
+import crud
 from api.middleware import CountRequests
 from main import app
 
@@ -53,7 +54,7 @@ def test_no_answer_is_stored_or_taken_for_another_type(http: TestClient, monkeyp
         http.post("/register", json={}),  # 422
         *map(http.get, ("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/redoc")),
     ]
-    monkeypatch.setattr(app.state.operations, "register_user", AsyncMock(side_effect=RuntimeError))
+    monkeypatch.setitem(app.state.operations.single, crud.register_users, AsyncMock(side_effect=RuntimeError))
     answers.append(http.post("/register", json=named("bob")))
 
     assert {201, 200, 204, 307, 400, 401, 403, 404, 405, 409, 413, 422, 500} <= {each.status_code for each in answers}

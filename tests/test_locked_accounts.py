@@ -39,11 +39,11 @@ def settings(url: str) -> Settings:
 async def holders(operations: Operations) -> list[tuple[int, int]]:
     """The ids of eight users and of their accounts, in this order; the first four hold 1,000, the others nothing."""
     registrations = [KeyedRegistration.model_validate(named(f"user{index}")) for index in range(8)]
-    await operations.register_many(Bulk(registrations, all_or_nothing=True))
+    await operations.write_many(crud.register_users, Bulk(registrations, all_or_nothing=True))
     accounts = await operations.read(crud.list_accounts, user_id=None, after=0, limit=8)
     ids = [(account.user_id or 0, account.id) for account in accounts]
     for _, account_id in ids[:4]:
-        await operations.pay(crud.Payment(account_id, 1000, None, None, False))
+        await operations.write(crud.make_payments, crud.Payment(account_id, 1000, None, None, False))
     return ids
 
 
@@ -78,11 +78,11 @@ async def test_a_locked_account_holds_up_only_the_transfers_that_need_it(
 ) -> None:
     with holding(url, holders[0][1]):
         stuck = [
-            asyncio.ensure_future(operations.transfer(order))
+            asyncio.ensure_future(operations.write(crud.make_transfers, order))
             for order in (pay(holders, 0, 1), pay(holders, 1, 0), Order(OPERATOR, holders[2][1], holders[0][1], 1))
         ]
         for _ in range(5):
-            free = [operations.transfer(pay(holders, sender, 7)) for sender in (1, 2, 3)]
+            free = [operations.write(crud.make_transfers, pay(holders, sender, 7)) for sender in (1, 2, 3)]
             assert all(isinstance(each, Posted) for each in await asyncio.wait_for(asyncio.gather(*free), LONG))
         outcomes = await asyncio.wait_for(asyncio.gather(*stuck, return_exceptions=True), LONG)
     assert [type(each) for each in outcomes] == [Locked] * 3
@@ -93,8 +93,11 @@ async def test_what_waited_for_a_locked_account_is_done_once_it_is_free(
 ) -> None:
     settings.lock_timeout = LONG
     with holding(url, holders[0][1]):
-        waiting = [asyncio.ensure_future(operations.transfer(pay(holders, sender, 0))) for sender in (1, 2, 3)]
-        await operations.transfer(pay(holders, 1, 7))
+        waiting = [
+            asyncio.ensure_future(operations.write(crud.make_transfers, pay(holders, sender, 0)))
+            for sender in (1, 2, 3)
+        ]
+        await operations.write(crud.make_transfers, pay(holders, 1, 7))
         await asyncio.sleep(0.5)
         assert not any(each.done() for each in waiting)
         # Meanwhile they hold none of the accounts that are free.
@@ -107,13 +110,17 @@ async def test_what_waited_for_a_locked_account_is_done_once_it_is_free(
 async def test_reversals_and_payments_go_round_a_locked_account_too(
     operations: Operations, holders: list[tuple[int, int]], url: str
 ) -> None:
-    locked, free = [await operations.transfer(pay(holders, sender, 4)) for sender in (0, 1)]
+    locked, free = [await operations.write(crud.make_transfers, pay(holders, sender, 4)) for sender in (0, 1)]
     reversals = [crud.Reversal(each.posting.id, holders[4][0]) for each in (locked, free)]
     payments = [crud.Payment(account_id, 5, None, None, True) for _, account_id in (holders[0], holders[2])]
 
     with holding(url, holders[0][1]):
         outcomes = await asyncio.wait_for(
-            asyncio.gather(*map(operations.reverse, reversals), *map(operations.pay, payments), return_exceptions=True),
+            asyncio.gather(
+                *(operations.write(crud.reverse_transfers, each) for each in reversals),
+                *(operations.write(crud.make_payments, each) for each in payments),
+                return_exceptions=True,
+            ),
             LONG,
         )
 
@@ -127,9 +134,11 @@ async def test_a_bulk_call_that_needs_a_locked_account_holds_up_no_other(
     before = rows("SELECT count(*) FROM transfers")
     with holding(url, holders[0][1]):
         stuck = asyncio.ensure_future(
-            operations.transfer_many(Bulk([pay(holders, 1, 7), pay(holders, 1, 0)], all_or_nothing))
+            operations.write_many(crud.make_transfers, Bulk([pay(holders, 1, 7), pay(holders, 1, 0)], all_or_nothing))
         )
-        [done] = await asyncio.wait_for(operations.transfer_many(Bulk([pay(holders, 2, 6)], all_or_nothing)), LONG)
+        [done] = await asyncio.wait_for(
+            operations.write_many(crud.make_transfers, Bulk([pay(holders, 2, 6)], all_or_nothing)), LONG
+        )
         assert isinstance(done, Posted)
         with pytest.raises(Locked):
             await asyncio.wait_for(stuck, LONG)
@@ -144,7 +153,10 @@ async def test_a_hot_account_is_waited_for_as_long_as_others_need_it(
     try:
         orders = [pay(holders, index % 4, 7) for index in range(400)]
         outcomes = await asyncio.gather(
-            *(each.transfer(order) for each, order in zip([operations, other] * 200, orders, strict=True))
+            *(
+                each.write(crud.make_transfers, order)
+                for each, order in zip([operations, other] * 200, orders, strict=True)
+            )
         )
     finally:
         await other.close()
@@ -180,8 +192,10 @@ async def test_who_cannot_send_waits_for_nobody_and_locks_no_account_of_others(
 
     with holding(url, *others):
         with pytest.raises(refusal):
-            await asyncio.wait_for(operations.transfer(order), LONG)
-        [outcome] = await asyncio.wait_for(operations.transfer_many(Bulk([order], all_or_nothing=True)), LONG)
+            await asyncio.wait_for(operations.write(crud.make_transfers, order), LONG)
+        [outcome] = await asyncio.wait_for(
+            operations.write_many(crud.make_transfers, Bulk([order], all_or_nothing=True)), LONG
+        )
     assert isinstance(outcome, refusal)
 
 
@@ -204,7 +218,7 @@ async def test_money_that_came_while_its_account_was_waited_for_can_be_spent(
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE accounts SET balance = balance + 7 WHERE id = %s", [empty])
         connection.execute("UPDATE accounts SET balance = balance - 7 WHERE id = %s", [holders[0][1]])
-        spending = asyncio.ensure_future(operations.transfer(pay(holders, 4, 5, 7)))
+        spending = asyncio.ensure_future(operations.write(crud.make_transfers, pay(holders, 4, 5, 7)))
         for _ in range(1000):
             waiting = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
             if waiting == (1,):

@@ -11,6 +11,7 @@ from test_accounts import order, register_all
 from test_database import registration
 from test_registration import count, named
 
+import crud
 from db import prepared
 from db.engines import Database
 from models import KeyedRegistration
@@ -74,13 +75,15 @@ async def replace(operations: Operations, beginning: str, replacement: str | Non
 @on_postgresql
 async def test_nothing_that_begins_or_ends_a_transaction_is_prepared(operations: Operations) -> None:
     for number in range(8):
-        await operations.register_user(registration(f"alice{number}"))
+        await operations.write(crud.register_users, registration(f"alice{number}"))
         # PostgreSQL takes no NUL, so that this one fails, and savepoints isolate it.
         failing = KeyedRegistration.model_construct(
             username=f"bob{number}\0", email="bob@example.com", phone_number=None, idempotency_key=None
         )
-        await operations.register_many(Bulk([registration(f"carol{number}"), failing], all_or_nothing=False))
-    await operations.register_user(registration("dave"))
+        await operations.write_many(
+            crud.register_users, Bulk([registration(f"carol{number}"), failing], all_or_nothing=False)
+        )
+    await operations.write(crud.register_users, registration("dave"))
 
     statements = await prepared_statements(operations)
 
@@ -95,10 +98,10 @@ async def test_a_statement_that_a_pooler_lost_or_mixed_up_leads_to_no_half_regis
     operations: Operations, rows: Rows, beginning: str, replacement: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(8):
-        await operations.register_user(registration(f"alice{number}"))
+        await operations.write(crud.register_users, registration(f"alice{number}"))
     assert await replace(operations, beginning, replacement) >= 1
 
-    await operations.register_user(registration("bob"))
+    await operations.write(crud.register_users, registration("bob"))
 
     assert count(rows) == (9, 9, 9)
     assert rows("SELECT count(*) FROM accounts") == [(9,)]
@@ -118,7 +121,7 @@ async def test_without_a_transaction_nothing_is_written(
     monkeypatch.setattr(prepared, "run", begin_nothing)
 
     with pytest.raises(Conflict):
-        await operations.register_user(registration("alice"))
+        await operations.write(crud.register_users, registration("alice"))
 
     assert count(rows) == (0, 0, 0)
 
@@ -129,7 +132,7 @@ async def test_prepared_statements_can_be_turned_off(url: str, rows: Rows) -> No
     operations = Operations(Database(settings), settings)
 
     for number in range(8):
-        await operations.register_user(registration(f"alice{number}"))
+        await operations.write(crud.register_users, registration(f"alice{number}"))
 
     assert await prepared_statements(operations) == []
     assert count(rows) == (8, 8, 8)

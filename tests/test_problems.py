@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 from test_registration import named
 
+import crud
 import main
 import refusals
 from api import errors, problems
@@ -110,7 +111,7 @@ def test_any_other_status_of_the_framework_is_a_problem_too(
     async def refuse(*_: Any) -> None:
         raise HTTPException(418)
 
-    monkeypatch.setattr(main.app.state.operations, "register_user", refuse)
+    monkeypatch.setitem(main.app.state.operations.single, crud.register_users, refuse)
 
     assert_problem(client.post("/register", json=named("alice")), 418, "im-a-teapot")
 
@@ -129,7 +130,7 @@ def test_the_unforeseen_is_a_500_without_details(
     async def fail(*_: Any) -> None:
         raise RuntimeError(private)
 
-    monkeypatch.setattr(main.app.state.operations, "register_user", fail)
+    monkeypatch.setitem(main.app.state.operations.single, crud.register_users, fail)
 
     response = client.post("/register", json=named("alice"))
 

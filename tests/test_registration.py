@@ -9,6 +9,7 @@ import pytest
 from conftest import Rows
 from starlette.testclient import TestClient
 
+import crud
 import metrics
 from models import KeyedRegistration
 from operations import Operations
@@ -248,7 +249,10 @@ def registration(username: str, **fields: Any) -> KeyedRegistration:
 
 async def test_a_name_asked_for_by_many_at_once_goes_to_one(operations: Operations, rows: Rows) -> None:
     outcomes = await asyncio.gather(
-        *(operations.register_user(registration(name)) for name in ["alice", "ALICE", "Alice", "aLICE"] * 8),
+        *(
+            operations.write(crud.register_users, registration(name))
+            for name in ["alice", "ALICE", "Alice", "aLICE"] * 8
+        ),
         return_exceptions=True,
     )
 
@@ -260,7 +264,7 @@ async def test_a_key_sent_by_many_at_once_registers_one_user(operations: Operati
     key = str(uuid4())
 
     outcomes = await asyncio.gather(
-        *(operations.register_user(registration("alice", idempotency_key=key)) for _ in range(8))
+        *(operations.write(crud.register_users, registration("alice", idempotency_key=key)) for _ in range(8))
     )
 
     assert len({outcome.user.id for outcome in outcomes}) == 1
@@ -272,11 +276,11 @@ async def test_in_one_batch_a_name_whose_first_key_is_spent_goes_to_the_next(
     operations: Operations, rows: Rows
 ) -> None:
     key = str(uuid4())
-    await operations.register_user(registration("first", idempotency_key=key))
+    await operations.write(crud.register_users, registration("first", idempotency_key=key))
 
     spent, next_one = await asyncio.gather(
-        operations.register_user(registration("bob", idempotency_key=key, email="spent@example.com")),
-        operations.register_user(registration("bob", email="next@example.com")),
+        operations.write(crud.register_users, registration("bob", idempotency_key=key, email="spent@example.com")),
+        operations.write(crud.register_users, registration("bob", email="next@example.com")),
         return_exceptions=True,
     )
 
@@ -294,7 +298,7 @@ async def test_a_failure_that_nobody_foresaw_harms_no_neighbour(
     halved = metrics.BATCHES_HALVED._value.get()
 
     outcomes = await asyncio.gather(
-        *(operations.register_user(registration(name)) for name in names), return_exceptions=True
+        *(operations.write(crud.register_users, registration(name)) for name in names), return_exceptions=True
     )
 
     assert [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Exception)] == cursed

@@ -25,6 +25,7 @@ from test_accounts import (
     send,
 )
 
+import crud
 from db.engines import Database
 from ledger import Order
 from operations import Operations
@@ -334,7 +335,9 @@ async def test_what_is_too_long_for_its_column_fails_and_is_not_cut(
     before = books(rows)
 
     with pytest.raises(DataError):
-        await operations.transfer(Order(alice.user_id, alice.account_id, bob.account_id, 1, memo="x" * 201))
+        await operations.write(
+            crud.make_transfers, Order(alice.user_id, alice.account_id, bob.account_id, 1, memo="x" * 201)
+        )
 
     assert books(rows) == before
 

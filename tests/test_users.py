@@ -64,14 +64,14 @@ def test_a_user_who_closes_itself_is_closed_and_keeps_its_name(client: TestClien
 
 
 async def test_changes_of_one_user_in_one_batch_apply_in_order(operations: Operations, rows: Rows) -> None:
-    await operations.register_user(KeyedRegistration.model_validate(named("alice")))
+    await operations.write(crud.register_users, KeyedRegistration.model_validate(named("alice")))
     [(user_id,)] = rows("SELECT id FROM users")
 
     first, second, third, fourth = await asyncio.gather(
-        operations.update_user(crud.UserChange(user_id, {"email": "first@example.com"})),
-        operations.update_user(crud.UserChange(user_id, {"email": "second@example.com"})),
-        operations.update_user(crud.UserChange(user_id, {"status": "suspended"}, by_operator=True)),
-        operations.update_user(crud.UserChange(user_id, {"email": "fourth@example.com"})),
+        operations.write(crud.update_users, crud.UserChange(user_id, {"email": "first@example.com"})),
+        operations.write(crud.update_users, crud.UserChange(user_id, {"email": "second@example.com"})),
+        operations.write(crud.update_users, crud.UserChange(user_id, {"status": "suspended"}, by_operator=True)),
+        operations.write(crud.update_users, crud.UserChange(user_id, {"email": "fourth@example.com"})),
         return_exceptions=True,
     )
 

@@ -154,10 +154,10 @@ async def test_no_token_is_left_to_a_user_who_is_closed_while_tokens_are_issued(
     operations: Operations, rows: Rows
 ) -> None:
     for name in ("alice", "bob", "carol"):
-        user = (await operations.register_user(KeyedRegistration.model_validate(named(name)))).user
-        closing = crud.UserChange(user.id, {"status": "closed"})
-        issues = [operations.issue_token(crud.TokenIssue(user.id, None, None)) for _ in range(5)]
-        outcomes = await asyncio.gather(*issues, operations.update_user(closing), return_exceptions=True)
+        user = (await operations.write(crud.register_users, KeyedRegistration.model_validate(named(name)))).user
+        closing = operations.write(crud.update_users, crud.UserChange(user.id, {"status": "closed"}))
+        issues = [operations.write(crud.issue_tokens, crud.TokenIssue(user.id, None, None)) for _ in range(5)]
+        outcomes = await asyncio.gather(*issues, closing, return_exceptions=True)
         assert all(not isinstance(each, Exception) or isinstance(each, UserNotActive) for each in outcomes), outcomes
 
     assert rows("SELECT count(*) FROM access_tokens WHERE revoked_at IS NULL") == [(0,)]
