@@ -5,26 +5,22 @@ and answers a list of outcomes in the order of the items: what is true now, or a
 nothing is rolled back for them.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import wraps
 from operator import itemgetter
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.asyncio import AsyncSessionTransaction
 from sqlalchemy.orm import aliased
 from sqlmodel import SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-import metrics
-from db.prepared import execute, prepared
-from db.statements import among, dialect_of, insert_rows, table_of, update_rows
+from db.isolation import Write, all_or_nothing, begin, isolating_failures
+from db.prepared import execute
+from db.statements import among, dialect_of, insert_rows, update_rows
 from fields import Status
-from ledger import OPERATOR, Holding, Ledger, Order, Posted, Posting
+from ledger import CONTENT, OPERATOR, Holding, Ledger, Order, Posted, Posting, content_of
 from models import (
     AccessToken,
     Account,
@@ -42,13 +38,23 @@ from models import (
     UserPublic,
     now,
 )
+from queries import (
+    account_statement,
+    entries_statement,
+    holdings_statement,
+    imported_statement,
+    inactive_statement,
+    newest_entry_statement,
+    postings_statement,
+    token_statement,
+    without_token_statement,
+)
 from refusals import (
     AccountExists,
     AccountNotFound,
     BalanceNotZero,
     Conflict,
     IdempotencyKeyReused,
-    Interruption,
     Locked,
     OperatorTransfer,
     ReceiverOnly,
@@ -64,70 +70,10 @@ from refusals import (
 )
 from tokens import hash_secret, make_token
 
-P = ParamSpec("P")
-Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
 Shown = TypeVar("Shown", bound=SQLModel)
-Write = Callable[Concatenate[AsyncSession, Sequence[Item], P], Awaitable[list[Outcome | Refusal]]]
-IsolatedWrite = Callable[Concatenate[AsyncSession, Sequence[Item], P], Awaitable[list[Outcome | Exception]]]
 
 REPLAY_WINDOW = timedelta(minutes=15)
 """How long the idempotency key of a registration answers again what it answered first."""
-
-
-# --- transactions -----------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def begin(session: AsyncSession) -> AsyncIterator[AsyncSessionTransaction]:
-    """A transaction, or a savepoint within the one that replays a batch."""
-    async with session.begin_nested() if session.in_transaction() else session.begin() as transaction:
-        # The session itself would begin at its first statement, and does not see those that the driver executes.
-        await session.connection()
-        yield transaction
-
-
-def isolating_failures(write: Write[Item, P, Outcome]) -> IsolatedWrite[Item, P, Outcome]:
-    """Let an item that fails unforeseen fail alone, as the exception that is its outcome.
-
-    When `write` raises, its transaction is rolled back ("load the save") and the items are replayed in halves, each
-    half behind its own savepoint and halved again where it fails: n items with one bad one cost 2 log2(n) writes.
-    """
-
-    @wraps(write)
-    async def isolated(
-        session: AsyncSession, items: Sequence[Item], /, *args: P.args, **kwargs: P.kwargs
-    ) -> list[Outcome | Exception]:
-        try:
-            return [*await write(session, items, *args, **kwargs)]
-        except Interruption:
-            raise
-        except Exception as error:
-            if len(items) == 1:
-                return [error]
-        metrics.BATCHES_HALVED.inc()
-        middle = len(items) // 2
-        async with begin(session):
-            halves = (items[:middle], items[middle:])
-            return [outcome for half in halves for outcome in await isolated(session, half, *args, **kwargs)]
-
-    return isolated
-
-
-def all_or_nothing(write: Write[Item, P, Outcome]) -> Write[Item, P, Outcome]:
-    """Let nothing land where one item is refused; the outcomes tell which."""
-
-    @wraps(write)
-    async def whole(
-        session: AsyncSession, items: Sequence[Item], /, *args: P.args, **kwargs: P.kwargs
-    ) -> list[Outcome | Refusal]:
-        async with begin(session) as transaction:
-            outcomes = await write(session, items, *args, **kwargs)
-            if any(isinstance(outcome, Refusal) for outcome in outcomes):
-                await transaction.rollback()
-        return outcomes
-
-    return whole
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -177,7 +123,7 @@ def hash_key(registration: KeyedRegistration) -> str | None:
 
 async def insert_users(
     session: AsyncSession,
-    registrations: Sequence[KeyedRegistration],
+    registrations: Sequence[Registration],
     key_hashes: Sequence[str | None],
     moment: datetime,
 ) -> dict[int, UserPublic]:
@@ -294,21 +240,14 @@ async def import_users(
     if not registrations:
         return []
     keys = [hash_import(registration) for registration in registrations]
-    rows = [
-        {**vars(registration), "registration_key_hash": key}
-        for registration, key in zip(registrations, keys, strict=True)
-    ]
     async with begin(session):
         moment = now()
-        # In order of name, as in insert_users.
-        rows.sort(key=itemgetter("username"))
-        returning = ("id", "username", "registration_key_hash")
-        inserted = await insert_rows(session, User, rows, created_at=moment, returning=returning)
-        await insert_profiles_and_accounts(session, (id for id, _, _ in inserted), currency)
-        new = {key for _, _, key in inserted}
+        created = await insert_users(session, registrations, keys, moment)
+        await insert_profiles_and_accounts(session, (user.id for user in created.values()), currency)
+        new = {keys[index] for index in created}
         before = await find_imported(session, keys) if len(new) < len(keys) else new
         if keep_tokens:
-            owners = [(id, username) for id, username, _ in inserted]
+            owners = [(user.id, user.username) for user in created.values()]
             if len(new) < len(before):
                 owners = await find_without_token(session, keys)
             secrets = [(id, username, make_token()) for id, username in owners]
@@ -337,25 +276,10 @@ async def find_imported(session: AsyncSession, keys: Sequence[str]) -> set[str |
     return {key for (key,) in await execute(session, imported_statement(dialect_of(session)), keys=keys)}
 
 
-@prepared
-def imported_statement(dialect: str) -> Any:
-    """SELECT for find_imported."""
-    key = col(User.registration_key_hash)
-    return select(key).where(among(dialect, key, "keys"))
-
-
 async def find_without_token(session: AsyncSession, keys: Sequence[str]) -> list[tuple[int, str]]:
     """Id and name of the active users with these keys who have never had a token."""
     rows = await execute(session, without_token_statement(dialect_of(session)), keys=keys)
     return [(id, username) for id, username in rows]
-
-
-@prepared
-def without_token_statement(dialect: str) -> Any:
-    """SELECT for find_without_token."""
-    has_token = select(AccessToken.id).where(AccessToken.user_id == User.id).exists()
-    is_asked = among(dialect, col(User.registration_key_hash), "keys")
-    return select(User.id, User.username).join(Profile).where(is_asked, Profile.status == "active", ~has_token)
 
 
 # --- users ------------------------------------------------------------------------------------------------------------
@@ -471,20 +395,6 @@ async def authenticate(session: AsyncSession, token_hashes: Sequence[str]) -> li
     moment = now()
     owners = {row[0]: admit(row, moment) for row in rows}
     return [owners.get(token_hash) or Unauthenticated() for token_hash in token_hashes]
-
-
-@prepared
-def token_statement(dialect: str) -> Any:
-    """SELECT for authenticate: columns instead of objects, since every call of a user begins with it."""
-    token, columns = table_of(AccessToken).c, {**table_of(User).c, "status": table_of(Profile).c.status}
-    return (
-        sa.select(
-            token.token_hash, token.revoked_at, token.expires_at, *(columns[name] for name in UserPublic.model_fields)
-        )
-        .join_from(table_of(AccessToken), table_of(User))
-        .join(table_of(Profile))
-        .where(among(dialect, token.token_hash, "hashes"))
-    )
 
 
 def admit(row: Sequence[Any], moment: datetime) -> UserPublic | Refusal:
@@ -694,13 +604,6 @@ async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPub
     raise AccountNotFound
 
 
-@prepared
-def account_statement(_: str) -> Any:
-    """SELECT of an account's fields."""
-    account = table_of(Account).c
-    return sa.select(*(account[name] for name in AccountPublic.model_fields)).where(account.id == sa.bindparam("id"))
-
-
 async def get_account_at(session: AsyncSession, id: int, caller: int, at: datetime) -> AccountPublic:
     """The account as it was at an instant. Raises AccountNotFound as get_account does."""
     account = await get_account(session, id, caller)
@@ -708,29 +611,6 @@ async def get_account_at(session: AsyncSession, id: int, caller: int, at: dateti
     for row in await execute(session, newest_entry_statement(dialect_of(session)), id=id, at=at):
         account.balance, account.version = row
     return account
-
-
-@prepared
-def newest_entry_statement(_: str) -> Any:
-    """SELECT of the balance and seq that an account's newest entry of this instant or before left.
-
-    No entry is older than the one before it (Ledger.moment). So this halves what is left to search until one entry
-    is: 20 look-ups by primary key among a million. An index by instant would make each transfer write to it twice.
-    """
-    entry = table_of(Entry).c
-    is_the_accounts = entry.account_id == sa.bindparam("id")
-    # It is that of seq `low`, or a newer one up to `high`; 0 is none.
-    nothing, newest = sa.literal(0, sa.BigInteger), sa.func.max(entry.seq)
-    search = sa.select(nothing.label("low"), newest.label("high")).where(is_the_accounts).cte("search", recursive=True)
-    low, high = search.c
-    is_not_newer = entry.created_at <= sa.bindparam("at")
-    search = search.union_all(
-        sa.select(sa.case((is_not_newer, entry.seq), else_=low), sa.case((is_not_newer, high), else_=entry.seq - 1))
-        .join_from(search, table_of(Entry), is_the_accounts & (entry.seq == (low + high + 1) // 2))
-        .where(low < high)
-    )
-    found = sa.select(sa.func.max(search.c.low)).scalar_subquery()
-    return sa.select(entry.balance_after, entry.seq).where(is_the_accounts, entry.seq == found)
 
 
 def construct(model: type[Shown], row: Sequence[Any]) -> Shown:
@@ -747,21 +627,6 @@ async def list_entries(session: AsyncSession, id: int, caller: int, *, before: i
     statement = entries_statement(dialect_of(session))
     rows = await execute(session, statement, id=id, before=before, limit=limit)
     return [construct(EntryPublic, row) for row in rows]
-
-
-@prepared
-def entries_statement(_: str) -> Any:
-    """SELECT for list_entries: the fields of EntryPublic, and no objects, since a page would need a hundred of them."""
-    entry, transfer = table_of(Entry).c, table_of(Transfer).c
-    counterparty = sa.case((entry.amount < 0, transfer.credit_account_id), else_=transfer.debit_account_id)
-    columns = {**transfer, **entry, "counterparty_account_id": counterparty}
-    return (
-        sa.select(*(columns[name] for name in EntryPublic.model_fields))
-        .join_from(table_of(Entry), table_of(Transfer))
-        .where(entry.account_id == sa.bindparam("id"), entry.seq < sa.bindparam("before"))
-        .order_by(entry.seq.desc())
-        .limit(sa.bindparam("limit"))
-    )
 
 
 # --- transfers --------------------------------------------------------------------------------------------------------
@@ -793,7 +658,7 @@ async def open_ledger(session: AsyncSession, orders: Sequence[Order], *, wait: b
     if funded:
         # The operator's orders are locked whatever their debit accounts hold. To wait now could deadlock.
         more, more_locked = await lock_holdings(
-            session, [replace(order, caller=OPERATOR) for order in funded], wait=False
+            session, [replace(order, initiator=OPERATOR) for order in funded], wait=False
         )
         holdings, locked = holdings | more, locked | more_locked
     # After the locks: whoever held them has committed by now, so this sees what it wrote.
@@ -818,7 +683,7 @@ async def lock_holdings(
     parameters = {
         "debits": [order.debit_account_id for order in orders],
         "credits": [order.credit_account_id for order in orders],
-        "callers": [order.caller for order in orders],
+        "callers": [order.initiator for order in orders],
         "amounts": [order.amount for order in orders],
     }
     dialect = dialect_of(session)
@@ -828,35 +693,6 @@ async def lock_holdings(
         return holdings, frozenset()
     there = await execute(session, holdings_statement(dialect, "read"), **parameters)
     return holdings, {id for id, *_ in there} - holdings.keys()
-
-
-@prepared
-def holdings_statement(dialect: str, mode: Literal["wait", "skip", "read"]) -> Any:
-    """SELECT … FOR UPDATE for lock_holdings; to read, without FOR UPDATE."""
-    accounts = table_of(Account)
-    account = accounts.c
-    query = sa.select(
-        account.id, account.user_id, account.currency, account.balance, account.version, account.updated_at
-    )
-    if dialect == "sqlite":
-        # It has one writer at a time, and locks no rows.
-        return query.where(among(dialect, account.id, "debits") | among(dialect, account.id, "credits"))
-    names = ("debits", "credits", "callers", "amounts")
-    arrays = (sa.bindparam(name, type_=sa.ARRAY(sa.BigInteger)) for name in names)
-    orders = sa.func.unnest(*arrays).table_valued(*names, with_ordinality="place", name="orders")
-    order = orders.render_derived().c
-    debit = accounts.alias("debit").c
-    by_operator = order.callers == sa.literal_column(str(OPERATOR))
-    so_far = sa.func.sum(order.amounts).over(partition_by=order.debits, order_by=order.place)
-    credit_id = sa.case((by_operator | (debit.balance >= so_far), order.credits))
-    wanted = sa.select(sa.func.unnest(postgresql.array([debit.id, credit_id]))).where(
-        debit.id == order.debits, by_operator | (debit.user_id == order.callers)
-    )
-    query = query.where(account.id == sa.any_(sa.func.array(wanted.scalar_subquery())))
-    if mode == "read":
-        return query
-    # In id order, so that opposite transfers cannot deadlock.
-    return query.order_by(account.id).with_for_update(skip_locked=mode == "skip")
 
 
 def find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locked: Set[int]) -> list[Order]:
@@ -870,7 +706,7 @@ def find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locked
     funded = []
     for order in orders:
         debit = holdings.get(order.debit_account_id)
-        if debit is None or order.caller not in (OPERATOR, debit.user_id):
+        if debit is None or order.initiator not in (OPERATOR, debit.user_id):
             continue
         if debit.user_id is None or most[debit.id] >= order.amount:
             most[order.credit_account_id] = most.get(order.credit_account_id, 0) + order.amount
@@ -885,48 +721,14 @@ async def find_inactive(session: AsyncSession, user_ids: Collection[int]) -> set
     return {user_id for (user_id,) in rows}
 
 
-@prepared
-def inactive_statement(dialect: str) -> Any:
-    """SELECT for find_inactive."""
-    profiles = table_of(Profile).c
-    return sa.select(profiles.user_id).where(among(dialect, profiles.user_id, "ids"), profiles.status != "active")
-
-
 async def find_postings(session: AsyncSession, orders: Sequence[Order]) -> list[Posting]:
     """What the callers of these orders did under the same keys before."""
     if not orders:
         return []
     keys = sorted({order.idempotency_key for order in orders if order.idempotency_key is not None})
-    callers = sorted({order.caller for order in orders})
+    callers = sorted({order.initiator for order in orders})
     rows = await execute(session, postings_statement(dialect_of(session)), callers=callers, keys=keys)
     return [read_posting(*row) for row in rows]
-
-
-@prepared
-def postings_statement(dialect: str) -> Any:
-    """SELECT for find_postings: the transfers, and the balances that they left on both accounts."""
-    transfers, debit, credit = table_of(Transfer), table_of(Entry).alias(), table_of(Entry).alias()
-    transfer = transfers.c
-    return (
-        sa.select(
-            transfer.id,
-            transfer.currency,
-            transfer.created_at,
-            debit.c.balance_after,
-            credit.c.balance_after,
-            *(transfer[name] for name in CONTENT),
-        )
-        .join_from(
-            transfers,
-            debit,
-            (debit.c.transfer_id == transfer.id) & (debit.c.account_id == transfer.debit_account_id),
-        )
-        .join(credit, (credit.c.transfer_id == transfer.id) & (credit.c.account_id == transfer.credit_account_id))
-        .where(
-            among(dialect, transfer.initiator, "callers"),
-            among(dialect, transfer.idempotency_key, "keys"),
-        )
-    )
 
 
 def read_posting(
@@ -974,37 +776,21 @@ async def store_postings(session: AsyncSession, ledger: Ledger) -> None:
     )
 
 
-# What tells the transfers of one batch apart. Those that are alike in all of it may swap their ids.
-CONTENT = ("initiator", "debit_account_id", "credit_account_id", "amount", "memo", "idempotency_key", "reverses_id")
-
-
 async def insert_transfers(session: AsyncSession, ledger: Ledger) -> None:
     """Insert the transfers, and give each posting the id of its own."""
-    contents = [
-        (
-            order.caller,
-            order.debit_account_id,
-            order.credit_account_id,
-            order.amount,
-            order.memo,
-            order.idempotency_key,
-            order.reverses_id,
-        )
-        for order in (posting.order for posting in ledger.postings)
-    ]
     rows = [
-        {**dict(zip(CONTENT, content, strict=True)), "currency": posting.currency}
-        for content, posting in zip(contents, ledger.postings, strict=True)
+        {**dict(zip(CONTENT, content_of(posting.order), strict=True)), "currency": posting.currency}
+        for posting in ledger.postings
     ]
     inserted = await insert_rows(session, Transfer, rows, returning=("id", *CONTENT), created_at=ledger.moment)
     if len(inserted) < len(rows):
         # Another transaction used one of the keys with other accounts, just now. Run again, this one sees it.
         raise Conflict
-    ids: dict[Any, list[int]] = {}
+    ids: dict[tuple[Any, ...], list[int]] = {}
     for id, *content in sorted(inserted, key=itemgetter(0), reverse=True):
         ids.setdefault(tuple(content), []).append(id)
-    for content, posting in zip(contents, ledger.postings, strict=True):
-        posting.id = ids[content].pop()
+    for posting in ledger.postings:
+        posting.id = ids[content_of(posting.order)].pop()
 
 
 @isolating_failures
@@ -1084,7 +870,7 @@ def reverse(reversal: Reversal, found: FoundTransfer | None) -> Order | Refusal:
     if transfer.reverses_id is not None:
         return ReversalNotReversible()
     return Order(
-        caller=reversal.caller,
+        initiator=reversal.caller,
         debit_account_id=transfer.credit_account_id,
         credit_account_id=transfer.debit_account_id,
         amount=transfer.amount,

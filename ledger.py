@@ -1,8 +1,10 @@
 """What a transfer does to two accounts, decided in memory. Knows nothing of SQL."""
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, fields
 from datetime import datetime
+from operator import attrgetter
+from typing import Any
 
 from models import now
 from refusals import (
@@ -30,15 +32,24 @@ It is kept here and not by a CHECK, since a balance that is outside, from before
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A transfer that a caller wants. Its content is what has to be the same where its key is used again."""
+    """A transfer that its initiator (a user's id, or OPERATOR) wants; the fields are columns of transfers.
 
-    caller: int
+    Where its key is used again, all of it has to be the same.
+    """
+
+    initiator: int
     debit_account_id: int
     credit_account_id: int
     amount: int
     memo: str | None = None
     idempotency_key: str | None = None
     reverses_id: int | None = None
+
+
+CONTENT = tuple(field.name for field in fields(Order))
+"""What tells the transfers of one batch apart. Those that are alike in all of it may swap their ids."""
+
+content_of: Callable[[Order], tuple[Any, ...]] = attrgetter(*CONTENT)
 
 
 @dataclass(slots=True)
@@ -92,7 +103,7 @@ class Ledger:
     ) -> None:
         self.holdings: Mapping[int, Holding] = {holding.id: holding for holding in holdings}
         self.inactive = inactive
-        self.by_key = {(posting.order.caller, posting.order.idempotency_key): posting for posting in earlier}
+        self.by_key = {(posting.order.initiator, posting.order.idempotency_key): posting for posting in earlier}
         self.reversed = set(reversed)
         self.locked = locked
         self.postings: list[Posting] = []
@@ -108,7 +119,7 @@ class Ledger:
 
     def post(self, order: Order) -> Posted | Refusal:
         """Move the money, or say why not; a key that was used answers what it did then."""
-        key = (order.caller, order.idempotency_key)
+        key = (order.initiator, order.idempotency_key)
         if key in self.by_key:
             earlier = self.by_key[key]
             return Posted(earlier, replayed=True) if earlier.order == order else IdempotencyKeyReused()
@@ -140,12 +151,12 @@ class Ledger:
 
     def judge_debit(self, order: Order, debit: Holding | None) -> Refusal | None:
         """Return why the caller cannot send this amount from this account, to whomever, or None."""
-        if debit is None or order.caller not in (OPERATOR, debit.user_id):
+        if debit is None or order.initiator not in (OPERATOR, debit.user_id):
             return AccountNotFound()
         if order.debit_account_id == order.credit_account_id:
             return SameAccount()
         # The operator pays out those who are not active: see judge_credit.
-        if order.caller != OPERATOR and debit.user_id in self.inactive:
+        if order.initiator != OPERATOR and debit.user_id in self.inactive:
             return AccountNotActive()
         if order.reverses_id in self.reversed:
             return AlreadyReversed()
@@ -156,7 +167,7 @@ class Ledger:
     def judge_credit(self, order: Order, debit: Holding, credit: Holding) -> Refusal | None:
         """Return why this account cannot receive what the other one can send, or None."""
         is_to_system = credit.user_id is None
-        if is_to_system and order.caller != OPERATOR:
+        if is_to_system and order.initiator != OPERATOR:
             return AccountNotFound()
         if debit.currency != credit.currency:
             return CurrencyMismatch()

@@ -14,6 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 import crud
 from db.batching import Batcher
 from db.engines import Database
+from db.isolation import IsolatedWrite, Write
 from ledger import OPERATOR, Posted
 from models import UserPublic
 from refusals import BatchUnderWay, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, Overloaded
@@ -109,7 +110,7 @@ class Operations:
             "query", run_query, tasks=4, batch_limit=1, too_late=DatabaseUnavailable
         )
 
-    def write(self, write: crud.IsolatedWrite[Item, ..., Outcome], item: Item) -> Coroutine[Any, Any, Outcome]:
+    def write(self, write: IsolatedWrite[Item, ..., Outcome], item: Item) -> Coroutine[Any, Any, Outcome]:
         """Write one item, in one transaction with whatever else waits for the same crud function.
 
         Raises the Refusal or other exception that is the item's outcome, and Overloaded, ShuttingDown, Locked, or
@@ -118,7 +119,7 @@ class Operations:
         return self.single[write](item)
 
     def write_many(
-        self, write: crud.IsolatedWrite[Item, ..., Outcome], items: Bulk[Item]
+        self, write: IsolatedWrite[Item, ..., Outcome], items: Bulk[Item]
     ) -> Coroutine[Any, Any, Sequence[Outcome | Exception]]:
         """Write many items in a transaction of their own; the outcomes in their order. Raises as `write`."""
         return self.many[write](items)
@@ -157,7 +158,7 @@ class Operations:
         return batcher
 
     def coalesce(
-        self, write: crud.IsolatedWrite[Item, P, Outcome], *args: P.args, **kwargs: P.kwargs
+        self, write: IsolatedWrite[Item, P, Outcome], *args: P.args, **kwargs: P.kwargs
     ) -> Calls[Item, Outcome]:
         """Single calls of a crud function that writes many; those that need a locked row wait without the others."""
 
@@ -221,8 +222,8 @@ class Operations:
     def bulk(
         self,
         name: str,
-        write: crud.IsolatedWrite[Item, P, Outcome],
-        write_all: crud.Write[Item, P, Outcome],
+        write: IsolatedWrite[Item, P, Outcome],
+        write_all: Write[Item, P, Outcome],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Calls[Bulk[Any], Sequence[Any]]:

@@ -172,7 +172,7 @@ def test_no_entry_is_older_than_the_newest_one_of_its_account() -> None:
 
 ORDERS = st.builds(
     Order,
-    caller=st.sampled_from([OPERATOR, ALICE, BOB, EVE]),
+    initiator=st.sampled_from([OPERATOR, ALICE, BOB, EVE]),
     debit_account_id=st.sampled_from([SYSTEM_ID, ALICES, BOBS, EVES, DOLLARS, MISSING]),
     credit_account_id=st.sampled_from([SYSTEM_ID, ALICES, BOBS, EVES, DOLLARS, MISSING]),
     amount=st.integers(1, 60) | st.just(2**53 - 1),
@@ -207,5 +207,7 @@ def test_whatever_is_asked_no_money_is_made_or_lost(orders: list[Order]) -> None
             assert (seq, balance_after) == (version + 1, balance + amount)
             start[id] = balance_after, seq
     assert start == {id: (holding.balance, holding.version) for id, holding in ledger.holdings.items()}
-    used = [(each.order.caller, each.order.idempotency_key) for each in ledger.postings if each.order.idempotency_key]
+    used = [
+        (each.order.initiator, each.order.idempotency_key) for each in ledger.postings if each.order.idempotency_key
+    ]
     assert len(used) == len(set(used))

@@ -188,7 +188,7 @@ async def test_who_cannot_send_waits_for_nobody_and_locks_no_account_of_others(
 ) -> None:
     sender, debit, credit, amount = wanted
     order = Order(holders[sender][0], holders[debit][1], holders[credit][1], amount)
-    others = [account_id for user_id, account_id in holders if user_id != order.caller]
+    others = [account_id for user_id, account_id in holders if user_id != order.initiator]
 
     with holding(url, *others):
         with pytest.raises(refusal):
