@@ -11,6 +11,7 @@ import pydantic
 from email_validator import EmailNotValidError, validate_email
 from precis_i18n import get_profile
 from pydantic import AfterValidator, BeforeValidator
+from pydantic_core import PydanticCustomError
 from sqlalchemy import BigInteger, Integer
 from sqlmodel import Field
 
@@ -41,6 +42,11 @@ PATTERNS = {
 """What a field that has to match one of these patterns expects, in words."""
 
 
+def wrong(detail: str) -> PydanticCustomError:
+    """What a check raises: unlike a ValueError, it does not keep the frames, and with them the request, in memory."""
+    return PydanticCustomError("value", "{detail}", {"detail": detail})
+
+
 def normalise_username(username: Any) -> Any:
     """The one spelling of a username (PRECIS UsernameCaseMapped, RFC 8265 section 3.3)."""
     # What is no text, or far too long, is for the checks that follow.
@@ -51,11 +57,11 @@ def normalise_username(username: Any) -> Any:
         return username.lower()
     # The profile takes 20 µs for each character, and makes none of these fewer.
     if len(unicodedata.normalize("NFKC", username.lower())) > 50:
-        raise ValueError("A username has at most 50 characters")
+        raise wrong("A username has at most 50 characters")
     try:
         return USERNAME_PROFILE.enforce(username)
     except UnicodeEncodeError:
-        raise ValueError("A username is made of letters, digits and visible ASCII characters, without spaces") from None
+        raise wrong("A username is made of letters, digits and visible ASCII characters, without spaces") from None
 
 
 def normalise_email(email: Any) -> Any:
@@ -64,14 +70,14 @@ def normalise_email(email: Any) -> Any:
         return email
     # Before anything that takes longer, the longer the text is (RFC 5321, section 4.5.3.1).
     if len(email) > 254:
-        raise ValueError("An email address has at most 100 characters")
+        raise wrong("An email address has at most 100 characters")
     try:
         # Many share a domain, and to check one costs more than all the rest of a registration.
         if len(email) <= 100 and (plain := PLAIN_EMAIL.fullmatch(email)):
             return f"{plain[1]}@{normalise_domain(plain[2])}"
         return validate_email(email, check_deliverability=False, strict=True).normalized
     except EmailNotValidError as error:
-        raise ValueError(str(error)) from None
+        raise wrong(str(error)) from None
 
 
 @lru_cache(10_000)
@@ -83,14 +89,14 @@ def normalise_domain(domain: str) -> str:
 def check_random_uuid(key: UUID) -> UUID:
     """Refuse UUIDs that somebody else could guess, since a registration's replay hands out a token."""
     if key.version not in (4, 7):
-        raise ValueError("Use a random UUID, version 4 or 7")
+        raise wrong("Use a random UUID, version 4 or 7")
     return key
 
 
 def check_text(text: str | None) -> str | None:
     """Refuse characters that cannot be seen; letters, marks, emoji and spaces of every script may be used."""
     if text is not None and UNPRINTABLE.search(text) is not None:
-        raise ValueError("Write it in one line, without control characters and marks that turn the text around")
+        raise wrong("Write it in one line, without control characters and marks that turn the text around")
     return text
 
 
@@ -98,11 +104,11 @@ def check_instant(instant: Any) -> Any:
     """An instant in UTC, from RFC 3339 (section 5.6) only."""
     parts = RFC_3339.fullmatch(instant) if isinstance(instant, str) else None
     if parts is None:
-        raise ValueError("Write an instant as in RFC 3339, with its offset: 2026-11-23T09:00:00Z")
+        raise wrong("Write an instant as in RFC 3339, with its offset: 2026-11-23T09:00:00Z")
     try:
         return datetime.fromisoformat(parts[1].upper() + parts[2].upper().replace(" ", "+")).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError("There is no such instant") from None
+        raise wrong("There is no such instant") from None
 
 
 # 64 bits on PostgreSQL; SQLite numbers rows by itself only in a column of type INTEGER, which holds 64 bits there.

@@ -7,7 +7,7 @@ from fastapi import Header
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
-from fields import IdempotencyKey
+from fields import IdempotencyKey, wrong
 
 STRUCTURED_STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
 
@@ -18,7 +18,7 @@ def unquote_key(key: Any) -> Any:
         return key
     quoted = STRUCTURED_STRING.fullmatch(key)
     if quoted is None:
-        raise ValueError("The quotes around the key do not match: send the key in one pair of quotes, or in none")
+        raise wrong("The quotes around the key do not match: send the key in one pair of quotes, or in none")
     return re.sub(r"\\(.)", r"\1", quoted[1])
 
 

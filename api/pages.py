@@ -11,6 +11,7 @@ from fastapi import Path, Query
 from pydantic import BeforeValidator, WithJsonSchema
 from starlette.convertors import Convertor, register_url_convertor
 
+from fields import wrong
 from models import Identified
 
 PLAIN_DIGITS = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -20,7 +21,7 @@ def read_digits(number: Any) -> Any:
     """A number in a path or query, as JSON would write it: without sign, leading zeros, underscores or spaces."""
     if isinstance(number, str):
         if PLAIN_DIGITS.fullmatch(number) is None:
-            raise ValueError("Write a whole number in digits only, without sign, spaces or leading zeros")
+            raise wrong("Write a whole number in digits only, without sign, spaces or leading zeros")
         return int(number)
     return number
 
@@ -55,7 +56,7 @@ def decode_cursor(cursor: Any) -> Any:
     except (binascii.Error, ValueError):
         position = -1
     if not 0 <= position < 2**63 or encode_cursor(position) != cursor:
-        raise ValueError('Send the "next" of the page before, unchanged')
+        raise wrong('Send the "next" of the page before, unchanged')
     return position
 
 

@@ -140,7 +140,7 @@ def plain_words(error: Mapping[str, Any]) -> str:
     """What is wrong, from pydantic's description of an error, in words that repeat no value."""
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] in PATTERNS:
         return PATTERNS[error["ctx"]["pattern"]]
-    # pydantic puts "Value error, " before our own words.
+    # pydantic puts "Value error, " before the words of a ValueError.
     message: str = error["msg"]
     words = PLAIN_WORDS.get(error["type"])
     return message.removeprefix("Value error, ") if words is None else words.format_map(error.get("ctx", {}))
@@ -217,6 +217,9 @@ async def handle_invalid_request(request: Request, error: Exception) -> Response
     """Answer what FastAPI found wrong with a request."""
     assert isinstance(error, RequestValidationError)
     invalid = invalid_fields(error)
+    for each in error.errors():
+        # A ValueError keeps the frames that it was raised in, and with them this error and the request, in memory.
+        each.get("ctx", {}).pop("error", None)
     return respond(invalid_request(invalid.errors, invalid.unlisted))
 
 

@@ -1,7 +1,10 @@
 """Nobody holds up the others, or fills the memory, with what they send."""
 
 import asyncio
+import gc
 import json
+import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from conftest import AS_OPERATOR, Rows
 from hypothesis import given
 from hypothesis import strategies as st
 from precis_i18n import get_profile
+from pydantic import BaseModel, field_validator
 from starlette.testclient import TestClient
 from test_accounts import books, fields_of, order, refusal_of, register_all
 from test_registration import named
@@ -24,6 +28,30 @@ from refusals import Overloaded
 JSON = {"Content-Type": "application/json"}
 
 
+class Checked(BaseModel):
+    """A body with a check of its own, as a developer may add it."""
+
+    number: int
+
+    @field_validator("number")
+    @classmethod
+    def refuse(cls, number: int) -> int:
+        """Refuse each."""
+        raise ValueError("not this one")
+
+
+@pytest.fixture(autouse=True)
+def checked_route() -> Iterator[None]:
+    """POST /checked, added to the app for one test."""
+
+    async def check(checked: Checked) -> None: ...
+
+    known = list(main.app.router.routes)
+    main.app.add_api_route("/checked", check, methods=["POST"])
+    yield
+    main.app.router.routes[:] = known
+
+
 # --- long fields ------------------------------------------------------------------------------------------------------
 
 
@@ -37,7 +65,7 @@ def test_a_long_email_is_refused_before_it_is_looked_into(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("a check that takes long")
 
-    monkeypatch.setattr(models, "validate_email", fail)
+    monkeypatch.setattr(fields, "validate_email", fail)
 
     for method, path, body, headers in (
         ("POST", "/register", named("bob") | {"email": email}, {}),
@@ -90,6 +118,56 @@ def assert_bounded(answer: Any, listed: int, unlisted: int) -> None:
     """The 422 lists so many errors, and says that there are so many more."""
     assert len(fields_of(answer)) == listed
     assert answer.json()["detail"].endswith(f" There are {unlisted:,} more errors.")
+
+
+async def ask_app(method: str, path: str, content: bytes, secret: str = "") -> tuple[int, bytes]:
+    """Status and body of an answer, without a client that may keep what it sent."""
+    answer: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content}
+
+    async def send(message: Any) -> None:
+        answer.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {secret}".encode())]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers, "root_path": ""}
+    await main.app(scope, receive, send)
+    return answer[0]["status"], answer[1]["body"]
+
+
+REFUSED = [
+    ("POST", "/register", named("bob") | {"email": "bob"}),
+    ("POST", "/register", named("\u202e")),
+    ("PATCH", "/me", {"email": "bob"}),
+    ("POST", "/tokens", {"name": "\u202e"}),
+    ("POST", "/transfers", order(1, 2, 5) | {"memo": "\u202e"}),
+    ("POST", "/transfers/batch", {"transfers": [order(1, 2, 5) | {"memo": "\u202e"}]}),
+    ("POST", "/checked", {"number": 1}),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("engine", ["sqlite"])
+async def test_what_was_refused_is_not_kept_in_memory(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    async with main.lifespan(main.app):
+        _, registered = await ask_app("POST", "/register", json.dumps(named("alice")).encode())
+        secret = json.loads(registered)["access_token"]
+        for method, path, body in REFUSED:
+            content = json.dumps(body | {"unknown": "a" * 500_000}).encode()
+            await ask_app(method, path, content, secret)
+            gc.disable()
+            tracemalloc.start()
+            try:
+                for _ in range(8):
+                    status, _ = await ask_app(method, path, content, secret)
+                    assert status == 422
+                kept, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+                gc.enable()
+            assert kept < 1_500_000, path  # of 4 MB
 
 
 def test_a_call_lists_at_most_100_errors(client: TestClient) -> None:
