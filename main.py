@@ -145,4 +145,3 @@ for middleware in (LimitBody, CatchUnexpected, FastPath, CountRequests):
     app.add_middleware(middleware)
 for module in (registration, users, me, accounts, transfers, payments, health, docs_pages):
     app.include_router(module.router)
-app.mount("/docs/assets", docs_pages.assets)

@@ -241,16 +241,20 @@ class OneWrite:
         return getattr(self.transport, name)
 
     def write(self, data: bytes) -> None:
-        """Hold a head back until the next write."""
+        """Hold a head back until the next write; what is large is not copied for it."""
+        # uvloop raises an error for what is written to a closed connection.
+        if self.is_closing():
+            return
         if self.head:
-            data = self.head + data
-            self.head = b""
+            head, self.head = self.head, b""
+            if len(data) > HEAD_LIMIT:
+                self.transport.write(head)
+            else:
+                data = head + data
         elif data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 100"):
             self.head = data
             return
-        # uvloop raises an error for what is written to a closed connection.
-        if not self.is_closing():
-            self.transport.write(data)
+        self.transport.write(data)
 
     def pause_reading(self) -> None:
         """Read nothing more."""
@@ -364,6 +368,17 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.received = self.received_of_body = 0
                 if self in self.worker.unfinished:
                     self.forget_unfinished()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer what came whole, though the client has closed its side, and then close ours."""
+        if self.awaits_refusal:
+            self.awaits_refusal = False
+            self.refuse(BUSY_CLOSING)
+        elif self.cycle is not None and not self.cycle.response_complete and self.stage is Stage.BETWEEN:
+            last = self.pipeline[0][0] if self.pipeline else self.cycle
+            last.keep_alive = False
+            return True
+        return False
 
     def feed(self, data: bytes) -> None:
         """Parse; where the client offers to upgrade, go on as if it had not."""

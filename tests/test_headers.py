@@ -20,7 +20,12 @@ import crud
 from api.middleware import CountRequests
 from main import app
 
-ASSETS = ("/docs/assets/swagger-ui.css", "/docs/assets/swagger-ui-bundle.js", "/docs/assets/favicon.png", "/redoc.js")
+ASSETS = (
+    "/docs/assets/swagger-ui.css",
+    "/docs/assets/swagger-ui-bundle.js",
+    "/docs/assets/favicon.png",
+    "/docs/assets/redoc.standalone.js",
+)
 
 
 @pytest.fixture

@@ -209,6 +209,19 @@ def test_what_two_servers_could_read_differently_is_refused_once_and_the_connect
     assert end == b""
 
 
+@pytest.mark.parametrize("names", [["half"], ["halves1", "halves2", "halves3"]])
+def test_a_client_that_closes_its_side_gets_its_answers(server: Server, names: list[str]) -> None:
+    received = b""
+    with connect(server) as connection:
+        connection.sendall(b"".join(map(register, names)))
+        connection.shutdown(socket.SHUT_WR)
+        while piece := connection.recv(2**16):
+            received += piece
+
+    assert received.count(b"HTTP/1.1 201 ") == len(names)
+    assert received.count(b"connection: close") == 1
+
+
 def test_a_request_of_http_1_0_needs_no_host(server: Server) -> None:
     answer, _ = exchange(server, b"GET /healthz HTTP/1.0\r\n\r\n")
 
