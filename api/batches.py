@@ -1,10 +1,7 @@
 """Batches: read, checked item by item, and answered item by item."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fastapi import Request
@@ -12,7 +9,7 @@ from pydantic import ValidationError
 from sqlmodel import SQLModel
 
 from api import problems
-from api.bodies import MIB, parse_body, read_body
+from api.bodies import MIB, in_thread, parse_body, read_body
 from api.errors import PROBLEMS, problem_of
 from api.problems import Problem
 from ledger import OPERATOR
@@ -26,9 +23,6 @@ BatchT = TypeVar("BatchT", bound=SQLModel)
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 Shown = TypeVar("Shown", bound=Answer)
-
-# One: Python runs one thread at a time, and each more would take its share from all other calls.
-BATCH_THREAD = ThreadPoolExecutor(1, "batches")
 
 
 class RefusedItem(Answer):
@@ -72,8 +66,6 @@ async def run_batch(
     Raises InvalidFields and BatchRefused where all of it is to be rolled back.
     """
     all_or_nothing = on_error == "rollback"
-    # In a thread, here and below: thousands of items take long enough to hold up everybody else.
-    in_thread = partial(asyncio.get_running_loop().run_in_executor, BATCH_THREAD)
     checked = await in_thread(check_items, items, check, name)
     invalid = [each for each in checked if isinstance(each, problems.InvalidFields)]
     if all_or_nothing and invalid:

@@ -2,14 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from api import problems
 from api.problems import BadBody, FieldError, InvalidFields
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MIB = 2**20
 SMALL = 2**14
@@ -84,7 +89,16 @@ def parse_json(body: bytes, limit: int = MIB) -> Any:
 
 async def parse_body(body: bytes, limit: int = MIB) -> Any:
     """The value of a JSON text, as parse_json gives it, without holding up others if it is large."""
-    return parse_json(body, limit) if len(body) <= SMALL else await asyncio.to_thread(parse_json, body, limit)
+    return parse_json(body, limit) if len(body) <= SMALL else await in_thread(parse_json, body, limit)
+
+
+# One: Python runs one thread at a time, and each more would take its share from all other calls.
+THREAD = ThreadPoolExecutor(1, "bodies")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that takes long enough to hold up everybody else."""
+    return await asyncio.get_running_loop().run_in_executor(THREAD, partial(function, *args, **kwargs))
 
 
 def make_object(members: list[tuple[str, Any]]) -> dict[str, Any]:

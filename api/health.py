@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 import metrics
 from api import problems
+from api.bodies import in_thread
 from api.callers import operations_of, require_monitoring
 from api.errors import OPERATOR_ONLY, documented, problem_of
 from api.strict_route import StrictRoute
@@ -63,6 +64,6 @@ async def readyz(request: Request, response: Response) -> SchemaState:
         **documented(*OPERATOR_ONLY, parameters=False),
     },
 )
-def get_metrics() -> Response:  # In a thread: it takes some milliseconds.
+async def get_metrics() -> Response:
     """In Prometheus' text format, to the operator's token and the one of the setting METRICS_TOKEN."""
-    return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await in_thread(metrics.exposition), media_type=CONTENT_TYPE_LATEST)

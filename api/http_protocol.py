@@ -27,7 +27,7 @@ from settings import settings_from_environment
 logger = logging.getLogger("savepoint")
 
 KIB = 2**10
-HEAD_LIMIT = 64 * KIB
+HEAD_LIMIT = 16 * KIB
 """Bytes of a request that are not its body: request line and headers; trailers and the framing of chunks."""
 PIPELINE_LIMIT = 16
 """Requests of one connection that may wait behind the one that is being answered."""
@@ -69,7 +69,7 @@ BUSY_CLOSING = answer_of(OVERLOADED, "connection: close\r\n")
 ENDING = ready_made(503, "ShuttingDown", ShuttingDown().detail)
 INVALID = ready_made(400, "InvalidHttp", "This is not a valid HTTP request. Check how the client writes it.")
 HEAD_TOO_LARGE = ready_made(
-    431, "RequestHeaderFieldsTooLarge", "The URL and the headers are too large. Send at most 64 KiB of them."
+    431, "RequestHeaderFieldsTooLarge", "The URL and the headers are too large. Send at most 16 KiB of them."
 )
 TIMED_OUT = ready_made(408, "RequestTimeout", "The request took too long to come. Nothing was done; send it again.")
 REASONS = {
@@ -247,7 +247,7 @@ class OneWrite:
             return
         if self.head:
             head, self.head = self.head, b""
-            if len(data) > HEAD_LIMIT:
+            if len(data) > 64 * KIB:
                 self.transport.write(head)
             else:
                 data = head + data

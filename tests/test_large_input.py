@@ -288,13 +288,12 @@ def test_a_batch_takes_its_turn_before_its_body_is_read(client: TestClient, monk
 
 def test_a_large_body_is_read_in_a_thread(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     in_threads = []
-    to_thread = asyncio.to_thread
 
     async def note(call: Any, *arguments: Any) -> Any:
         in_threads.append(call)
-        return await to_thread(call, *arguments)
+        return call(*arguments)
 
-    monkeypatch.setattr(asyncio, "to_thread", note)
+    monkeypatch.setattr(bodies, "in_thread", note)
     client.post("/register", json=named("x" * 2**18))
 
     assert in_threads == [bodies.parse_json]
