@@ -12,14 +12,14 @@ import sqlalchemy as sa
 from db.engines import reading
 
 CHUNK = 5000
-"""How many rows are in memory at a time."""
+"""Rows in memory at a time."""
 
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong, and with which account, transfer or currency."""
+    """An error in the books, and the account, transfer or currency that has it."""
 
     subject: str
     fault: str
@@ -37,7 +37,7 @@ class Totals:
 
     @property
     def difference(self) -> int:
-        """What was made or lost: 0 where the books are right."""
+        """Money that was made or lost: 0 where the books are right."""
         return self.held_by_users + self.held_by_system
 
 
@@ -49,7 +49,7 @@ class Audit:
         self.totals: dict[str, Totals] = {}
 
     def count_rows(self) -> int:
-        """How many rows `run` reads where the books are right."""
+        """The number of rows that `run` reads where the books are right."""
         return self.connection.scalar(sa.text(ROWS)) or 0
 
     def run(self, advance: Advance) -> Iterator[Finding]:
@@ -97,7 +97,7 @@ class Audit:
         yield from self.check_balance(row, balance, seq)
 
     def check_balance(self, account: Any, balance: int, seq: int) -> Iterator[Finding]:
-        """What the account itself says, against its newest entry; and add it to the totals."""
+        """Compare the account with its newest entry, and add it to the totals."""
         subject = f"account {account.id}"
         if account.balance != balance:
             yield Finding(subject, f"its balance is {account.balance:,}; its newest entry left {balance:,}")

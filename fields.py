@@ -1,4 +1,4 @@
-"""Every kind of field: what it may hold, how it is normalised and described. models.py makes tables of them."""
+"""Every kind of field: its limits, its normal form, its description. models.py makes tables of them."""
 
 import re
 import unicodedata
@@ -39,11 +39,11 @@ PATTERNS = {
     KEY: "Use visible ASCII characters and spaces only",
     CURRENCY: "Write a currency as its code, in capital letters and digits: EUR",
 }
-"""What a field that has to match one of these patterns expects, in words."""
+"""The text of the error where a field does not match a pattern."""
 
 
 def wrong(detail: str) -> PydanticCustomError:
-    """What a check raises: unlike a ValueError, it does not keep the frames, and with them the request, in memory."""
+    """Return the error for a check to raise; unlike a ValueError, it keeps no frames, and so no request, in memory."""
     return PydanticCustomError("value", "{detail}", {"detail": detail})
 
 

@@ -1,4 +1,4 @@
-"""What a transfer does to two accounts, decided in memory. Knows nothing of SQL."""
+"""The decision what a transfer does to two accounts, made in memory. Knows nothing of SQL."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, fields
@@ -47,7 +47,7 @@ class Order:
 
 
 CONTENT = tuple(field.name for field in fields(Order))
-"""What tells the transfers of one batch apart. Those that are alike in all of it may swap their ids."""
+"""The fields that tell the transfers of one batch apart. Transfers that are alike in all of them may swap ids."""
 
 content_of: Callable[[Order], tuple[Any, ...]] = attrgetter(*CONTENT)
 

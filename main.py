@@ -101,7 +101,7 @@ http_protocol.install()
 
 
 TRACED = any("OTEL_" in name for name in os.environ)
-"""Whether OpenTelemetry is set up. FastAPI looks for its providers on each request otherwise: 4 % of a GET /me."""
+"""True if OpenTelemetry is set up. FastAPI looks for its providers on each request otherwise: 4 % of a GET /me."""
 
 app = DescribedAPI(
     telemetry=None if TRACED else {"tracing": False, "metrics": False, "logs": False},

@@ -1,4 +1,4 @@
-"""What Savepoint counts, for Prometheus."""
+"""The counters of Savepoint, for Prometheus."""
 
 import os
 from functools import cache
@@ -34,12 +34,12 @@ BATCHES_HALVED = Counter("savepoint_batches_halved", "Batches rolled back and re
 
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-"""Those that become labels where a route takes them; whatever else callers write is "other"."""
+"""The methods that become labels where a route takes them; any other that callers write is "other"."""
 
 
 @cache
 def of_route(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    """What counts the answers of a route, and times them; to find it costs as much as to count."""
+    """Return the counter and the timer of a route; they are cached, since finding them costs as much as counting."""
     return REQUESTS.labels(method, route, status), REQUEST_SECONDS.labels(method, route)
 
 
@@ -68,7 +68,7 @@ def ended_processes(folder: Path) -> set[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process on this machine."""
+    """Return True if there is such a process on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -91,7 +91,7 @@ async def run_batch(
 
 
 def check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -> list[Item | problems.InvalidFields]:
-    """Each item as it is to be done, or what is wrong with its fields: all of it, as long as few are invalid."""
+    """Check each item by itself; of one that is invalid, describe all errors, as long as few items are."""
     left = problems.MAX_LISTED
 
     def check_item(index: int, item: Any) -> Item | problems.InvalidFields:

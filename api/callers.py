@@ -1,4 +1,4 @@
-"""Who calls: a user, the operator, or whoever may register."""
+"""The caller of a route: a user, the operator, or anyone who may register."""
 
 from secrets import compare_digest
 from typing import Annotated, Any
@@ -24,13 +24,13 @@ operator_token = HTTPBearer(
 
 
 def operations_of(request: Request) -> Operations:
-    """What this process can do; a plain function, since as a dependency it costs each call 12 µs more."""
+    """The operations of this process; a plain function, since as a dependency it costs each call 12 µs more."""
     operations: Operations = request.app.state.operations
     return operations
 
 
 def is_operator(request: Request, token_hash: str) -> bool:
-    """Whether this is the operator's token, in constant time."""
+    """Return True for the operator's token, compared in constant time."""
     expected: str | None = request.app.state.operator_token_hash
     return expected is not None and compare_digest(expected, token_hash)
 

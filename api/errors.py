@@ -128,7 +128,7 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
 
 
 async def is_migrated(request: Request) -> bool:
-    """Whether the database says that it is migrated to what this code needs, or further."""
+    """Return True if the database says that it is migrated to the revision of this code, or further."""
     try:
         revision = await operations_of(request).read(get_revision)
     except Interruption:

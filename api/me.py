@@ -23,7 +23,7 @@ async def get_me(user: CurrentUser) -> UserPublic:
 
 @router.patch("/me", summary="Change my user", responses=documented(*USER_ONLY, OutcomeUnknown, body=True))
 async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> UserPublic:
-    """What is left out stays as it is; a phone_number of null is removed."""
+    """Fields that are left out stay as they are; a phone_number of null is removed."""
     return await operations_of(request).write(
         crud.update_users, crud.UserChange(user.id, update.model_dump(exclude_unset=True))
     )
@@ -67,5 +67,5 @@ async def issue_token(token: TokenRequest, user: CurrentUser, request: Request) 
     responses=documented(*USER_ONLY, TokenNotFound, OutcomeUnknown),
 )
 async def revoke_token(id: RowId, user: CurrentUser, request: Request) -> None:
-    """It stops working at once. To revoke it again changes nothing."""
+    """The token stops working at once. Revoking it again changes nothing."""
     await operations_of(request).write(crud.revoke_tokens, crud.Revocation(user.id, id))

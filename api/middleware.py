@@ -1,4 +1,4 @@
-"""What surrounds every request: it is counted, its body is bounded, and no failure goes unanswered."""
+"""Middleware of every request: count it, bound its body, answer every failure."""
 
 import logging
 import time

@@ -40,7 +40,7 @@ class Page(pydantic.BaseModel, Generic[ItemT]):
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        """What OpenAPI calls a page of these."""
+        """The name in OpenAPI of a page of these."""
         return f"{params[0].__name__}Page"
 
 
@@ -90,7 +90,7 @@ RowId = Annotated[
 
 
 class RowConvertor(Convertor[str]):
-    """What may stand for `{id:row}` in a path: not the name of another path, whose methods would seem to be more."""
+    """The text of `{id:row}` in a path: any but the name of another path, whose methods would seem to be more."""
 
     regex = "(?!batch$)[^/]+"
 

@@ -31,7 +31,7 @@ def list_types(schema: dict[str, Any]) -> None:
 
 
 class FieldError(BaseModel):
-    """What is wrong with one field of the request."""
+    """An error in one field of the request."""
 
     field: str = Field(description="Where: body, query, path or header, then the name", examples=["body.email"])
     detail: str = Field(description="What is wrong and what is expected")
@@ -137,7 +137,7 @@ def shorten(name: str | int) -> str:
 
 
 def plain_words(error: Mapping[str, Any]) -> str:
-    """What is wrong, from pydantic's description of an error, in words that repeat no value."""
+    """Describe an error of pydantic's in words that repeat no value."""
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] in PATTERNS:
         return PATTERNS[error["ctx"]["pattern"]]
     # pydantic puts "Value error, " before the words of a ValueError.
@@ -149,7 +149,7 @@ def plain_words(error: Mapping[str, Any]) -> str:
 def invalid_fields(
     error: ValidationError | RequestValidationError, *within: str | int, listed: int = MAX_LISTED
 ) -> InvalidFields:
-    """What is wrong with each field; the first `listed` of them are described."""
+    """Describe the first `listed` errors, and count the rest."""
     # Without what was sent, which may be large.
     found = (
         error.errors(include_url=False, include_input=False) if isinstance(error, ValidationError) else error.errors()
@@ -162,7 +162,7 @@ def invalid_fields(
 
 
 def field_errors(error: ValidationError | RequestValidationError, *within: str | int) -> list[FieldError]:
-    """What is wrong with each field."""
+    """Describe the error in each field."""
     return invalid_fields(error, *within).errors
 
 
@@ -257,7 +257,7 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
 
 
 def describe(error: BaseException) -> str:
-    """What kind of error it is and where it came from, without its text, which may hold anybody's data."""
+    """Describe the kind of an error and where it came from, without its text, which may hold anybody's data."""
     kind = type(error).__qualname__
     if isinstance(error, DBAPIError):
         cause = error.orig

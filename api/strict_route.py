@@ -1,4 +1,4 @@
-"""How every request is read: what would count in part only, or what two readers could read differently, is refused.
+"""Strict reading of requests: refuse what would count in part only, or what two readers could read differently.
 
 Who calls is asked first, then the body is read (bodies.py).
 """
@@ -17,7 +17,7 @@ from api.bodies import parse_body, read_body
 from api.problems import FieldError, InvalidFields, shorten
 
 FAILURE = "savepoint.failure"
-"""Where the scope of a request has the exception that its route is to raise."""
+"""The key in the scope of a request of the exception that its route is to raise."""
 
 SENT_ONCE = ("Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key")
 MAX_PARAMETERS = 100
@@ -27,7 +27,7 @@ class StrictRoute(APIRoute):
     """A route of FastAPI's whose requests are read strictly."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request: FastAPI, once the request is read."""
+        """Return the function that answers a request: FastAPI's, once the request is read."""
         ask_fastapi = super().get_route_handler()
         names = query_names(self.dependant)
         callers = [each for each in self.dependant.dependencies if is_security(each)]
@@ -114,6 +114,6 @@ async def call_dependencies(dependant: Dependant, request: Request) -> dict[str,
 
 
 async def call_dependency(dependency: Dependant, request: Request) -> Any:
-    """What a dependency returns."""
+    """Call a dependency, and those that it depends on."""
     assert dependency.call is not None
     return await dependency.call(**await call_dependencies(dependency, request))

@@ -82,7 +82,7 @@ def show_settled(posted: Posted) -> SettledTransfer:
 
 
 def fields_of(posting: Posting) -> dict[str, Any]:
-    """What both see."""
+    """The fields that both see."""
     order = posting.order
     return {
         "id": posting.id,
@@ -147,7 +147,7 @@ class CreatedTransfer(Answer):
 
 
 class TransfersBatchAnswer(SQLModel):
-    """What became of each item, in order."""
+    """The outcome of each item, in order."""
 
     results: list[Annotated[CreatedTransfer | RefusedItem, Field(discriminator="status")]]
 

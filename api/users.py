@@ -84,7 +84,7 @@ class CreatedUser(Answer):
 
 
 class UsersBatchAnswer(SQLModel):
-    """What became of each item, in order."""
+    """The outcome of each item, in order."""
 
     results: list[Annotated[CreatedUser | RefusedItem, Field(discriminator="status")]]
 
@@ -124,7 +124,7 @@ async def register_users(request: Request) -> UsersBatchAnswer:
     responses=documented(*OPERATOR_ONLY, UserNotFound),
 )
 async def list_users_tokens(id: RowId, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
-    """As the user sees them: oldest first, revoked and expired ones included, without their secrets."""
+    """Oldest first, as GET /tokens shows them to the user, revoked and expired ones included, without their secrets."""
     rows = await operations_of(request).read(crud.list_users_tokens, user_id=id, after=after, limit=limit + 1)
     return page_of(rows, limit, by_id)
 
@@ -161,5 +161,5 @@ async def revoke_users_tokens(id: RowId, request: Request) -> None:
     responses=documented(*OPERATOR_ONLY, UserNotFound, TokenNotFound, OutcomeUnknown),
 )
 async def revoke_users_token(id: RowId, token_id: RowId, request: Request) -> None:
-    """It stops working at once. To revoke it again changes nothing."""
+    """The token stops working at once. Revoking it again changes nothing."""
     await operations_of(request).write(crud.revoke_tokens, crud.Revocation(id, token_id))
