@@ -217,7 +217,8 @@ def copy_of_the_repository(folder: Path) -> Path:
     """What alembic uses of the repository, for a test to change."""
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*alembic.ini")]:
         shutil.copy2(path, folder)
-    shutil.copytree(ROOT / "migrations", folder / "migrations")
+    for package in ("api", "db", "migrations"):
+        shutil.copytree(ROOT / package, folder / package)
     return folder
 
 
