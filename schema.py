@@ -108,8 +108,8 @@ def url_setting(config: Config | None = None) -> str:
     """The setting that holds the URL, as the ini file says. Raises CommandError where it does not."""
     config = config or read_ini(chosen_ini())
     with ini_in_words(config.config_file_name):
-        location = config.get_alembic_option("script_location")
-        setting = config.get_alembic_option("url_setting", "database_url")
+        location = config.get_main_option("script_location")
+        setting = config.get_main_option("url_setting", "database_url")
     if location is None:
         raise CommandError(f"There is no file {config.config_file_name}, or it has no script_location in [alembic].")
     if not re.fullmatch(r"(\w+_)?database_url", setting) or setting not in Settings.model_fields:

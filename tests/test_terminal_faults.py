@@ -89,8 +89,11 @@ def test_a_percent_sign_in_the_path_of_the_code_is_only_a_character(url: str, tm
 
     started = run("python", "-c", start, cwd=folder, DATABASE_URL=new)
     checked = run("python", "manage.py", "check", cwd=folder, DATABASE_URL=url)
+    # As alembic.ini says: none of our code runs before Alembic reads it.
+    current = run("alembic", "-c", "/proc/self/cwd/alembic.ini", "current", cwd=folder, DATABASE_URL=url)
 
     assert (started.returncode, checked.returncode) == (0, 0), started.stderr + checked.stderr
+    assert (current.returncode, current.stdout.endswith(" (head)\n")) == (0, True), current.stderr
     assert query(new, "SELECT * FROM alembic_version") == query(url, "SELECT * FROM alembic_version")
 
 
