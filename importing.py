@@ -185,7 +185,12 @@ class Ndjson:
         if is_whole:
             with suppress(LineRefused):
                 fields = self.parse(text)
-        file.write(json.dumps(dict(zip(NOTES, notes, strict=True)) | fields) + "\n")
+        named = dict(zip(NOTES, notes, strict=True))
+        try:
+            line = json.dumps(named | fields, allow_nan=False)
+        except ValueError:  # A number such as 1e400, which Python takes for infinite.
+            line = json.dumps(named | {"text": text})
+        file.write(line + "\n")
 
 
 def checked(record: Record) -> str:

@@ -48,7 +48,7 @@ from private_files import FileRefused, older_name
 from refusals import Interruption
 from schema import ALEMBIC_INI, as_typed, chosen_settings, url_setting
 from settings import Settings, SettingsError
-from terminal import Terminal, plural, printable, url_text
+from terminal import Messages, Output, OutputLost, Terminal, plural, printable, url_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,10 +56,10 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
     help="What an operator does with a Savepoint database. DATABASE_URL says which one; with ALEMBIC_CONFIG set, the "
-    "setting that this ini file names, as for `alembic`.",
+    "setting that this ini file names, as for `alembic`. Exit code 74: the output could not be written.",
 )
 # In a file or pipe, a table is as wide as its numbers.
-output = Terminal(width=None if sys.stdout.isatty() else 160)
+output = Terminal(width=None if sys.stdout and sys.stdout.isatty() else 160)
 messages = Terminal(stderr=True)
 
 
@@ -118,7 +118,9 @@ def graph(
             with suppress(SettingsError):
                 keep_off_database(svg, chosen_settings().database_url)
             svg.write_text(as_svg(history, applied), encoding="utf-8")
-    except (CommandError, OSError, FileRefused) as error:
+    except OSError as error:
+        fail(f"{os_error_text(error)} Name another file.")
+    except (CommandError, FileRefused) as error:
         fail(str(error))
     if as_document:
         output.print_json(data=as_json(history, applied))
@@ -635,5 +637,26 @@ def saves_table(found: list[saves.Save]) -> Table:
     return table
 
 
+OUTPUT_LOST = os.EX_IOERR
+"""The exit code of any command whose output cannot be written; no command has it for something else."""
+
+
+def main() -> None:
+    """Run a command."""
+    if sys.stderr:
+        sys.stderr = Messages(sys.stderr)
+    try:
+        if sys.stdout is None:
+            raise OutputLost("is closed, so nothing was done. To do without it: >/dev/null")
+        sys.stdout = Output(sys.stdout)
+        app()
+    except OutputLost as lost:
+        messages.print_line(f"Standard output {lost}", "bold red")
+        sys.exit(OUTPUT_LOST)
+    except OSError as error:
+        messages.print_line(os_error_text(error), "bold red")
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    app()
+    main()

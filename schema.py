@@ -1,9 +1,12 @@
 """Which revision the database is at, and whether this code can work with it."""
 
 import asyncio
+import configparser
 import os
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,7 +40,7 @@ class Schema:
     """The revisions in migrations/versions, compared with those of a database."""
 
     def __init__(self) -> None:
-        scripts = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+        scripts = ScriptDirectory.from_config(read_ini())
         self.known = {script.revision for script in scripts.walk_revisions()}
         head = scripts.get_current_head()
         assert head is not None, "migrations/versions is empty"
@@ -77,12 +80,38 @@ def chosen_ini() -> Path:
     return ALEMBIC_INI if named.name in ("", "pyproject.toml") else named
 
 
+def read_ini(path: Path = ALEMBIC_INI) -> Config:
+    """Alembic's configuration in an ini file, in a folder of any name. Raises CommandError where it cannot be read."""
+    config = Config(path)
+    with ini_in_words(path):
+        here = config.file_config.defaults()["here"]
+    # A single % in a value begins the name of another one.
+    config.file_config["DEFAULT"]["here"] = here.replace("%", "%%")
+    return config
+
+
+@contextmanager
+def ini_in_words(path: str | Path | None) -> Iterator[None]:
+    """Raise CommandError where an ini file cannot be read."""
+    try:
+        yield
+    except (configparser.Error, UnicodeDecodeError) as error:
+        # Without its text, which repeats what is in the file.
+        line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", ())), None)
+        where = getattr(error, "option", None) or (f"line {line}" if line else "it is not text")
+        raise CommandError(
+            f"{path} is not an ini file of Alembic: {where}. Correct it, or name another file in ALEMBIC_CONFIG."
+        ) from None
+
+
 def url_setting(config: Config | None = None) -> str:
     """The setting that holds the URL, as the ini file says. Raises CommandError where it does not."""
-    config = config or Config(chosen_ini())
-    if config.get_main_option("script_location") is None:
+    config = config or read_ini(chosen_ini())
+    with ini_in_words(config.config_file_name):
+        location = config.get_main_option("script_location")
+        setting = config.get_main_option("url_setting", "database_url")
+    if location is None:
         raise CommandError(f"There is no file {config.config_file_name}, or it has no script_location in [alembic].")
-    setting = config.get_main_option("url_setting", "database_url")
     if not re.fullmatch(r"(\w+_)?database_url", setting) or setting not in Settings.model_fields:
         raise CommandError(f"{config.config_file_name}: url_setting is {setting}; set it to database_url.")
     return setting
@@ -90,7 +119,7 @@ def url_setting(config: Config | None = None) -> str:
 
 def database_url(settings: Settings, config: Config | None = None) -> str:
     """The URL of the database that alembic migrates, and manage.py works on. Raises CommandError where none is set."""
-    config = config or Config(chosen_ini())
+    config = config or read_ini(chosen_ini())
     setting = url_setting(config)
     url: str | None = getattr(settings, setting)
     if url is None:
@@ -121,4 +150,4 @@ def as_typed(command: str) -> str:
 
 async def upgrade_to_head() -> None:
     """Run `alembic upgrade head`; on SQLite any number of processes may do so at once."""
-    await asyncio.to_thread(command.upgrade, Config(ALEMBIC_INI), "head")
+    await asyncio.to_thread(command.upgrade, read_ini(), "head")

@@ -2,10 +2,13 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
+from dotenv.parser import parse_stream
 from psycopg.pq import Conninfo
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -32,24 +35,49 @@ def check_database_url(url: str) -> str:
         raise ValueError(
             "not a database URL; write sqlite:///./file.db or postgresql://user:password@host/name"
         ) from None
+    if any(unicodedata.category(each) in ("Cc", "Cs") for each in unquote(url, errors="surrogateescape")):
+        raise ValueError("has a control character, or bytes that are not UTF-8; neither a path nor a name may have one")
     backend = parsed.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
         raise ValueError(f"{backend} is not supported; use sqlite:///./file.db or postgresql://user:password@host/name")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ValueError("an in-memory SQLite database is lost between connections; name a file: sqlite:///./file.db")
-    if backend == "sqlite" and (parsed.host or parsed.query):
-        raise ValueError("a SQLite URL has three slashes, the file, and no options: sqlite:///./file.db")
+    if backend == "sqlite" and (parsed.host or "?" in url):
+        raise ValueError(
+            "a SQLite URL has three slashes, the file, and no options: sqlite:///./file.db; write a ? in a file's "
+            "name as %3F"
+        )
     if backend == "postgresql":
-        check_url_parameters(parsed.query)
+        check_server(url, parsed.port)
+        check_url_parameters(url, parsed.query)
     return url
 
 
-def check_url_parameters(parameters: Iterable[str]) -> None:
-    """Refuse parameters of a URL that PostgreSQL's client library does not know."""
+def check_server(url: str, port: int | None) -> None:
+    """Refuse what is no server's address."""
+    # The driver's messages name server and database, which may be what follows an @ in the password.
+    if "@" in without_user(url):
+        raise ValueError("has an @ too many; write an @ in a user, password, name or parameter as %40")
+    if port is not None and not 0 < port < 65_536:
+        raise ValueError("has a port that is not 1 to 65535")
+
+
+def without_user(url: str) -> str:
+    """The URL from its server on, where SQLAlchemy takes that to begin."""
+    return re.sub(r"^[^:]+://([^:/]*(:[^@]*)?@)?", "", url)
+
+
+def check_url_parameters(url: str, parameters: Iterable[str]) -> None:
+    """Refuse parameters of a URL that PostgreSQL's client library does not know, or that have no value."""
+    written = without_user(url).partition("?")[2].split("&")
+    if any(each and "=" not in each for each in written):
+        raise ValueError("has a parameter without a value; write ?name=value&name=value, a & in a value as %26")
     unknown = set(parameters) - {option.keyword.decode() for option in Conninfo.get_defaults()}
     if unknown:
+        # After an & in a password, it is a part of that.
+        named = "a name after its ?" if "password" in url else min(unknown)
         raise ValueError(
-            f"{min(unknown)} is not a parameter of a PostgreSQL URL; see the PostgreSQL manual, 34.1.2. "
+            f"{named} is not a parameter of a PostgreSQL URL; see the PostgreSQL manual, 34.1.2. "
             "To turn prepared statements off, set PREPARED_STATEMENTS=false"
         )
 
@@ -195,11 +223,27 @@ def settings_from_environment(kind: type[Settings] = NamedDatabase) -> Settings:
             "settings there, or remove it."
         )
     try:
+        if Path(".env").is_file():
+            check_file(Path(".env"))
         return kind()
     except ValidationError as error:
         raise SettingsError("\n".join(map(in_words, error.errors()))) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"The file .env cannot be read: {error}") from None
+
+
+def check_file(path: Path) -> None:
+    """Refuse lines that set nothing, which would be passed over. Raises SettingsError, OSError, UnicodeDecodeError."""
+    with path.open(encoding="utf-8") as file:
+        for binding in parse_stream(file):
+            written = binding.original.string
+            is_setting = binding.key is None or (binding.value is not None and re.fullmatch(r"[\w.-]+", binding.key))
+            if binding.error or not is_setting or "\0" in written:
+                line = binding.original.line + written[: -len(written.lstrip())].count("\n")
+                # Without the line itself, which may hold a secret.
+                raise SettingsError(
+                    f"The file {path}, line {line}: it cannot be read. Write NAME=value, and close each quote."
+                )
 
 
 def in_words(error: Any) -> str:

@@ -2,8 +2,12 @@
 
 import json
 import logging
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -46,6 +50,52 @@ class Terminal(Console):
     def print_line(self, text: str, style: str = "") -> None:
         """Print a text in one line, however narrow the terminal is, and whatever is in it."""
         self.print(printable(text), style=style, soft_wrap=True)
+
+
+class OutputLost(Exception):
+    """What is wrong with standard output. No OSError, which commands expect of other files."""
+
+
+class Output(TextIOWrapper):
+    """Standard output or error, of which no character is refused for its encoding. Raises OutputLost, once."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream.buffer, stream.encoding, "backslashreplace", line_buffering=bool(stream.line_buffering))
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        with self.reporting_loss():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand over what was written."""
+        with self.reporting_loss():
+            super().flush()
+
+    @contextmanager
+    def reporting_loss(self) -> Iterator[None]:
+        """Turn an OSError into OutputLost; what is left, and what comes, goes nowhere."""
+        try:
+            yield
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            self.report(error)
+
+    def report(self, error: OSError) -> None:
+        """Raise OutputLost."""
+        raise OutputLost(
+            f"cannot be written: {error.strerror}. What was done until then stays, and the report of it is lost."
+        ) from None
+
+
+class Messages(Output):
+    """Standard error, which may be lost: exit codes say the same."""
+
+    def report(self, error: OSError) -> None:
+        """Do without."""
 
 
 class PrintableFormatter(logging.Formatter):

@@ -29,10 +29,15 @@ def operator_token_hash(settings: Settings) -> str | None:
         return None
     try:
         token = development_operator_token(DEVELOPMENT_OPERATOR_TOKEN)
+    except (OSError, UnicodeDecodeError) as error:
+        where, why = DEVELOPMENT_OPERATOR_TOKEN.absolute(), getattr(error, "strerror", "it is no text")
+        raise SettingsError(f"OPERATOR_TOKEN: not set, and {where} cannot be used: {why}. Set it") from None
+    try:
+        print(f"Development operator token: {token}", flush=True)
     except OSError as error:
-        where = DEVELOPMENT_OPERATOR_TOKEN.absolute()
-        raise SettingsError(f"OPERATOR_TOKEN: not set, and {where} cannot be used: {error.strerror}. Set it") from None
-    print(f"Development operator token: {token}", flush=True)
+        raise SettingsError(
+            f"OPERATOR_TOKEN: not set, and a new one cannot be printed: {error.strerror}. Set it"
+        ) from None
     return hash_secret(token)
 
 

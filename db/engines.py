@@ -31,6 +31,10 @@ from settings import Settings
 
 logger = logging.getLogger("savepoint")
 
+# Below a warning, they log parameters and rows; at no level of theirs or the root's may that reach a log.
+for name in ("aiosqlite", "psycopg", "sqlalchemy.engine.Engine"):
+    logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.WARNING)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 

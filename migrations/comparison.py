@@ -22,7 +22,7 @@ from db.engines import create_migration_engine, reading
 from migrations.applied import Applied, read_applied
 from migrations.catalog import LEFT_OUT, Schema, schema_of
 from migrations.revisions import History, path_text, read_history, versions_folder
-from schema import ALEMBIC_INI
+from schema import read_ini
 
 
 class NoScratch(LookupError):
@@ -95,7 +95,7 @@ def schema_of_revision(
     `after_each` is told each revision that was run, and where it was. Changes nothing, as `scratch` says. Raises
     RevisionFailed, and NoScratch.
     """
-    config, running = config or Config(ALEMBIC_INI), "their order"
+    config, running = config or read_ini(), "their order"
 
     def steps(heads: Any, _: Any) -> Iterator[Any]:
         nonlocal running
@@ -205,7 +205,7 @@ def check_schema(url: str, config: Config | None = None) -> list[Finding]:
     Raises LookupError where there is no SQLite file, NoScratch, SQLAlchemyError where the database cannot be read, and
     CommandError where there is no folder of revisions.
     """
-    config = config or Config(ALEMBIC_INI)
+    config = config or read_ini()
     history, applied = read_history(versions_folder(config)), read_applied(url)
     with reading(url) as connection:
         in_schema = list(faults_of_schema(connection, history, applied, config))

@@ -16,7 +16,7 @@ from migrations.revisions import path_text, read_history
 from migrations.saves_sqlite import is_sqlite
 from migrations.schema_faults import LEFT_OVER, SchemaAtHand, schema_faults
 from migrations.unknown_revisions import unknown_revision
-from schema import ALEMBIC_INI
+from schema import read_ini
 
 
 def diagnose(url: str, versions_folder: Path, root: Path) -> list[Diagnosis]:
@@ -38,7 +38,7 @@ def diagnose(url: str, versions_folder: Path, root: Path) -> list[Diagnosis]:
 
 def config_for(versions_folder: Path) -> Config:
     """Alembic's configuration for the revisions in this folder."""
-    config = Config(ALEMBIC_INI)
+    config = read_ini()
     config.set_main_option("script_location", str(versions_folder.parent).replace("%", "%%"))
     return config
 

@@ -1,6 +1,7 @@
 """How Alembic connects and compares: one history for SQLite and PostgreSQL, each revision whole or not at all."""
 
 import sys
+from configparser import Error as ConfigParserError
 from logging.config import fileConfig
 from typing import Any, Literal
 
@@ -25,7 +26,10 @@ config = context.config
 
 # Only for the `alembic` command: the service has set up its own logging.
 if config.cmd_opts is not None and config.config_file_name is not None:
-    fileConfig(config.config_file_name, disable_existing_loggers=False)
+    try:
+        fileConfig(config.config_file_name, disable_existing_loggers=False)
+    except (ConfigParserError, KeyError, RuntimeError, ValueError):
+        sys.exit(f"FAILED: {config.config_file_name}: its sections for logging are wrong. Copy those of alembic.ini.")
 
 
 def read_settings() -> Settings:

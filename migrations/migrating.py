@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionStep
 from alembic.util import CommandError
 from filelock import FileLock, Timeout
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.schema import CreateTable
 
 from migrations import saves
@@ -105,6 +106,28 @@ def refuse_unknown(history: History, heads: Sequence[str], connection: sa.Connec
         )
 
 
+def contradicts_version(error: DBAPIError) -> bool:
+    """Return whether what a revision makes was there already, or what it changes was not."""
+    # SQLite has one code for all errors of SQL.
+    return getattr(error.orig, "sqlstate", None) in MISMATCHES or SQLITE_MISMATCH.search(str(error.orig)) is not None
+
+
+MISMATCHES = ("42P07", "42701", "42710", "42P01", "42703", "42704")
+"""Duplicate table, column and object; undefined table, column and object."""
+
+SQLITE_MISMATCH = re.compile(r"^(table|index|view|trigger) .* already exists|^duplicate column name|^no such")
+
+
+def other_schema(step: RevisionStep, heads: Sequence[str], error: DBAPIError) -> str:
+    """What to tell where the schema is not that of the revision in alembic_version."""
+    at = " and ".join(heads) or "no revision"
+    return (
+        f"{step.name.capitalize()} {step.revision.revision}: {str(error.orig).splitlines()[0]}. alembic_version names "
+        f"{at}, and the schema is another. This revision changed nothing. {ASK_DOCTOR} Where you know which revision "
+        "made the schema: alembic stamp REVISION"
+    )
+
+
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +160,7 @@ class Run:
         for step in moves:
             if not step.is_upgrade:
                 lost |= count_losses(connection, self.file_of(step))
-            step.migration_fn = self.whole(connection, step)
+            step.migration_fn = self.whole(connection, step, heads)
         refuse_losses(lost, self.accepted)
         # Before anybody else waits for this connection.
         connection.rollback()
@@ -156,7 +179,7 @@ class Run:
             self.began = time.monotonic()
             yield self.planned[0]
 
-    def whole(self, connection: sa.Connection, step: RevisionStep) -> Callable[..., None]:
+    def whole(self, connection: sa.Connection, step: RevisionStep, heads: Sequence[str]) -> Callable[..., None]:
         """What Alembic runs for this step, within what makes it safe."""
         migrate = step.migration_fn
 
@@ -167,7 +190,12 @@ class Run:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = {limit}")
             if not step.is_upgrade:
                 refuse_losses(count_losses(connection, self.file_of(step), lock=True), self.accepted)
-            migrate(**options)
+            try:
+                migrate(**options)
+            except DBAPIError as error:
+                if not contradicts_version(error):
+                    raise
+                raise CommandError(other_schema(step, heads, error)) from None
             if connection.dialect.name == "sqlite":
                 check_foreign_keys(connection)
 

@@ -31,7 +31,7 @@ from migrations.revisions import (
 from migrations.trial import Rehearsal, Trial, Trials, code_of, first_line, refuse_commit, sqlstate
 from migrations.unsafe import ask_squawk
 from migrations.watching import Watch
-from schema import ALEMBIC_INI
+from schema import read_ini
 from settings import Settings
 
 
@@ -49,7 +49,7 @@ def rehearse(
     Without `copy` it is one transaction on the database itself; on a copy only where a revision cannot be in one. A
     migration that fails is an answer. Raises CommandError, a paragraph for people, where it could not be tried.
     """
-    config = config or Config(ALEMBIC_INI)
+    config = config or read_ini()
     history = read_history(versions_folder(config))
     refuse_broken_history(history)
     engine = create_migration_engine(url)

@@ -130,7 +130,7 @@ def publish(copy: Path, folder: Path, name: str, contents: Contents, progress: P
     """Turn a finished copy into a save: give it its name, and last of all its description."""
     save = Save(**contents.model_dump(), name=name, sha256=checksum(copy, progress), size=copy.stat().st_size)
     with temporary(folder) as description:
-        description.write_text(save.model_dump_json(indent=2) + "\n")
+        description.write_text(save.model_dump_json(indent=2) + "\n", encoding="utf-8")
         for path in (copy, description):
             sync(path)
         try:

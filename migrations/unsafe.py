@@ -135,13 +135,13 @@ def answers(command: list[str], asked: Sequence[Sequence[Statement]]) -> Iterato
         for number, statements in enumerate(asked):
             name = f"{number}.sql"
             texts = [f"{statement.sql.rstrip().rstrip(';')}\n;\n" for statement in statements]
-            Path(folder, name).write_text("".join(texts))
+            Path(folder, name).write_text("".join(texts), encoding="utf-8")
             lines[name] = [
                 statement for statement, text in zip(statements, texts, strict=True) for _ in text.splitlines()
             ]
         # In that folder, where no configuration is.
         run = subprocess.run(  # noqa: S603
-            [*command, *lines], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+            [*command, *lines], cwd=folder, capture_output=True, encoding="utf-8", check=False, timeout=60
         )
         if run.returncode not in (0, 1):
             raise ValueError(run.stderr.strip() or f"exit code {run.returncode}")

@@ -601,8 +601,8 @@ def test_a_check_that_is_killed_leaves_everything_as_it_was(url: str, folder: Pa
     add_revision(folder, NEW, HEAD, '    op.drop_table("profiles")\n    import time; time.sleep(60)')
     before = trace(url)
     script = (
-        "import sys; from alembic.config import Config; from migrations.comparison import ALEMBIC_INI, check_schema;"
-        "config = Config(ALEMBIC_INI); config.set_main_option('script_location', sys.argv[2] + '/migrations');"
+        "import sys; from migrations.comparison import check_schema; from schema import read_ini;"
+        "config = read_ini(); config.set_main_option('script_location', sys.argv[2] + '/migrations');"
         "check_schema(sys.argv[1], config)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, url, str(folder)], cwd=ROOT)
