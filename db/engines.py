@@ -82,6 +82,9 @@ class Database:
         self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
         if self.file is not None:
             event.listen(self.engine.sync_engine, "do_connect", self.file.open)
+            # After prepare_sqlite, which has SQLite open -wal and -shm.
+            event.listen(self.engine.sync_engine, "connect", self.file.opened)
+            event.listen(self.engine.sync_engine, "close", self.file.closing)
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
         self.reader = self.engine.execution_options(no_begin=True)
         # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
