@@ -400,18 +400,6 @@ async def test_a_read_does_not_wait_for_a_writer_in_this_process(database: Datab
 
 
 @on_sqlite
-async def test_a_writers_turn_that_never_comes_is_a_conflict_after_several_attempts(url: str) -> None:
-    database = Database(Settings(database_url=url, lock_timeout=0.05))
-    before = retried()
-
-    with locked_elsewhere(url), pytest.raises(Conflict):
-        await database.write(crud.register_users, [registration("alice")], "EUR")
-
-    assert retried() - before == ATTEMPTS - 1
-    await database.close()
-
-
-@on_sqlite
 @pytest.mark.parametrize("limit", ["PRAGMA query_only = ON", "PRAGMA max_page_count = 1"])
 async def test_a_disk_that_takes_no_more_is_database_unavailable(database: Database, rows: Rows, limit: str) -> None:
     insert = "INSERT INTO users (username, email, created_at) VALUES (hex(randomblob(9999)), '', '2026-01-01')"
