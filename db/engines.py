@@ -40,7 +40,7 @@ ATTEMPTS = 5
 """How often a transaction runs before a conflict is the caller's to retry."""
 
 BUSY_TIMEOUT = 0.02
-"""Seconds that SQLite itself waits for another process. Longer waits are made of several, each with its end in sight."""
+"""Seconds that SQLite itself waits for another process; longer waits are made of several."""
 
 LOCKED_PAUSE = 0.05
 """Seconds between two attempts to write while another process keeps SQLite's lock."""
@@ -509,7 +509,7 @@ def remember_committing(committing: bool, connection: Connection) -> None:
 def require_inserted(
     _: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
 ) -> None:
-    """Raise RowsDropped where SQLite inserted nothing; SQLAlchemy itself takes the id that it gave last for the row's."""
+    """Raise RowsDropped where SQLite inserted nothing; SQLAlchemy takes the id of another row for that of this one."""
     if context.isinsert and cursor.description is None and cursor.rowcount == 0:
         raise RowsDropped(context.compiled.statement.table.name, 1, 0)
 
@@ -577,7 +577,8 @@ def sqlite_meaning(code: int, *, committing: bool) -> type[Interruption] | None:
     primary = code & 0xFF
     if primary in (5, 6, 15):  # BUSY, LOCKED, PROTOCOL
         return Conflict
-    if primary == 10 and committing:  # IOERR
+    # The mark of a COMMIT is what it writes last, and before it is synced: one that was not written is not there.
+    if primary == 10 and committing and code != sqlite3.SQLITE_IOERR_WRITE:
         return OutcomeUnknown
     if primary in (8, 10, 11, 13, 14, 26):  # READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB
         return DatabaseUnavailable

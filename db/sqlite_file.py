@@ -124,9 +124,9 @@ class SQLiteFile:
         for name, identity in self.shared.items():
             if identity_of(name) != identity:
                 raise DatabaseUnavailable from FileGone(
-                    f"{name} was deleted or replaced while the service ran. Move it back. If it is lost, stop the service "
-                    "with SIGTERM, and with nothing else open on the database: it then writes the changes in it to "
-                    f"{self.path.name}; start it again"
+                    f"{name} was deleted or replaced while the service ran. Move it back. If it is lost, stop the "
+                    "service with SIGTERM, and with nothing else open on the database: it then writes the changes in "
+                    f"it to {self.path.name}; start it again"
                 )
 
     def opened(self, connection: object, record: object) -> None:

@@ -65,7 +65,12 @@ async def test_while_another_process_keeps_the_lock_every_kind_of_write_is_locke
         ]
         with locked_elsewhere(url):
             answers = await asyncio.gather(
-                *(call(delay, *each) for delay in (0, 0.1, 0.6) for each in calls if delay == 0 or each[1][-5:] != "batch")
+                *(
+                    call(delay, *each)
+                    for delay in (0, 0.1, 0.6)
+                    for each in calls
+                    if delay == 0 or each[1][-5:] != "batch"
+                )
             )
 
     assert set(answers) == {(503, "/problems/locked", True)}
