@@ -35,6 +35,7 @@ from models import (
     Transfer,
     TransferPublic,
     User,
+    UserFields,
     UserPublic,
     now,
 )
@@ -100,20 +101,34 @@ async def insert_registrations(
         return []
     moment = now()
     key_hashes = [hash_key(registration) for registration in registrations]
-    created = await insert_users(session, registrations, key_hashes, moment)
+    content_hashes = [hash_content(registration) for registration in registrations]
+    created = await insert_users(session, registrations, key_hashes, moment, content_hashes)
     await insert_profiles_and_accounts(session, (user.id for user in created.values()), currency)
     # After the insert: whoever was first has committed by now, so this sees the row that was in the way.
     lost = {key_hash for index, key_hash in enumerate(key_hashes) if key_hash and index not in created}
     earlier = await find_registrations(session, lost) if lost else {}
     judged = [
-        created.get(index) or judge_repeated(registration, earlier.get(key_hash), moment)
-        for index, (registration, key_hash) in enumerate(zip(registrations, key_hashes, strict=True))
+        created.get(index) or judge_repeated(registration, content_hash, earlier.get(key_hash), moment)
+        for index, (registration, key_hash, content_hash) in enumerate(
+            zip(registrations, key_hashes, content_hashes, strict=True)
+        )
     ]
     secrets = await insert_first_tokens(session, judged, moment)
     return [
         outcome if isinstance(outcome, Refusal) else Registered(outcome, secrets[index], replayed=index not in created)
         for index, outcome in enumerate(judged)
     ]
+
+
+def hash_content(registration: KeyedRegistration) -> str | None:
+    """Return what tells one request from another under its key, whatever becomes of the user; it tells nothing alone.
+
+    128 bits are enough: whoever knows the key could as well ask for another name.
+    """
+    if registration.idempotency_key is None:
+        return None
+    content = (registration.idempotency_key, registration.username, registration.email, registration.phone_number)
+    return hash_secret("\n".join(map(str, content)))[:32]
 
 
 def hash_key(registration: KeyedRegistration) -> str | None:
@@ -126,6 +141,7 @@ async def insert_users(
     registrations: Sequence[Registration],
     key_hashes: Sequence[str | None],
     moment: datetime,
+    content_hashes: Sequence[str | None],
 ) -> dict[int, UserPublic]:
     """Insert the users whose name and key are free; answer them by their index in `registrations`."""
     rows = [
@@ -134,8 +150,9 @@ async def insert_users(
             "email": registration.email,
             "phone_number": registration.phone_number,
             "registration_key_hash": key_hash,
+            "registration_content_hash": content_hash,
         }
-        for registration, key_hash in zip(registrations, key_hashes, strict=True)
+        for registration, key_hash, content_hash in zip(registrations, key_hashes, content_hashes, strict=True)
     ]
     # In order of name, so that two batches that share names cannot deadlock. Sorting keeps the order of equals.
     inserted = await insert_rows(
@@ -170,8 +187,13 @@ async def insert_profiles_and_accounts(session: AsyncSession, user_ids: Iterable
         await insert_rows(session, Account, rows, currency=currency)
 
 
-async def find_registrations(session: AsyncSession, key_hashes: Iterable[str]) -> dict[str | None, UserPublic]:
-    """The users who registered with these keys, by key; locked, so that none is closed before its token is stored."""
+async def find_registrations(
+    session: AsyncSession, key_hashes: Iterable[str]
+) -> dict[str | None, tuple[UserPublic, str | None]]:
+    """The users who registered with these keys, and the hashes of what they sent, by key.
+
+    They are locked, so that none is closed before its token is stored.
+    """
     rows = await session.exec(
         select(User, Profile.status)
         .join(Profile)
@@ -179,21 +201,35 @@ async def find_registrations(session: AsyncSession, key_hashes: Iterable[str]) -
         .order_by(col(User.id))
         .with_for_update(read=True)
     )
-    return {user.registration_key_hash: show_user(user, status) for user, status in rows}
+    return {
+        user.registration_key_hash: (show_user(user, status), user.registration_content_hash) for user, status in rows
+    }
 
 
 def judge_repeated(
-    registration: KeyedRegistration, earlier: UserPublic | None, moment: datetime
+    registration: KeyedRegistration,
+    content_hash: str | None,
+    earlier: tuple[UserPublic, str | None] | None,
+    moment: datetime,
 ) -> UserPublic | Refusal:
-    """Answer a registration that found its name or key in use; `earlier` is who registered with the same key."""
+    """Answer a registration that found its name or key in use; `earlier` is who registered with the same key, if any.
+
+    The user may have changed since, so it is the request that must be the same; where older code stored the user
+    without its hash, what the user is now.
+    """
     if earlier is None:
         return UsernameTaken()
-    if any(getattr(earlier, name) != getattr(registration, name) for name in ("username", "email", "phone_number")):
+    user, hash_then = earlier
+    if hash_then is None:
+        is_same = all(getattr(user, name) == getattr(registration, name) for name in UserFields.model_fields)
+    else:
+        is_same = hash_then == content_hash
+    if not is_same:
         return IdempotencyKeyReused()
-    if moment - earlier.created_at > REPLAY_WINDOW:
+    if moment - user.created_at > REPLAY_WINDOW:
         return UsernameTaken()
     # The key proves who asks, so it may know that the user was suspended or closed since.
-    return earlier if earlier.status == "active" else UserNotActive()
+    return user if user.status == "active" else UserNotActive()
 
 
 async def insert_first_tokens(
@@ -242,7 +278,8 @@ async def import_users(
     keys = [hash_import(registration) for registration in registrations]
     async with begin(session):
         moment = now()
-        created = await insert_users(session, registrations, keys, moment)
+        # Their keys are the hashes of their content.
+        created = await insert_users(session, registrations, keys, moment, [None] * len(keys))
         await insert_profiles_and_accounts(session, (user.id for user in created.values()), currency)
         new = {keys[index] for index in created}
         before = await find_imported(session, keys) if len(new) < len(keys) else new

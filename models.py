@@ -1,5 +1,6 @@
 """Every table and its schemas, each field defined once."""
 
+import warnings
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,9 @@ from fields import (
     TokenName,
     Username,
 )
+
+# Where a column has another type than it should, they would write what it holds to the log; /readyz reports that.
+warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
 
 # A migration can drop a constraint on every engine only by its name.
 SQLModel.metadata.naming_convention = {
@@ -80,13 +84,14 @@ class UserFields(SQLModel):
 
 
 class User(UserFields, table=True):
-    """A registered user."""
+    """A registered user; registration_content_hash is null without a key, and where it was stored by older code."""
 
     __tablename__ = "users"
     __table_args__ = (UniqueConstraint("username"),)
 
     id: int | None = Field(default=None, primary_key=True, sa_type=Id)
     registration_key_hash: str | None = Field(default=None, max_length=64, unique=True)
+    registration_content_hash: str | None = Field(default=None, max_length=32)
     created_at: datetime
 
 

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import String, column, false, table
-from sqlmodel import SQLModel, select
+from sqlalchemy import CHAR, Connection, DateTime, Integer, String, column, false, inspect, table
+from sqlalchemy.dialects.postgresql import DOMAIN
+from sqlalchemy.dialects.sqlite import DATETIME
+from sqlalchemy.types import TypeEngine
+from sqlmodel import AutoString, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from refusals import SchemaBehind
@@ -64,13 +67,40 @@ async def get_revision(session: AsyncSession) -> str | None:
 
 
 async def has_columns(session: AsyncSession) -> bool:
-    """Whether every table and column of models.py is there; somebody may have renamed or dropped one by hand."""
+    """Return whether every table and column of models.py is there, with a type whose values Python reads as it should.
+
+    Somebody may have renamed, dropped or altered one by hand.
+    """
     reads = (select(*each.columns).where(false()).exists() for each in SQLModel.metadata.sorted_tables)
     try:
         await session.exec(select(*reads))
     except SchemaBehind:
         return False
-    return True
+    return await (await session.connection()).run_sync(has_types)
+
+
+def has_types(connection: Connection) -> bool:
+    """Return whether the columns of models.py, all of which are there, have types of the same families."""
+    tables = SQLModel.metadata.tables
+    found = inspect(connection).get_multi_columns(filter_names=[*tables])
+    return all(
+        is_alike(tables[name].c[column["name"]].type, column["type"])
+        for (_, name), columns in found.items()
+        for column in columns
+        if column["name"] in tables[name].c
+    )
+
+
+def is_alike(type_: TypeEngine[Any], found: TypeEngine[Any]) -> bool:
+    """Return whether a column of the type that was found has the same values in Python as one of `type_`."""
+    found = found.data_type if isinstance(found, DOMAIN) else found
+    if isinstance(type_, Integer):
+        return isinstance(found, Integer)
+    if isinstance(type_, String | AutoString):
+        # CHAR fills its values up with blanks.
+        return isinstance(found, String) and not isinstance(found, CHAR)
+    # Without a time zone, PostgreSQL would take each instant for one of the session's zone.
+    return isinstance(found, DATETIME) or (isinstance(found, DateTime) and found.timezone)
 
 
 def chosen_ini() -> Path:

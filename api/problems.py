@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from db.statements import RowsDropped
 from fields import PATTERNS
 
 MEDIA_TYPE = "application/problem+json"
@@ -259,6 +260,9 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
 def describe(error: BaseException) -> str:
     """Describe the kind of an error and where it came from, without its text, which may hold anybody's data."""
     kind = type(error).__qualname__
+    if isinstance(error, RowsDropped):
+        # Its text is Savepoint's own.
+        kind += f": {error}"
     if isinstance(error, DBAPIError):
         cause = error.orig
         diagnostic = getattr(cause, "diag", None)

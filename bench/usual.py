@@ -33,6 +33,9 @@ LIMIT = 50
 """Entries on a page of a statement."""
 
 
+HASHES = {"registration_key_hash", "registration_content_hash"}
+
+
 def new_user(registration: Registration) -> User:
     """The user who registers."""
     return User(**registration.model_dump(), created_at=now())
@@ -55,7 +58,7 @@ def show_registration(user: User, access_token: str) -> RegistrationAnswer:
 
 def show_user(user: User, status: str) -> UserPublic:
     """The user; as in Savepoint, what was validated at the door is not validated again."""
-    return UserPublic.model_construct(status=status, **user.model_dump(exclude={"registration_key_hash"}))
+    return UserPublic.model_construct(status=status, **user.model_dump(exclude=HASHES))
 
 
 def token_query(access_token: str) -> Any:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
+from itertools import count
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
@@ -26,6 +27,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
 from db import prepared, sqlite_file, sqlite_thread
+from db.statements import RowsDropped
 from refusals import Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, SchemaBehind
 from settings import Settings
 
@@ -40,6 +42,12 @@ T = TypeVar("T")
 
 ATTEMPTS = 5
 """How often a transaction runs before a conflict is the caller's to retry."""
+
+BUSY_TIMEOUT = 0.02
+"""Seconds that SQLite itself waits for another process; longer waits are made of several."""
+
+LOCKED_PAUSE = 0.05
+"""Seconds between two attempts to write while another process keeps SQLite's lock."""
 
 CONNECT_TIMEOUT = 3
 """Seconds to wait for a server that does not answer, each."""
@@ -86,10 +94,18 @@ class Database:
         self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
         if self.file is not None:
             event.listen(self.engine.sync_engine, "do_connect", self.file.open)
+            # After prepare_sqlite, which has SQLite open -wal and -shm.
+            event.listen(self.engine.sync_engine, "connect", self.file.opened)
+            event.listen(self.engine.sync_engine, "close", self.file.closing)
+            event.listen(self.engine.sync_engine, "after_cursor_execute", require_inserted)
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
         self.reader = self.engine.execution_options(no_begin=True)
         # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
         self.writing = asyncio.Lock()
+        # Until when the one whose turn it is waits for another process's transaction, and whether that was in vain.
+        self.give_up = 0.0
+        self.is_locked = False
+        self.ask_again = 0.0
 
     async def write(
         self, operation: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -97,7 +113,8 @@ class Database:
         """Run an operation that opens its own transaction; run it again where the engine asks for that.
 
         Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind, and OutcomeUnknown where the end of a COMMIT
-        was not seen or not confirmed.
+        was not seen or not confirmed. Raises Locked where a lock is not given back in time; on SQLite that is
+        LOCK_TIMEOUT for the turn in this process and for other processes together, and at once while they hold it.
         """
 
         async def run(until: float) -> T:
@@ -117,11 +134,15 @@ class Database:
         if not self.is_sqlite:
             yield
             return
+        give_up = time.monotonic() + self.lock_timeout
         try:
             await asyncio.wait_for(self.writing.acquire(), self.lock_timeout)
         except TimeoutError:
             raise Locked from None
         try:
+            if self.is_locked and time.monotonic() < self.ask_again:
+                raise Locked
+            self.give_up = give_up
             yield
         finally:
             self.writing.release()
@@ -141,16 +162,18 @@ class Database:
         """Run again what met a conflict, or a connection that had broken while it was idle; until the deadline."""
         clock = asyncio.get_running_loop().time
         until = clock() + self.deadline
-        for attempt in range(1, ATTEMPTS):
+        # On SQLite a conflict is another process, which reads meet only while it recovers or closes the file.
+        patience = clock() + self.lock_timeout if self.is_sqlite else 0
+        for attempt in count(1):
             try:
                 return await run(until)
             except Conflict:
-                if clock() >= until:
+                if clock() >= until or (attempt >= ATTEMPTS and clock() >= patience):
                     raise
                 metrics.TRANSACTIONS_RETRIED.inc()
                 # Jitter, so that two that collided do not collide again.
-                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))
-        return await run(until)
+                await asyncio.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, ATTEMPTS)))
+        raise AssertionError("It counts for ever.")
 
     async def connect_to_postgresql(
         self, *args: Any, options: str, **kwargs: Any
@@ -206,11 +229,27 @@ class Database:
             begin = "; ".join((begin, *(f"SET LOCAL {name} = {value}" for name, value in self.limits.items())))
         # Else what a transaction before left undone would be committed with this one.
         require_state(connection, TransactionStatus.IDLE)
-        try:
-            await_only(prepared.run(connection, begin))
-        except BaseException as error:
-            prepared.explain(connection, error, begin)
+        while True:
+            try:
+                await_only(prepared.run(connection, begin))
+            except BaseException as error:
+                if is_busy(error):
+                    self.wait_or_give_up()
+                    continue
+                prepared.explain(connection, error, begin)
+            break
+        self.is_locked = False
         require_transaction(connection)
+
+    def wait_or_give_up(self) -> None:
+        """Raise Locked once another process has kept SQLite's lock for LOCK_TIMEOUT; from then on, at each attempt.
+
+        So nobody waits behind those who wait in vain; the callers try again until their own time is over.
+        """
+        now = time.monotonic()
+        if self.is_locked or now >= self.give_up:
+            self.is_locked, self.ask_again = True, now + LOCKED_PAUSE
+            raise Locked
 
     def explain(self, context: ExceptionContext) -> Interruption | None:
         """Return what an error of the driver means; SQLAlchemy raises what its "handle_error" listeners return."""
@@ -374,8 +413,7 @@ def time_limits(settings: Settings, lock_timeout: float) -> dict[str, int]:
 
 def sqlite_arguments(settings: Settings) -> dict[str, Any]:
     """How SQLite's driver connects."""
-    # Each attempt waits for its part of the time.
-    return {"timeout": settings.lock_timeout / ATTEMPTS, "async_creator_fn": sqlite_thread.connect}
+    return {"timeout": min(BUSY_TIMEOUT, settings.lock_timeout), "async_creator_fn": sqlite_thread.connect}
 
 
 def postgresql_arguments(url: URL, limits: dict[str, int]) -> dict[str, Any]:
@@ -472,6 +510,14 @@ def remember_committing(committing: bool, connection: Connection) -> None:
     connection.info[COMMITTING] = committing
 
 
+def require_inserted(
+    _: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> None:
+    """Raise RowsDropped where SQLite inserted nothing; SQLAlchemy takes the id of another row for that of this one."""
+    if context.isinsert and cursor.description is None and cursor.rowcount == 0:
+        raise RowsDropped(context.compiled.statement.table.name, 1, 0)
+
+
 def require_transaction(connection: Connection) -> None:
     """Raise Conflict unless the server is in a transaction: what comes would commit piece by piece."""
     require_state(connection, TransactionStatus.INTRANS)
@@ -525,12 +571,18 @@ def is_stale_plan(error: Any) -> bool:
     return diagnostic is not None and diagnostic.source_function == "RevalidateCachedQuery"
 
 
+def is_busy(error: BaseException) -> bool:
+    """Return whether SQLite waited in vain for another process."""
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
 def sqlite_meaning(code: int, *, committing: bool) -> type[Interruption] | None:
     """What a result code of SQLite says of the whole transaction."""
     primary = code & 0xFF
     if primary in (5, 6, 15):  # BUSY, LOCKED, PROTOCOL
         return Conflict
-    if primary == 10 and committing:  # IOERR
+    # The mark of a COMMIT is what it writes last, and before it is synced: one that was not written is not there.
+    if primary == 10 and committing and code != sqlite3.SQLITE_IOERR_WRITE:
         return OutcomeUnknown
     if primary in (8, 10, 11, 13, 14, 26):  # READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB
         return DatabaseUnavailable

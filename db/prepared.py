@@ -91,10 +91,18 @@ async def execute(session: AsyncSession, statement: Prepared, **parameters: Any)
 
     What the session has not flushed, it does not see.
     """
+    rows, _ = await execute_and_count(session, statement, **parameters)
+    return rows
+
+
+async def execute_and_count(
+    session: AsyncSession, statement: Prepared, **parameters: Any
+) -> tuple[Sequence[Sequence[Any]], int]:
+    """Execute as `execute` does; the rows, and how many rows the statement changed, if it returns none."""
     connection = session.bind
     assert isinstance(connection, AsyncConnection)
     try:
-        rows = await run(
+        rows, count = await run(
             connection.sync_connection,
             statement.text,
             statement.bind(parameters),
@@ -103,7 +111,7 @@ async def execute(session: AsyncSession, statement: Prepared, **parameters: Any)
         )
     except BaseException as error:
         await connection.run_sync(explain, error, statement.text)
-    return [statement.read(row) for row in rows] if statement.to_python else rows
+    return ([statement.read(row) for row in rows] if statement.to_python else rows), count
 
 
 async def run(
@@ -113,15 +121,15 @@ async def run(
     *,
     has_rows: bool = False,
     is_prepared: bool = False,
-) -> Sequence[Sequence[Any]]:
-    """Let the driver execute a statement; all rows."""
+) -> tuple[Sequence[Sequence[Any]], int]:
+    """Let the driver execute a statement; all rows, and how many it changed, if it returns none."""
     assert connection is not None
     driver: Any = connection.connection.driver_connection
     if isinstance(driver, sqlite_thread.Connection):
         return await driver.fetch(text, parameters or ())
     cursor = await driver.execute(text, parameters, prepare=is_prepared)
     rows: Sequence[Sequence[Any]] = await cursor.fetchall() if has_rows else ()
-    return rows
+    return rows, cursor.rowcount
 
 
 def explain(connection: Connection, error: BaseException, text: str) -> NoReturn:

@@ -79,6 +79,9 @@ class SQLiteFile:
 
     def __init__(self, path: str) -> None:
         self.path = Path(path).absolute()
+        # The files that every connection shares, and their identities while there is a connection.
+        self.shared: dict[str, tuple[int, int]] = {}
+        self.connections = 0
         # Kept open: SQLite would lose its locks on the file, were another descriptor of it closed.
         self.descriptor: int | None = None
         self.identity: tuple[int, int] | None = None
@@ -94,6 +97,7 @@ class SQLiteFile:
                 self.identity = (found.st_dev, found.st_ino)
             if self.identity == (found.st_dev, found.st_ino):
                 self.check_version((found.st_size, found.st_mtime_ns))
+                self.check_shared()
                 return
         except OSError as error:
             words = f"{self.path}: {error.strerror}; move the database back to its place"
@@ -115,6 +119,30 @@ class SQLiteFile:
             )
         self.written, self.version = written, version
 
+    def check_shared(self) -> None:
+        """Raise DatabaseUnavailable where -wal or -shm is gone, or another file: what is written now would be lost."""
+        for name, identity in self.shared.items():
+            if identity_of(name) != identity:
+                raise DatabaseUnavailable from FileGone(
+                    f"{name} was deleted or replaced while the service ran. Move it back. If it is lost, stop the "
+                    "service with SIGTERM, and with nothing else open on the database: it then writes the changes in "
+                    f"it to {self.path.name}; start it again"
+                )
+
+    def opened(self, connection: object, record: object) -> None:
+        """Note which -wal and -shm the first connection has; for SQLAlchemy's event "connect", in WAL mode."""
+        self.connections += 1
+        if self.connections == 1:
+            # SQLite names these after the target of a symbolic link.
+            names = (f"{os.path.realpath(self.path)}{suffix}" for suffix in ("-wal", "-shm"))
+            self.shared = {name: found for name in names if (found := identity_of(name))}
+
+    def closing(self, connection: object, record: object) -> None:
+        """Forget -wal and -shm with the last connection, which deletes them; for SQLAlchemy's event "close"."""
+        self.connections -= 1
+        if self.connections == 0:
+            self.shared = {}
+
     def open(self, dialect: object, record: object, arguments: list[Any], options: dict[str, Any]) -> None:
         """Have SQLite open this file and no other; for SQLAlchemy's event "do_connect"."""
         self.check()
@@ -125,6 +153,15 @@ class SQLiteFile:
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
+
+
+def identity_of(path: str) -> tuple[int, int] | None:
+    """The device and the inode that a path names; None where it names nothing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def header_version(header: bytes) -> tuple[int, int]:

@@ -19,15 +19,15 @@ class Connection(aiosqlite.Connection):
         """A cursor that has yet to enter the thread."""
         return Cursor(self)
 
-    async def fetch(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        """Execute one statement; all rows."""
-        rows: Sequence[Any] = await self._execute(self.fetch_in_thread, sql, parameters)  # type: ignore[no-untyped-call]
-        return rows
+    async def fetch(self, sql: str, parameters: Sequence[Any]) -> tuple[Sequence[Any], int]:
+        """Execute one statement; all rows, and how many it changed, if it returns none."""
+        result: tuple[Sequence[Any], int] = await self._execute(self.fetch_in_thread, sql, parameters)  # type: ignore[no-untyped-call]
+        return result
 
-    def fetch_in_thread(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+    def fetch_in_thread(self, sql: str, parameters: Sequence[Any]) -> tuple[Sequence[Any], int]:
         """Execute in this connection's thread."""
         with closing(self._conn.execute(sql, parameters)) as cursor:
-            return cursor.fetchall()
+            return cursor.fetchall(), cursor.rowcount
 
 
 class Cursor:

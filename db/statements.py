@@ -23,7 +23,17 @@ from sqlalchemy.types import ARRAY, String
 from sqlmodel import AutoString, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db.prepared import execute, prepared
+from db.prepared import execute_and_count, prepared
+
+
+class RowsDropped(Exception):
+    """The database did less than it was asked to, and reported no error."""
+
+    def __init__(self, table: str, asked: int, done: int) -> None:
+        super().__init__(
+            f"Of {asked} rows to write to the table {table}, the database wrote {done}, without an error: a trigger, a "
+            "rule or a row security policy on it drops rows. Remove that; Savepoint cannot work with it."
+        )
 
 
 async def insert_rows(
@@ -37,9 +47,14 @@ async def insert_rows(
     """Insert all rows (each with the same keys), with the values that are the `same` in all of them.
 
     With `returning`, rows whose unique values are taken are skipped, and these columns of the others are answered.
+    Without it, RowsDropped is raised unless all were inserted.
     """
     statement = insert_statement(dialect_of(session), model, tuple(rows[0]), tuple(same), returning)
-    return await execute(session, statement, rows=rows, **{f"same_{name}": same[name] for name in same})
+    same = {f"same_{name}": same[name] for name in same}
+    inserted, count = await execute_and_count(session, statement, rows=rows, **same)
+    if count != len(rows) and not returning:
+        raise RowsDropped(table_of(model).name, len(rows), count)
+    return inserted
 
 
 @prepared
@@ -61,9 +76,15 @@ def insert_statement(
 async def update_rows(
     session: AsyncSession, model: type[SQLModel], rows: Sequence[dict[str, Any]], **same: Any
 ) -> None:
-    """Give the row of each `id` these values, and those that are the `same` in all of them."""
+    """Give the row of each `id` these values, and those that are the `same` in all of them.
+
+    Raises RowsDropped unless all were updated.
+    """
     statement = update_statement(dialect_of(session), model, tuple(rows[0]), tuple(same))
-    await execute(session, statement, rows=rows, **{f"same_{name}": same[name] for name in same})
+    same = {f"same_{name}": same[name] for name in same}
+    _, count = await execute_and_count(session, statement, rows=rows, **same)
+    if count != len(rows):
+        raise RowsDropped(table_of(model).name, len(rows), count)
 
 
 @prepared

@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
@@ -29,10 +31,10 @@ from test_registration import count, named
 import crud
 import main
 from db import sqlite_thread
-from db.engines import ATTEMPTS, Database
+from db.engines import ATTEMPTS, Database, sqlite_meaning
 from models import KeyedRegistration
 from operations import Operations
-from refusals import Conflict, DatabaseUnavailable, SchemaBehind
+from refusals import Conflict, DatabaseUnavailable, OutcomeUnknown, SchemaBehind
 from settings import Settings
 
 on_sqlite = pytest.mark.parametrize("engine", ["sqlite"])
@@ -399,16 +401,34 @@ async def test_a_read_does_not_wait_for_a_writer_in_this_process(database: Datab
     assert await database.read(count_users) == 1
 
 
+def test_a_commit_that_could_not_be_written_is_not_there_and_one_that_could_not_be_synced_is_unknown() -> None:
+    assert sqlite_meaning(sqlite3.SQLITE_IOERR_WRITE, committing=True) is DatabaseUnavailable
+    assert sqlite_meaning(sqlite3.SQLITE_IOERR_FSYNC, committing=True) is OutcomeUnknown
+
+
+LIMITED = """
+import resource, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA synchronous=FULL")
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("CREATE TABLE half AS SELECT randomblob(90000) AS content")
+try:
+    connection.execute("COMMIT")
+except sqlite3.OperationalError as error:
+    print(error.sqlite_errorname, flush=True)
+import os
+os._exit(0)
+"""
+
+
 @on_sqlite
-async def test_a_writers_turn_that_never_comes_is_a_conflict_after_several_attempts(url: str) -> None:
-    database = Database(Settings(database_url=url, lock_timeout=0.05))
-    before = retried()
+def test_past_the_limit_of_a_files_size_sqlite_says_that_it_could_not_write(url: str, rows: Rows) -> None:
+    rows("PRAGMA journal_mode=WAL")
+    python = [sys.executable, "-c", LIMITED, str(make_url(url).database)]
 
-    with locked_elsewhere(url), pytest.raises(Conflict):
-        await database.write(crud.register_users, [registration("alice")], "EUR")
-
-    assert retried() - before == ATTEMPTS - 1
-    await database.close()
+    assert subprocess.run(python, capture_output=True, text=True, check=True).stdout == "SQLITE_IOERR_WRITE\n"
+    assert rows("SELECT count(*) FROM sqlite_master WHERE name = 'half'") == [(0,)]
 
 
 @on_sqlite

@@ -198,6 +198,30 @@ def test_a_key_sent_with_other_content_is_refused(client: TestClient, rows: Rows
     assert count(rows) == (1, 1, 1)
 
 
+def test_a_replay_is_told_by_its_request_though_the_user_has_changed(client: TestClient, rows: Rows) -> None:
+    key = {"Idempotency-Key": str(uuid4())}
+    first = client.post("/register", json=ALICE, headers=key).json()
+    change = {"email": "two@example.com", "phone_number": None}
+    changed = client.patch("/me", json=change, headers={"Authorization": f"Bearer {first['access_token']}"}).json()
+
+    again = client.post("/register", json=ALICE, headers=key)
+    other = client.post("/register", json=ALICE | change, headers=key)
+
+    assert (again.status_code, again.json()["user"]) == (201, changed)
+    assert again.json()["access_token"] != first["access_token"]
+    assert (other.status_code, other.json()["type"]) == (422, "/problems/idempotency-key-reused")
+    assert count(rows) == (1, 1, 2)
+
+
+def test_a_user_whom_older_code_stored_is_compared_as_it_is_now(client: TestClient, rows: Rows) -> None:
+    key = {"Idempotency-Key": str(uuid4())}
+    client.post("/register", json=ALICE, headers=key)
+    rows("UPDATE users SET registration_content_hash = NULL")
+
+    assert client.post("/register", json=ALICE, headers=key).status_code == 201
+    assert client.post("/register", json=ALICE | {"email": "two@example.com"}, headers=key).status_code == 422
+
+
 def test_after_15_minutes_a_key_replays_no_more(client: TestClient, rows: Rows, engine: str) -> None:
     key = {"Idempotency-Key": str(uuid4())}
     client.post("/register", json=ALICE, headers=key)

@@ -504,11 +504,12 @@ def test_what_the_repositorys_own_revisions_drop() -> None:
         "d27f60b8e913": [Drop("access_tokens")],
         "e8a4c05b7d31": [Drop("entries"), Drop("transfers"), Drop("accounts")],
         "a6d2e91f4c08": [],
+        "c5b81e6f3d27": [Drop("users", "registration_content_hash")],
     }
     assert [drops(revision, "upgrade") for revision in own.values()] == [[]] * len(own)
     assert [rebuilds(revision, "upgrade") for revision in own.values()] == [[]] * len(own)
     assert {id: rebuilds(revision, "downgrade") for id, revision in own.items()} == {
-        id: ["users"] if id == "9b3e5d8a1c74" else [] for id in own
+        id: ["users"] if id in ("9b3e5d8a1c74", "c5b81e6f3d27") else [] for id in own
     }
 
 

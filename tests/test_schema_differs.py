@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+import httpx2
 import pytest
-from conftest import AS_OPERATOR, Rows
+from conftest import AS_OPERATOR, Rows, serving
 from starlette.testclient import TestClient
 from test_registration import named
 from typer.testing import CliRunner
@@ -36,6 +37,40 @@ def test_a_table_or_column_that_is_renamed_by_hand_is_reported_as_that(
     rows(CHANGES[change])
     assert client.get("/readyz").json()["status"] == "ready"
     assert client.post("/register", json=named("alice")).status_code == 201
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize(
+    ("change", "undo"),
+    [
+        ("accounts ALTER balance TYPE numeric", "accounts ALTER balance TYPE bigint"),
+        ("entries ALTER balance_after TYPE double precision", "entries ALTER balance_after TYPE bigint"),
+        ("users ALTER username TYPE char(60)", "users ALTER username TYPE text"),
+        ("users ALTER created_at TYPE timestamp", "users ALTER created_at TYPE timestamptz"),
+    ],
+)
+def test_a_column_whose_type_was_altered_by_hand_differs(
+    client: TestClient, rows: Rows, change: str, undo: str
+) -> None:
+    rows(f"ALTER TABLE {change}")
+
+    ready = client.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (503, "differs")
+
+    rows(f"ALTER TABLE {undo}")
+    assert client.get("/readyz").json()["status"] == "ready"
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_the_log_holds_no_balance_of_a_column_that_was_altered(url: str, rows: Rows, tmp_path: Path) -> None:
+    with serving(url, tmp_path) as server:
+        registered = httpx2.post(f"{server.url}/register", json=named("alice")).json()
+        rows("ALTER TABLE accounts ALTER balance TYPE numeric; UPDATE accounts SET balance = 7654321")
+        alice = {"Authorization": f"Bearer {registered['access_token']}"}
+        for path in ("/accounts", "/accounts/1"):
+            assert "7654321" in httpx2.get(f"{server.url}{path}", headers=alice).text
+
+    assert "7654321" not in server.log
 
 
 def test_at_a_newer_revision_too(client: TestClient, rows: Rows) -> None:

@@ -15,6 +15,7 @@ from conftest import AS_OPERATOR, OPERATOR_TOKEN, alembic, query
 from starlette.testclient import TestClient
 from test_registration import named
 
+import crud
 import main
 from db.engines import Database, reading
 from db.sqlite_file import make_private
@@ -113,6 +114,73 @@ def test_what_takes_the_place_of_the_database_is_neither_read_nor_written(
 
     assert f"{path} is not the file that it was at start-up" in caplog.text
     assert (path.read_bytes() if path.is_file() else None) == before
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+@pytest.mark.parametrize("fate", ["deleted", "moved", "replaced"])
+def test_without_the_files_beside_the_database_nothing_is_read_or_written(
+    path: Path, suffix: str, fate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside = path.with_name(path.name + suffix)
+    with started(url_of(path)) as client:
+        assert client.post("/register", json=named("alice")).status_code == 201
+        if fate == "deleted":
+            beside.unlink()
+        else:
+            beside.rename(path.with_name("elsewhere"))
+        if fate == "replaced":
+            beside.write_bytes(path.with_name("elsewhere").read_bytes())
+
+        assert_unavailable(client)
+        assert f"{beside} was deleted or replaced while the service ran. Move it back." in caplog.text
+        if fate != "deleted":
+            path.with_name("elsewhere").rename(beside)
+            assert client.get("/readyz").status_code == 200
+            assert client.post("/register", json=named("bob")).status_code == 201
+
+    # The end of the service writes to the database what only a deleted -wal held.
+    assert usernames(path) == (["alice"] if fate == "deleted" else ["alice", "bob"])
+
+
+def test_a_database_that_is_moved_back_without_its_wal_is_not_written(path: Path, tmp_path: Path) -> None:
+    with started(url_of(path)) as client:
+        assert client.post("/register", json=named("alice")).status_code == 201
+        for each in path.parent.glob("a.db*"):
+            each.rename(tmp_path / each.name)
+        assert_unavailable(client)
+        (tmp_path / "a.db").rename(path)
+
+        assert_unavailable(client)
+        for each in tmp_path.glob("a.db*"):
+            each.rename(path.parent / each.name)
+        assert client.post("/register", json=named("bob")).status_code == 201
+
+    assert usernames(path) == ["alice", "bob"]
+
+
+def test_other_connections_come_and_go_beside_the_service(path: Path) -> None:
+    with started(url_of(path)) as client:
+        for name in ("alice", "bob"):
+            assert client.post("/register", json=named(name)).status_code == 201
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                assert connection.execute("SELECT count(*) FROM users").fetchone()[0] > 0
+        assert alembic(url_of(path), "current").returncode == 0
+        assert client.post("/register", json=named("carol")).status_code == 201
+
+    assert usernames(path) == ["alice", "bob", "carol"]
+
+
+async def test_the_files_beside_the_database_may_be_others_once_no_connection_is_open(path: Path) -> None:
+    database = Database(Settings(database_url=url_of(path)))
+    await database.read(crud.authenticate, ["none"])
+    await database.engine.dispose()
+    assert not path.with_name("a.db-wal").exists()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
+        await database.read(crud.authenticate, ["none"])
+    await database.read(crud.authenticate, ["none"])
+    await database.close()
 
 
 def test_a_symbolic_link_that_is_pointed_elsewhere_is_another_file(path: Path, sqlite_template: str) -> None:
