@@ -6,7 +6,7 @@ BIN = .venv/bin
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 
-.PHONY: run serve test check format lint types coverage browser poolers bench clean
+.PHONY: run serve test check format lint types coverage browser poolers bench openapi tables requirements newest clean
 
 run: .venv/run ## Serve on this machine, on SQLite
 	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); sys.exit(s.connect_ex(("127.0.0.1", $(PORT))) == 0)' \
@@ -31,6 +31,8 @@ format: .venv/dev
 lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/tach check
 
 types: .venv/dev
 	$(BIN)/mypy .
@@ -48,6 +50,23 @@ poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (
 bench: .venv/dev ## Compare with the usual way, side by side, for about an hour (needs Debian's wrk)
 	$(BIN)/python -m bench
 
+openapi: .venv/run ## Write docs/openapi.json anew, after a change of the API
+	$(BIN)/python -m docs.write_openapi
+
+tables: .venv/run ## Draw the tables in ARCHITECTURE.md anew, after a change of models.py
+	$(BIN)/python -m docs.draw_tables
+
+# The versions that are pinned stay as long as they fit. All to the newest: make requirements UPGRADE=--upgrade
+PIN = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes $(UPGRADE)
+
+requirements: .venv/dev ## Pin what requirements.in and requirements-dev.in ask for, with hashes
+	$(PIN) requirements.in --output-file requirements.txt
+	$(PIN) requirements-dev.in --constraints requirements.txt --output-file requirements-dev.txt
+
+newest: .venv/dev ## Run the tests with the newest versions of everything, or some: make newest TESTS=tests/test_ledger.py
+	@UV=$(BIN)/uv bash .ci/newest $(TESTS)
+
 clean:
 	rm -rf .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
@@ -57,9 +76,9 @@ clean:
 	@touch $@
 
 .venv/run: .venv/python requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
 .venv/dev: .venv/run requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@

@@ -39,6 +39,8 @@ from tokens import metrics_token_hash, operator_token_hash
 
 logger = logging.getLogger("savepoint")
 
+VERSION = "0.2.0"
+
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -111,7 +113,7 @@ app = DescribedAPI(
     redoc_url=None,
     redirect_slashes=False,  # It redirects to the host that the caller names.
     title="Savepoint",
-    version="0.1.0",
+    version=VERSION,
     summary="Users register, hold balances and move money; every change lands whole or not at all.",
     description=(
         "Every error is `application/problem+json` (RFC 9457): programs compare its `type`, people read its `detail`. "

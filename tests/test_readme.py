@@ -62,8 +62,3 @@ def test_the_settings_table_lists_every_setting_with_its_default() -> None:
         (name.upper(), "" if field.default is None else str(field.default), field.description)
         for name, field in Settings.model_fields.items()
     ]
-
-
-def test_every_file_is_explained() -> None:
-    for file in (*ROOT.glob("*.py"), *ROOT.glob("migrations/[a-z]*.py")):
-        assert f"`{file.name}`" in README, file
