@@ -19,7 +19,8 @@ from api.middleware import CatchUnexpected, CountRequests, LimitBody
 from api.openapi import DescribedAPI
 from api.sparse_log import SparseLog
 from currencies import list_currencies
-from db.engines import Database, EncodingRefused
+from db.database import Database
+from db.postgresql import EncodingRefused
 from models import (
     KeyedRegistration,
     KeyedTransfer,

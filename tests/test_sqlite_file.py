@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 from test_registration import named
 
 import main
-from db.engines import Database, reading
+from db.database import Database
+from db.engines import reading
 from db.sqlite_file import make_private
 from migrations import saves
 from refusals import DatabaseUnavailable
