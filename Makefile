@@ -12,11 +12,11 @@ run: .venv/run ## Serve on this machine, on SQLite
 	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); sys.exit(s.connect_ex(("127.0.0.1", $(PORT))) == 0)' \
 		|| { echo "Port $(PORT) is in use. Stop what listens there, or choose another: make run PORT=8001" >&2; exit 1; }
 	@echo "API docs: http://127.0.0.1:$(PORT)/docs"
-	@exec $(BIN)/uvicorn main:app --http api.http_protocol:BoundedProtocol --host 127.0.0.1 --port $(PORT)
+	@exec $(BIN)/uvicorn main:app --http server.protocol:BoundedProtocol --host 127.0.0.1 --port $(PORT)
 
 # The access log would cost a tenth of the CPU time; /metrics counts the answers. Proxies keep connections for a minute.
 serve: .venv/run ## Serve in production, with a worker for each core
-	@ENVIRONMENT=production exec $(BIN)/uvicorn main:app --http api.http_protocol:BoundedProtocol \
+	@ENVIRONMENT=production exec $(BIN)/uvicorn main:app --http server.protocol:BoundedProtocol \
 		--host $(HOST) --port $(PORT) --workers $(WORKERS) --no-access-log --timeout-keep-alive 75
 
 test: .venv/dev ## Run the tests, on SQLite and on a PostgreSQL of their own

@@ -23,7 +23,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 import crud
 from api.bodies import DECODER
 from api.problems import InvalidFields, cause_of, describe, field_errors
-from db.engines import Database
+from db.database import Database
 from models import Registration
 from private_files import FileRefused, keep_older, open_private
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, Refusal, SchemaBehind, SchemaDiffers

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from api import accounts, docs_pages, health, http_protocol, me, payments, problems, registration, transfers, users
+from api import accounts, docs_pages, health, me, payments, problems, registration, transfers, users
 from api.address_limits import limit_of
 from api.errors import handle_refusal
 from api.fast_path import FastPath
@@ -19,7 +19,8 @@ from api.middleware import CatchUnexpected, CountRequests, LimitBody
 from api.openapi import DescribedAPI
 from api.sparse_log import SparseLog
 from currencies import list_currencies
-from db.engines import Database, EncodingRefused
+from db.database import Database
+from db.postgresql import EncodingRefused
 from models import (
     KeyedRegistration,
     KeyedTransfer,
@@ -33,6 +34,7 @@ from refusals import (
     Refusal,
 )
 from schema import Schema, get_revision, upgrade_to_head
+from server.protocol import BoundedProtocol
 from settings import SettingsError, settings_from_environment
 from starting import StartRefused
 from tokens import metrics_token_hash, operator_token_hash
@@ -99,7 +101,7 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
 
 
 # Here, since `uvicorn main:app` has a choice of protocols, but no file that could choose.
-http_protocol.install()
+BoundedProtocol.install()
 
 
 TRACED = any("OTEL_" in name for name in os.environ)

@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 import crud
 from db.batching import Batcher
-from db.engines import Database
+from db.database import Database
 from db.isolation import IsolatedWrite, Write
 from ledger import OPERATOR, Posted
 from models import UserPublic

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Concatenate, NoReturn, ParamSpec
 
+import aiosqlite
 from pydantic_core import to_json
 from sqlalchemy import ARRAY, JSON, Connection, Dialect, Integer, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
-
-from db import sqlite_thread
 
 P = ParamSpec("P")
 
@@ -34,7 +33,7 @@ class Prepared:
                 self.constants[name] = convert(parameter.value) if convert else parameter.value
             elif convert:
                 self.from_python[name] = convert
-        columns = [*statement.exported_columns] if statement.is_select or statement._returning else []
+        columns = [*statement.exported_columns]
         self.has_rows = bool(columns)
         self.to_python = {
             index: convert
@@ -82,8 +81,8 @@ def prepared(build: Callable[Concatenate[str, P], Any]) -> Callable[Concatenate[
 @cache
 def dialect_named(name: str) -> Dialect:
     """A dialect for the driver that Savepoint uses with this engine."""
-    url = make_url({"sqlite": "sqlite+aiosqlite://", "postgresql": "postgresql+psycopg://"}[name])
-    return url.get_dialect(_is_async=True)()
+    url = make_url({"sqlite": "sqlite+aiosqlite://", "postgresql": "postgresql+psycopg_async://"}[name])
+    return url.get_dialect()()
 
 
 async def execute(session: AsyncSession, statement: Prepared, **parameters: Any) -> Sequence[Sequence[Any]]:
@@ -101,13 +100,11 @@ async def execute_and_count(
     """Execute as `execute` does; the rows, and how many rows the statement changed, if it returns none."""
     connection = session.bind
     assert isinstance(connection, AsyncConnection)
+    assert connection.sync_connection is not None
+    driver = connection.sync_connection.connection.driver_connection
     try:
         rows, count = await run(
-            connection.sync_connection,
-            statement.text,
-            statement.bind(parameters),
-            has_rows=statement.has_rows,
-            is_prepared=True,
+            driver, statement.text, statement.bind(parameters), has_rows=statement.has_rows, is_prepared=True
         )
     except BaseException as error:
         await connection.run_sync(explain, error, statement.text)
@@ -115,21 +112,15 @@ async def execute_and_count(
 
 
 async def run(
-    connection: Connection | None,
-    text: str,
-    parameters: Any = None,
-    *,
-    has_rows: bool = False,
-    is_prepared: bool = False,
+    driver: Any, text: str, parameters: Any = None, *, has_rows: bool = False, is_prepared: bool = False
 ) -> tuple[Sequence[Sequence[Any]], int]:
-    """Let the driver execute a statement; all rows, and how many it changed, if it returns none."""
-    assert connection is not None
-    driver: Any = connection.connection.driver_connection
-    if isinstance(driver, sqlite_thread.Connection):
-        return await driver.fetch(text, parameters or ())
+    """Let the driver execute a statement; all rows, and how many it changed (on SQLite: it and its triggers)."""
+    if isinstance(driver, aiosqlite.Connection):
+        before = driver.total_changes
+        # One entry into the connection's thread, where a cursor takes four.
+        return [*await driver.execute_fetchall(text, parameters)], driver.total_changes - before
     cursor = await driver.execute(text, parameters, prepare=is_prepared)
-    rows: Sequence[Sequence[Any]] = await cursor.fetchall() if has_rows else ()
-    return rows, cursor.rowcount
+    return await cursor.fetchall() if has_rows else (), cursor.rowcount
 
 
 def explain(connection: Connection, error: BaseException, text: str) -> NoReturn:

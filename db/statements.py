@@ -52,7 +52,7 @@ async def insert_rows(
     statement = insert_statement(dialect_of(session), model, tuple(rows[0]), tuple(same), returning)
     same = {f"same_{name}": same[name] for name in same}
     inserted, count = await execute_and_count(session, statement, rows=rows, **same)
-    if count != len(rows) and not returning:
+    if count < len(rows) and not returning:
         raise RowsDropped(table_of(model).name, len(rows), count)
     return inserted
 
@@ -83,7 +83,7 @@ async def update_rows(
     statement = update_statement(dialect_of(session), model, tuple(rows[0]), tuple(same))
     same = {f"same_{name}": same[name] for name in same}
     _, count = await execute_and_count(session, statement, rows=rows, **same)
-    if count != len(rows):
+    if count < len(rows):
         raise RowsDropped(table_of(model).name, len(rows), count)
 
 

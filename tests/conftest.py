@@ -31,7 +31,7 @@ import audit
 import main
 from db import prepared
 from db.batching import Batcher
-from db.engines import Database
+from db.database import Database
 from operations import Operations
 from settings import Settings
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from test_registration import CURSED, count, named
 
 import crud
-from db.engines import Database
+from db.database import Database
 from ledger import OPERATOR, Order
 
 Headers = dict[str, str]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import aiosqlite
 import httpx2
 import psycopg
 import pytest
@@ -30,8 +31,8 @@ from test_registration import count, named
 
 import crud
 import main
-from db import sqlite_thread
-from db.engines import ATTEMPTS, Database, sqlite_meaning
+from db.database import ATTEMPTS, Database
+from db.errors import sqlite_meaning
 from models import KeyedRegistration
 from operations import Operations
 from refusals import Conflict, DatabaseUnavailable, OutcomeUnknown, SchemaBehind
@@ -322,21 +323,21 @@ async def test_every_connection_is_durable_and_keeps_foreign_keys(database: Data
 
 
 @on_sqlite
-async def test_a_statement_enters_the_thread_of_its_connection_once(
+async def test_a_prepared_statement_enters_the_thread_of_its_connection_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await database.write(run, "SELECT 1")  # From here on it is connected.
+    await database.read(crud.authenticate, ["unknown"])  # From here on it is connected.
     entered: list[Callable[..., Any]] = []
-    enter = sqlite_thread.Connection._execute
+    enter = aiosqlite.Connection._execute
 
-    async def note(connection: sqlite_thread.Connection, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def note(connection: aiosqlite.Connection, function: Callable[..., Any], *arguments: Any) -> Any:
         entered.append(function)
         return await enter(connection, function, *arguments)  # type: ignore[no-untyped-call]
 
-    monkeypatch.setattr(sqlite_thread.Connection, "_execute", note)
-    await database.write(run, "SELECT 1 UNION SELECT 2", "CREATE TABLE numbers (number INTEGER)")
+    monkeypatch.setattr(aiosqlite.Connection, "_execute", note)
+    await database.read(crud.authenticate, ["unknown"])
 
-    assert len(entered) == len(["BEGIN", "SELECT", "CREATE", "COMMIT"])
+    assert len(entered) == 1
 
 
 @on_sqlite

@@ -11,7 +11,7 @@ from conftest import Rows
 from test_registration import named
 
 import crud
-from db.engines import Database
+from db.database import Database
 from ledger import OPERATOR, Order, Posted
 from models import KeyedRegistration
 from operations import Bulk, Operations

@@ -8,7 +8,7 @@ from conftest import AS_OPERATOR, OPERATOR_TOKEN
 from test_database import Service, locked_elsewhere, registration, service
 
 import crud
-from db.engines import LOCKED_PAUSE, Database
+from db.database import LOCKED_PAUSE, Database
 from refusals import Locked
 from settings import Settings
 

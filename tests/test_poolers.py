@@ -21,7 +21,7 @@ from test_database import Service, assert_refused_for_now, locked_elsewhere, run
 from test_registration import count, named
 from test_transfers import keyed
 
-from db.engines import Database
+from db.database import Database
 from refusals import DatabaseUnavailable
 from settings import Settings
 

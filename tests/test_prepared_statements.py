@@ -13,7 +13,7 @@ from test_registration import count, named
 
 import crud
 from db import prepared
-from db.engines import Database
+from db.database import Database
 from models import KeyedRegistration
 from operations import Bulk, Operations
 from refusals import Conflict

@@ -17,7 +17,8 @@ from test_registration import named
 
 import crud
 import main
-from db.engines import Database, reading
+from db.database import Database
+from db.engines import reading
 from db.sqlite_file import make_private
 from migrations import saves
 from refusals import DatabaseUnavailable

@@ -26,7 +26,7 @@ from test_accounts import (
 )
 
 import crud
-from db.engines import Database
+from db.database import Database
 from ledger import Order
 from operations import Operations
 

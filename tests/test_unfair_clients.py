@@ -10,7 +10,7 @@ from conftest import Server
 from test_http_edges import HEALTHZ, connect, post, register
 from test_slow_clients import HALF_A_BODY, MIB, impatient_server, is_alive, read_to_the_end
 
-from api.http_protocol import UNFINISHED_LIMIT
+from server.worker import UNFINISHED_LIMIT
 
 ASSET = HEALTHZ.replace(b"/healthz", b"/docs/assets/swagger-ui-bundle.js")
 

@@ -40,7 +40,7 @@ class RecordingTransport(asyncio.Transport):
 
 async def exchange(app: ASGIApp, requests: str) -> list[bytes]:
     """What an application writes to the connection over which these requests come."""
-    config = Config(app, http="api.http_protocol:BoundedProtocol", lifespan="off", log_config=None)
+    config = Config(app, http="server.protocol:BoundedProtocol", lifespan="off", log_config=None)
     config.load()
     state, transport = ServerState(), RecordingTransport()
     protocol: Any = config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]

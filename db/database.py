@@ -1,0 +1,242 @@
+"""The database of a process: its connections, and transactions that run whole, again where the engine asks for it."""
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy.exc
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+import metrics
+from db import prepared, sqlite_file
+from db.engines import driver_url, prepare_engine
+from db.errors import COMMITTING, is_busy, is_lost_statement, meaning_of
+from db.postgresql import UNCONFIRMED, Connector, require_state, require_transaction
+from db.statements import RowsDropped
+from refusals import Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown
+from settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ATTEMPTS = 5
+"""How often a transaction runs before a conflict is the caller's to retry."""
+
+BUSY_TIMEOUT = 0.02
+"""Seconds that SQLite itself waits for another process; longer waits are made of several."""
+
+LOCKED_PAUSE = 0.05
+"""Seconds between two attempts to write while another process keeps SQLite's lock."""
+
+
+class Database:
+    """One process's engine, and the sessions on it."""
+
+    def __init__(self, settings: Settings, *, lock_patience: float | None = None) -> None:
+        """With `lock_patience`, a statement waits for a PostgreSQL lock for so many seconds only."""
+        url = driver_url(settings.database_url, is_async=True)
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self.lock_timeout = settings.lock_timeout
+        self.deadline = settings.request_timeout
+        self.postgresql = Connector(url, settings, min(lock_patience or settings.lock_timeout, settings.lock_timeout))
+        on_sqlite = {"timeout": min(BUSY_TIMEOUT, settings.lock_timeout)}
+        self.engine = create_async_engine(
+            url,
+            connect_args=on_sqlite if self.is_sqlite else self.postgresql.arguments(),
+            pool_size=settings.database_pool_size,
+            max_overflow=0,
+            # The last one used again: what it has prepared and cached is of use.
+            pool_use_lifo=True,
+            pool_timeout=settings.lock_timeout,
+            # Whoever returns a connection has ended its transaction; to make sure costs another call of the driver.
+            pool_reset_on_return=None,
+            hide_parameters=True,
+        )
+        prepare_engine(self.engine.sync_engine, self.begin)
+        event.listen(self.engine.sync_engine, "commit", require_transaction)
+        event.listen(self.engine.sync_engine, "handle_error", self.explain)
+        self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
+        if self.file is not None:
+            event.listen(self.engine.sync_engine, "do_connect", self.file.open)
+            # After prepare_sqlite, which has SQLite open -wal and -shm.
+            event.listen(self.engine.sync_engine, "connect", self.file.opened)
+            event.listen(self.engine.sync_engine, "close", self.file.closing)
+            event.listen(self.engine.sync_engine, "after_cursor_execute", require_inserted)
+        # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
+        self.reader = self.engine.execution_options(no_begin=True)
+        # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
+        self.writing = asyncio.Lock()
+        # Until when the one whose turn it is waits for another process's transaction, and whether that was in vain.
+        self.give_up = 0.0
+        self.is_locked = False
+        self.ask_again = 0.0
+
+    async def write(
+        self, operation: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run an operation that opens its own transaction; run it again where the engine asks for that.
+
+        Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind, and OutcomeUnknown where the end of a COMMIT
+        was not seen or not confirmed. Raises Locked where a lock is not given back in time; on SQLite that is
+        LOCK_TIMEOUT for the turn in this process and for other processes together, and at once while they hold it.
+        """
+
+        async def run(until: float) -> T:
+            async with self.turn(), connect(self.engine, until, self.file) as connection:
+                # Closed with its connection, which rolls back what has not ended: a close of its own costs a task.
+                session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
+                outcome = await operation(session, *args, **kwargs)
+                if connection.info.pop(UNCONFIRMED, False):
+                    raise OutcomeUnknown
+            return outcome
+
+        return await self.retry(run)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """The writer's turn in this process, on SQLite. Raises Locked where it does not come in time."""
+        if not self.is_sqlite:
+            yield
+            return
+        give_up = time.monotonic() + self.lock_timeout
+        try:
+            await asyncio.wait_for(self.writing.acquire(), self.lock_timeout)
+        except TimeoutError:
+            raise Locked from None
+        try:
+            if self.is_locked and time.monotonic() < self.ask_again:
+                raise Locked
+            self.give_up = give_up
+            yield
+        finally:
+            self.writing.release()
+
+    async def read(
+        self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a query of one statement. Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind."""
+
+        async def run(until: float) -> T:
+            async with connect(self.reader, until, self.file) as connection:
+                return await query(AsyncSession(connection), *args, **kwargs)
+
+        return await self.retry(run)
+
+    async def retry(self, run: Callable[[float], Awaitable[T]]) -> T:
+        """Run again what met a conflict, or a connection that had broken while it was idle; until the deadline."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + self.deadline
+        # On SQLite a conflict is another process, which reads meet only while it recovers or closes the file.
+        patience = clock() + self.lock_timeout if self.is_sqlite else 0
+        for attempt in count(1):
+            try:
+                return await run(until)
+            except Conflict:
+                if clock() >= until or (attempt >= ATTEMPTS and clock() >= patience):
+                    raise
+                metrics.TRANSACTIONS_RETRIED.inc()
+                # Jitter, so that two that collided do not collide again.
+                await asyncio.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, ATTEMPTS)))
+        raise AssertionError("It counts for ever.")
+
+    def begin(self, connection: Connection) -> None:
+        """Begin in the database too, unless a single statement comes; on SQLite as begin_immediate says.
+
+        Raises Conflict where the server says that no transaction has begun.
+        """
+        if connection.get_execution_options().get("no_begin"):
+            return
+        adapted: Any = connection.connection.dbapi_connection
+        begin = "BEGIN IMMEDIATE" if self.is_sqlite else self.postgresql.begin_statement(adapted.driver_connection)
+        # Else what a transaction before left undone would be committed with this one.
+        require_state(connection, TransactionStatus.IDLE)
+        while True:
+            try:
+                adapted.run_async(lambda driver: prepared.run(driver, begin))
+            except BaseException as error:
+                if is_busy(error):
+                    self.wait_or_give_up()
+                    continue
+                prepared.explain(connection, error, begin)
+            break
+        self.is_locked = False
+        require_transaction(connection)
+
+    def wait_or_give_up(self) -> None:
+        """Raise Locked once another process has kept SQLite's lock for LOCK_TIMEOUT; from then on, at each attempt.
+
+        So nobody waits behind those who wait in vain; the callers try again until their own time is over.
+        """
+        now = time.monotonic()
+        if self.is_locked or now >= self.give_up:
+            self.is_locked, self.ask_again = True, now + LOCKED_PAUSE
+            raise Locked
+
+    def explain(self, context: ExceptionContext) -> Interruption | None:
+        """Return what an error of the driver means; SQLAlchemy raises what its "handle_error" listeners return."""
+        # Without a connection it is a pooler that has refused to connect, and says why.
+        if is_lost_statement(context) and not context.is_disconnect and context.connection is not None:
+            self.postgresql.stop_preparing()
+        meaning = meaning_of(context)
+        return None if meaning is None else meaning()
+
+    async def close(self) -> None:
+        """Close the connections, once nothing runs any more."""
+        await self.engine.dispose()
+        if self.file is not None:
+            self.file.close()
+
+
+@asynccontextmanager
+async def connect(
+    engine: AsyncEngine, until: float, file: sqlite_file.SQLiteFile | None = None
+) -> AsyncIterator[AsyncConnection]:
+    """A connection from the pool. Raises DatabaseUnavailable where none is free in time, or the file is another one.
+
+    At the time `until` of the event loop's clock it is cut off from a PostgreSQL server that has not answered: every
+    caller was told by then that the outcome is unknown, and what hangs must not hold up those who come next.
+    """
+    if file is not None:
+        file.check()
+    try:
+        connection = await engine.connect()
+    except sqlalchemy.exc.TimeoutError as error:
+        raise DatabaseUnavailable from error
+    # A COMMIT that has ended before says nothing of what comes now.
+    connection.info.pop(COMMITTING, None)
+    timer = asyncio.get_running_loop().call_at(until, cut_off, connection)
+    try:
+        yield connection
+    finally:
+        timer.cancel()
+        await connection.close()
+
+
+def cut_off(connection: AsyncConnection) -> None:
+    """End the connection on this side. The server is not asked to cancel, since a COMMIT would then look done."""
+    record = connection.sync_connection
+    if record is None or record.closed or record.invalidated or record.dialect.name == "sqlite":
+        return
+    driver: Any = record.connection.driver_connection
+    if not driver.closed:
+        # A copy of the descriptor, since closing this object would close what psycopg waits for.
+        with socket.socket(fileno=os.dup(driver.fileno())) as copy, suppress(OSError):
+            copy.shutdown(socket.SHUT_RDWR)
+
+
+def require_inserted(
+    _: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> None:
+    """Raise RowsDropped where SQLite inserted nothing; SQLAlchemy takes the id of another row for that of this one."""
+    if context.isinsert and cursor.description is None and cursor.rowcount == 0:
+        raise RowsDropped(context.compiled.statement.table.name, 1, 0)

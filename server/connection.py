@@ -1,0 +1,222 @@
+"""A connection of uvicorn's: one request at a time that all servers read the same, and each answer in one write.
+
+What uvicorn and httptools do not document is used here and nowhere else. docs/decisions/0008-private-interfaces.md
+lists it, and tests/test_canaries.py fails where a new version differs.
+"""
+
+import asyncio
+from enum import IntEnum
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+Stage = IntEnum("Stage", ["BETWEEN", "HEAD", "BODY"], start=0)
+"""Where in a request the next byte belongs."""
+
+
+class OneWrite:
+    """A transport that writes the head of an answer together with the first piece of its body.
+
+    uvicorn writes each by itself, and each is a system call and a packet. uvloop raises an error for what is done to a
+    closed connection; here nothing is done.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Hold a head back until the next write; what is large is not copied for it."""
+        if self.is_closing():
+            return
+        if self._head:
+            head, self._head = self._head, b""
+            if len(data) > 64 * 2**10:
+                self._transport.write(head)
+            else:
+                data = head + data
+        elif data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 100"):
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def release(self) -> None:
+        """Write a head that has no body."""
+        if self._head:
+            self.write(b"")
+
+    def pause_reading(self) -> None:
+        """Read nothing more."""
+        if not self.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self.is_closing():
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close once all is written."""
+        self.release()
+        self._transport.close()
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol class, without upgrades, and strict about what two servers could read differently."""
+
+    transport: OneWrite  # type: ignore[assignment]
+
+    def __init__(self, config: Config, server_state: ServerState, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, server_state, *args, **kwargs)
+        self.stage = Stage.BETWEEN
+        # There are no WebSockets here, so that a request to upgrade is a request like any other (RFC 9110, 7.8).
+        self.ws_protocol_class = None
+        # uvicorn has no public way to leave out its name but a flag that nobody types.
+        for headers in (config.encoded_headers, server_state.default_headers):
+            headers[:] = [header for header in headers if header != (b"server", b"uvicorn")]
+
+    @classmethod
+    def install(cls) -> None:
+        """Make every HttpToolsProtocol that uvicorn makes from now on one of this class.
+
+        `uvicorn main:app` chooses its protocol before it imports the application, and reads no file of ours before.
+        """
+        HttpToolsProtocol.__new__ = lambda *_, **__: object.__new__(cls)  # type: ignore[method-assign,assignment]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection."""
+        # As soon as a client leaves anything unread, no further answer is made for it.
+        transport.set_write_buffer_limits(high=0)
+        super().connection_made(OneWrite(transport))  # type: ignore[arg-type]
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the last request has not been answered to its end."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the client leaves something of an answer unread."""
+        return self.flow.write_paused
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether nothing is read from the client, since the application has enough to do."""
+        return self.flow.read_paused
+
+    @property
+    def is_kept_alive(self) -> bool:
+        """Whether uvicorn's time-out until the next request (--timeout-keep-alive) runs."""
+        return self.timeout_keep_alive_task is not None
+
+    def end_keep_alive(self) -> None:
+        """End that time-out, since something has come."""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+
+    def feed(self, data: bytes) -> None:
+        """Parse; where the client offers to upgrade, go on as if it had not. Raises httptools.HttpParserError."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # httptools has skipped the body. So the head is parsed again, without the offer.
+            head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+            for name, value in self.headers:
+                if name == b"connection":
+                    value = b"close" if b"close" in value.lower() else b"keep-alive"  # noqa: PLW2901
+                if name != b"upgrade":
+                    head += [name, b": ", value, b"\r\n"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.feed(b"".join([*head, b"\r\n", data[upgrade.args[0] :]]))
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self.stage = Stage.HEAD
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Start the application."""
+        super().on_headers_complete()
+        self.stage = Stage.BODY
+        if self.expect_100_continue:
+            # A client that is answered before its body was asked for may send it or not: only a closed connection
+            # leaves no doubt where the next request begins.
+            self.cycle.keep_alive = False
+        # Trailers are no headers (RFC 9110, 6.5.1): nobody reads this list.
+        self.headers = []
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        if self.stage is Stage.BODY:
+            self.stage = Stage.BETWEEN
+            if self.expect_100_continue:
+                self.cycle.keep_alive = self.parser.should_keep_alive()
+            super().on_message_complete()
+
+    def size_of_head(self) -> int:
+        """Return the bytes of the request line and the headers, about."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def is_unambiguous(self) -> bool:
+        """Return whether every server reads the same host and end of the body from the head (RFC 9112, 3.2 and 6.1)."""
+        hosts = [name for name, _ in self.headers].count(b"host")
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        has_host = hosts == 1 or (hosts == 0 and self.parser.get_http_version() == "1.0")
+        return has_host and codings in ([], [b"chunked"])
+
+    def eof_received(self) -> Any:
+        """Answer what came whole, though the client has closed its side, and then close ours."""
+        if not self.is_answering or self.stage is not Stage.BETWEEN:
+            return False
+        last = self.pipeline[0][0] if self.pipeline else self.cycle
+        last.keep_alive = False
+        return True
+
+    def on_response_complete(self) -> None:
+        """Write what is left of an answer, and go on."""
+        self.transport.release()
+        super().on_response_complete()
+
+    def end_with(self, answer: bytes) -> None:
+        """Answer with this, unless something else was answered, and close the connection."""
+        if self.is_answering and self.stage is not Stage.BODY:
+            # What came before is whole: it gets its answer, and this is not looked at.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        is_answerable = self.stage is not Stage.BODY
+        if self.is_answering:
+            is_answerable = not self.cycle.response_started and not self.pipeline
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.stage = Stage.BETWEEN
+        if is_answerable:
+            self.transport.write(answer)
+        if is_answerable and self.transport.can_write_eof() and not self.transport.is_closing():
+            # To close now would reset the connection, and with it the answer, if the client has sent more.
+            self.flow.resume_reading()
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+
+def is_one_request(data: bytes) -> bool:
+    """Return whether these bytes are exactly one request, after which the connection stays open."""
+    seen: list[str] = []
+    handlers = {f"on_message_{name}": partial(seen.append, name) for name in ("begin", "complete")}
+    parser = httptools.HttpRequestParser(SimpleNamespace(**handlers))
+    try:
+        parser.feed_data(data)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return False
+    return seen == ["begin", "complete"] and parser.should_keep_alive()

@@ -1,0 +1,144 @@
+"""What the connections of a process share: room for them, for what they have begun to send, and for their calls."""
+
+import asyncio
+import gc
+import logging
+import sys
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+import metrics
+from server.answers import BUSY, BUSY_CLOSING
+from settings import settings_from_environment
+
+if TYPE_CHECKING:
+    from server.protocol import BoundedProtocol
+
+logger = logging.getLogger("savepoint")
+
+UNFINISHED_LIMIT = 32 * 2**20
+"""Bytes of requests that have not come whole, of all connections together."""
+REFUSED_LIMIT = 100
+"""Connections past the limit whose clients get to read the refusal; more are cut."""
+PAUSE = 0.01
+REFUSALS_A_PAUSE = 150
+"""Calls are refused for overload so many at a time, after so many seconds, so that clients that repeat at once take
+about a fifth of the time of a core, however many they are."""
+
+
+class Worker:
+    """The connections of this process, and the limits that they share."""
+
+    def __init__(self, connections: "set[BoundedProtocol]", calls: set[asyncio.Task[None]]) -> None:
+        self.connections = connections
+        self.calls = calls
+        self.settings = settings_from_environment()
+        self.call_limit = self.settings.call_limit
+        self.connection_limit = min(self.settings.connection_limit, _raise_descriptor_limit() * 9 // 10)
+        self.unfinished: dict[BoundedProtocol, int] = {}
+        """The bytes of requests that have not come whole."""
+        self.uploading: set[BoundedProtocol] = set()
+        """Connections whose call waits for its body."""
+        self.unread: set[BoundedProtocol] = set()
+        """Connections whose call waits until its client reads."""
+        self.refused: Counter[str] = Counter()
+        """Refusals since the last sweep, by reason."""
+        self.ends_at = float("inf")
+        """When, by the event loop's clock, a server that was told to stop waits for its clients no longer."""
+        self._loop = asyncio.get_running_loop()
+        self._unfinished_bytes = 0
+        self._replaceable: list[tuple[BoundedProtocol, object]] = []
+        self._awaiting_refusal: deque[BoundedProtocol] = deque()
+        self._is_sweeping = False
+
+    def admit(self, connection: "BoundedProtocol") -> None:
+        """Let a connection in, for another one or not at all where there are too many."""
+        if not self._is_sweeping:
+            self._sweep_later()
+        excess = len(self.connections) - self.connection_limit
+        if excess > 0:
+            left_out = self._make_room()
+            if left_out is None:
+                left_out = connection
+                connection.refuse(BUSY_CLOSING)
+            if excess > REFUSED_LIMIT:
+                left_out.transport.abort()
+
+    def _make_room(self) -> "BoundedProtocol | None":
+        """End the connection that its client has kept waiting longest, and return it; None where there is none."""
+        while self._replaceable:
+            connection, scope = self._replaceable.pop()
+            is_open = connection in self.connections and not connection.is_refused
+            if is_open and connection.scope is scope and connection.time_out() is not None:
+                connection.give_way()
+                return connection
+        return None
+
+    def _sweep_later(self) -> None:
+        self._is_sweeping = True
+        self._loop.call_later(1, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close connections whose client has let a time-out pass, and say in one line what was refused."""
+        self._is_sweeping = False
+        connections = [*self.connections]
+        for connection in connections:
+            connection.grow_older()
+        # The first to go last.
+        replaceable = [each for each in connections if each.age and not each.is_refused]
+        replaceable.sort(key=lambda each: (each.is_idle, each.age))
+        self._replaceable = [(each, each.scope) for each in replaceable]
+        for reason, count in self.refused.items():
+            metrics.REFUSED.labels(reason).inc(count)
+            logger.warning("Refused in the last second: %d (%s)", count, reason)
+        if self.refused:
+            # The exceptions of calls whose body did not come refer to each other, and to what came of it.
+            gc.collect(1)
+        self.refused.clear()
+        if connections:
+            self._sweep_later()
+
+    def hold(self, connection: "BoundedProtocol", size: int) -> None:
+        """Count bytes of a request that is not whole; past the limit, refuse the clients that hold the most."""
+        self.unfinished[connection] = self.unfinished.get(connection, 0) + size
+        self._unfinished_bytes += size
+        while self._unfinished_bytes > UNFINISHED_LIMIT:
+            max(self.unfinished, key=self.unfinished.__getitem__).refuse(BUSY_CLOSING)
+
+    def release(self, connection: "BoundedProtocol") -> None:
+        """Count these bytes no longer."""
+        self._unfinished_bytes -= self.unfinished.pop(connection, 0)
+        self.uploading.discard(connection)
+
+    def is_busy(self) -> bool:
+        """Return whether as many whole requests as may be are being answered."""
+        return len(self.calls) - len(self.uploading) - len(self.unread) >= self.call_limit
+
+    def refuse_soon(self, connection: "BoundedProtocol") -> None:
+        """Refuse the call of this connection in a moment."""
+        self.refused[BUSY.reason] += 1
+        connection.awaits_refusal = True
+        if not self._awaiting_refusal:
+            self._loop.call_later(PAUSE, self._refuse_some)
+        self._awaiting_refusal.append(connection)
+
+    def _refuse_some(self) -> None:
+        """Refuse the calls that have waited longest for it."""
+        for _ in range(min(REFUSALS_A_PAUSE, len(self._awaiting_refusal))):
+            connection = self._awaiting_refusal.popleft()
+            if connection.awaits_refusal:
+                connection.awaits_refusal = False
+                connection.transport.write(BUSY.data)
+        if self._awaiting_refusal:
+            self._loop.call_later(PAUSE, self._refuse_some)
+
+
+def _raise_descriptor_limit() -> int:
+    """Let this process open as many files and connections as the system allows; return how many that is."""
+    if sys.platform == "win32":
+        return 8192
+    import resource  # noqa: PLC0415 (not on Windows)
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 2**20
