@@ -56,9 +56,10 @@ openapi: .venv/run ## Write docs/openapi.json anew, after a change of the API
 tables: .venv/run ## Draw the tables in ARCHITECTURE.md anew, after a change of models.py
 	$(BIN)/python -m docs.draw_tables
 
-# The versions that are pinned stay as long as they fit. All to the newest: make requirements UPGRADE=--upgrade
+# With extras, since pip asks for the hash of coverage[toml]. Pinned versions stay as long as they fit; all to the newest:
+# make requirements UPGRADE=--upgrade
 PIN = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	--generate-hashes $(UPGRADE)
+	--generate-hashes --no-strip-extras $(UPGRADE)
 
 requirements: .venv/dev ## Pin what requirements.in and requirements-dev.in ask for, with hashes
 	$(PIN) requirements.in --output-file requirements.txt
