@@ -5,18 +5,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Annotated, Any
 
 import pytest
-from conftest import AS_OPERATOR
 from fastapi import APIRouter, BackgroundTasks, Body, Cookie, Depends, FastAPI, Header, Request, Response
 from fastapi.security import APIKeyHeader, SecurityScopes
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
-from test_registration import named
 
 from api.callers import current_user
 from api.fast_path import FAST, FastPath, fast, find_fast_routes
 from api.strict_route import StrictRoute
 from main import app
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR
 
 ROUTES = [("GET", "/me"), ("GET", "/healthz"), ("POST", "/register"), ("POST", "/transfers"), ("GET", "/users/1")]
 
@@ -205,7 +205,11 @@ def without_async() -> Got:
 
 
 DONE: list[str] = []
+
+
 SERVED = [plain, with_key, with_alias, with_body, with_underscored_header]
+
+
 NOT_SERVED = [
     *(with_headers, with_cookie, with_header_below, with_yield, with_thread, with_shared),
     *(with_scopes, with_response_below, with_tasks, with_embedded_body, with_two_bodies, with_query, without_async),

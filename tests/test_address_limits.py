@@ -6,13 +6,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, OPERATOR_TOKEN, Rows, audited
 from httpx2 import Client, Response
 from pydantic import ValidationError
 from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
-from test_problems import assert_problem
-from test_registration import count, named
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 import main
@@ -20,8 +17,12 @@ from api import address_limits
 from api.address_limits import AddressLimit
 from refusals import TooManyRequests
 from settings import Settings
+from tests.support.problems import assert_problem
+from tests.support.registration import count, named
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN, Rows, audited
 
 Start = Callable[..., Client]
+
 
 BAD_TOKEN = {"Authorization": "Bearer svp_this-is-nobodys"}
 
@@ -66,9 +67,6 @@ class Clock:
 
     def pass_seconds(self, seconds: float) -> None:
         self.now += int(seconds * 10**9)
-
-
-# --- registrations ----------------------------------------------------------------------------------------------------
 
 
 def test_an_address_over_its_limit_registers_nobody_and_others_go_on(start: Start, rows: Rows) -> None:
@@ -125,9 +123,6 @@ def test_where_only_the_operator_registers_everybody_else_is_refused(start: Star
     assert count(rows) == (1, 1, 1)
 
 
-# --- failed tokens ----------------------------------------------------------------------------------------------------
-
-
 def test_an_address_over_its_limit_of_failed_tokens_is_told_to_wait(start: Start) -> None:
     client = start(failed_tokens_per_address="3/minute")
 
@@ -162,9 +157,6 @@ def test_a_call_without_a_token_is_no_failed_token(start: Start) -> None:
 
     assert {ask_from("203.0.113.1", client, {}).status_code for _ in range(5)} == {401}
     assert ask_from("203.0.113.1", client, BAD_TOKEN).status_code == 401
-
-
-# --- counting ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", ["3/second", "3/minute", "7/hour", "1000/day"])
@@ -235,9 +227,6 @@ def test_a_limit_that_cannot_be_read_is_refused_with_an_example(rate: str) -> No
     for name in ("registrations_per_address", "failed_tokens_per_address"):
         with pytest.raises(ValidationError, match="as in 20/hour"):
             Settings.model_validate({name: rate})
-
-
-# --- the description --------------------------------------------------------------------------------------------------
 
 
 def test_the_description_tells_of_limits_and_that_the_operator_may_be_asked_for() -> None:

@@ -7,6 +7,8 @@ import pytest
 from docs.draw_tables import DIAGRAM, FILE, draw_tables
 
 ROOT = FILE.parent
+
+
 TEXT = FILE.read_text(encoding="utf-8")
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import AS_OPERATOR, ROOT, Rows, query
 from starlette.testclient import TestClient
-from test_registration import named
 from typer.testing import CliRunner, Result
 
 import audit
 import manage
 from terminal import plural
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, ROOT, Rows, query
 
 EUR = ["EUR", "3", "5,000", "-5,000", "4", "7,500"]
 """The totals of the books below: currency, accounts, users hold, system holds, transfers, transferred."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import anyio.from_thread
 import pytest
-from conftest import AS_OPERATOR, Rows
 from starlette.testclient import TestClient
-from test_accounts import Holder, order, refusal_of, register_all
 
 import main
 from operations import Operations
+from tests.support.accounts import Holder, order, refusal_of, register_all
+from tests.support.service import AS_OPERATOR, Rows
 
 
 @contextmanager

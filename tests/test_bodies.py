@@ -4,20 +4,24 @@ import json
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
-from test_accounts import Headers, books, fields_of, order, refusal_of, register_all
-from test_registration import named
 
 import importing
 from api import bodies
 from api.problems import BadBody, InvalidFields
 from models import TransferRequest
+from tests.support.accounts import Headers, books, fields_of, order, refusal_of, register_all
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, Rows
 
 JSON = {"Content-Type": "application/json"}
+
+
 USER = b'{"username": "alice", "email": "alice@example.com"}'
+
+
 # One route for each way of reading a body: at once, as FastAPI, and by the route itself.
 ROUTES = [
     ("POST", "/register", USER),
@@ -88,9 +92,6 @@ def test_every_route_refuses_the_same_bodies(asked: Any, change: Any, refusal: t
     assert [refusal_of(answer) for answer in asked(change)] == [refusal] * len(ROUTES)
 
 
-# --- names that are there twice ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "repeated", ['"amount": 2', '"amount":1', '"\\u0061mount": 2', '"amount" : 2', '"x": {"amount": 1, "amount": 2}']
 )
@@ -133,6 +134,8 @@ class Members(list[tuple[str, Any]]):
 
 
 NAMES = st.sampled_from(["a", "b", "\u0061", "debit_account_id", ":", '"', "\\"])
+
+
 VALUES = st.recursive(
     st.none() | st.integers() | st.text(':"\\a,{[', max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(NAMES, inner), max_size=3).map(Members),
@@ -191,9 +194,6 @@ def test_a_line_of_an_import_has_each_name_once() -> None:
     assert refused.value.detail == 'The field "username" is there twice in one object; send it once.'
 
 
-# --- who is asked first -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -219,9 +219,6 @@ def test_a_stranger_has_no_body_read(
         for content in (b'{"email": "a@example.com"}', b"{", b"x" * 2**17):
             answer = client.request(method, path, content=content, headers=each)
             assert refusal_of(answer) == (401, "unauthenticated")
-
-
-# --- lengths ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

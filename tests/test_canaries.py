@@ -23,10 +23,14 @@ from main import app
 from server.protocol import BoundedProtocol
 
 ROOT = Path(__file__).parent.parent
+
+
 PAGE = "docs/decisions/0008-private-interfaces.md"
+
 
 CHECKED = {"uvicorn": "0.54.0", "httptools": "0.9.0", "sqlalchemy": "2.1.9"}
 """The versions with which each use was checked."""
+
 
 FINGERPRINTS: dict[Any, tuple[str, str, str]] = {
     HttpToolsProtocol: ("uvicorn", "server/connection.py", "18fdf324b11bf160"),
@@ -36,6 +40,7 @@ FINGERPRINTS: dict[Any, tuple[str, str, str]] = {
     Connection._handle_dbapi_exception: ("sqlalchemy", "db/prepared.py", "9ff661c716209c2e"),
 }
 """The source that we build on: its library, the file that does, and the beginning of its SHA-256."""
+
 
 NAMES = {
     HttpToolsProtocol: (

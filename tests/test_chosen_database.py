@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, alembic, query
 from typer.testing import CliRunner, Result
 
 import manage
 import schema
 from settings import Settings
+from tests.support.service import ROOT, alembic, query
 
 PRODUCTION = str(ROOT / "prod_alembic.ini")
+
+
 USERS = "username,email\nann,ann@example.com\n"
 
 

@@ -6,9 +6,12 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from conftest import Server, serving
+
+from tests.support.service import Server, serving
 
 BAD_TOKEN = ("Authorization", "Bearer svp_this-is-nobodys")
+
+
 CLIENT = "203.0.113.1"
 
 

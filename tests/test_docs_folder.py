@@ -12,9 +12,17 @@ from docs.write_openapi import FILE, write_openapi
 from main import VERSION, app
 
 DOCS = FILE.parent
+
+
 ROOT = DOCS.parent
+
+
 CONTRACT = (DOCS / "contract.md").read_text(encoding="utf-8")
+
+
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+
+
 OF_THE_PROTOCOL = {"/problems/invalid-http", "/problems/request-timeout", "/problems/request-header-fields-too-large"}
 """What api/http_protocol.py answers before the app is asked."""
 

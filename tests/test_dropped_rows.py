@@ -1,9 +1,10 @@
 """Triggers and rules that drop rows without an error: nothing of the call is stored, and its answer is no 2xx."""
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from starlette.testclient import TestClient
-from test_registration import named
+
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, Rows
 
 TABLES = ("users", "profiles", "accounts", "access_tokens", "transfers", "entries")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import alembic, execute_on_server, new_database, query
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -15,9 +14,13 @@ import main
 import manage
 from migrations import saves
 from starting import StartRefused
+from tests.support.service import alembic, execute_on_server, new_database, query
 
 ENCODINGS = ("SQL_ASCII", "LATIN1")
+
+
 WORDS = "and Savepoint needs UTF8. Create another database: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+
 
 Create = Callable[[str], str]
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from starlette.testclient import TestClient
 
 from api.openapi import EXAMPLES
 from main import app
+from tests.support.service import AS_OPERATOR, Rows
 
 REFUSED = {"close_me": "/problems/balance-not-zero"}
 """What does not work, in the words of its documentation: who still has money cannot close itself."""

@@ -10,12 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, alembic, execute_on_server, free_port, postgresql_cluster, query, wait_until
 from sqlalchemy import make_url
-from test_database import Service, assert_refused_for_now, service, until
-from test_registration import named
 
-__all__ = ["service"]
+from tests.support.database import Service, assert_refused_for_now, until
+from tests.support.registration import named
+from tests.support.service import ROOT, alembic, execute_on_server, free_port, postgresql_cluster, query, wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs Debian's haproxy")
 

@@ -4,18 +4,25 @@ import json
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
-from test_accounts import order, register_all
-from test_registration import named
 
 from api.fast_path import FastPath
+from tests.support.accounts import order, register_all
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR
 
 JSON = "application/json"
+
+
 VALID = json.dumps(named("alice")).encode()
+
+
 TRANSFER = json.dumps(order(1, 2, 5)).encode()
+
+
 UUID4 = "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11"
+
 
 BODIES = [
     b"",

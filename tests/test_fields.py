@@ -7,13 +7,13 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from starlette.testclient import TestClient
-from test_accounts import answer_of, books, fields_of, order, register, register_all, walk
-from test_registration import count, named
 
 from api.idempotency import unquote_key
 from api.pages import encode_cursor
+from tests.support.accounts import answer_of, books, fields_of, order, register, register_all, walk
+from tests.support.registration import count, named
+from tests.support.service import AS_OPERATOR, Rows
 
 UNSEEN = {
     "control": "a\x1bb",
@@ -31,6 +31,8 @@ UNSEEN = {
     "last": "a\U0010ffffb",
     "half a pair": "a\ud800b",
 }
+
+
 SEEN = "عربي עברית A\u200e नमस्ते \U0001f468\u200d\U0001f469 e\u0301 房租 \u00a0"
 
 
@@ -79,8 +81,6 @@ def test_no_refusal_of_a_field_shows_a_regular_expression(client: TestClient) ->
     assert "country code" in answers[0].json()["errors"][0]["detail"]
 
 
-# --- ids, limits and cursors ------------------------------------------------------------------------------------------
-
 NO_NUMBERS = ["+1", "01", "1.0", "1_0", "1 ", " 1", "-1", "0x1", "1e0", "١", "１", "", "9" * 20, "9" * 5000]
 
 
@@ -114,9 +114,6 @@ def test_a_cursor_is_taken_as_it_was_given_only(client: TestClient) -> None:
     for cursor in (*wrong, "Mg==", "Mh", "M g", "Mg\n", "Mg!", "!", "2"):
         answer = client.get("/users", params={"after": cursor}, headers=AS_OPERATOR)
         assert fields_of(answer) == ["query.after"], cursor
-
-
-# --- queries and headers ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/users", "/accounts", "/accounts/1", "/accounts/1/entries", "/currencies", "/me"])
@@ -154,9 +151,6 @@ def test_an_instants_plus_need_not_be_encoded(client: TestClient) -> None:
     for offset in ("+01:00", "%2B01:00"):
         assert client.get(f"{path}?at={entered}{offset}", headers=alice.headers).json()["balance"] == 0
     assert client.get(f"{path}?at={entered}-01:00", headers=alice.headers).json()["balance"] == 5
-
-
-# --- keys -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_key_in_quotes_is_the_same_key(client: TestClient, rows: Rows) -> None:

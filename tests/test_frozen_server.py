@@ -10,13 +10,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import Rows, Server, serving
-from test_database import Service, assert_refused_for_now, backend_that_waits, service, until
-from test_registration import count, named
 
-__all__ = ["service"]
+from tests.support.database import Service, assert_refused_for_now, backend_that_waits, until
+from tests.support.registration import count, named
+from tests.support.service import Rows, Server, serving
 
 pytestmark = pytest.mark.parametrize("engine", ["postgresql"])
+
 
 SLOW_COMMIT = """
     CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END';

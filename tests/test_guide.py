@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_migrations import copy_of_the_repository
-from test_readme import steps_in
+
+from tests.support.migrations import copy_of_the_repository
+from tests.support.readme import steps_in
+from tests.support.service import ROOT
 
 GUIDE = (ROOT / "docs" / "migrations.md").read_text()
+
+
 NICKNAME = "    nickname: str | None = Field(default=None, max_length=30)\n"
 
 

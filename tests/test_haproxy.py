@@ -10,11 +10,15 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import ROOT, Server, answers, free_port, serving, wait_until
-from test_registration import named
+
+from tests.support.registration import named
+from tests.support.service import ROOT, Server, answers, free_port, serving, wait_until
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+
+
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
+
 
 CONFIGURATION = """
 defaults

@@ -10,15 +10,15 @@ from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
-from conftest import AS_OPERATOR, OPERATOR_TOKEN
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Message
-from test_registration import named
 
 import crud
 from api.middleware import CountRequests
 from main import app
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN
 
 ASSETS = (
     "/docs/assets/swagger-ui.css",

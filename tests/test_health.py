@@ -4,10 +4,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import AS_OPERATOR, serving
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from test_registration import named
+
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, serving
 
 
 def test_healthz_answers_alive(client: TestClient) -> None:

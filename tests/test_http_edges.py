@@ -3,17 +3,14 @@
 import logging
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from conftest import AS_OPERATOR, Server, batcher_of, query, serving
 from starlette.testclient import TestClient
-from test_registration import named
 
 from api.middleware import CatchUnexpected
-
-HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
-KIB = 1024
+from tests.support.http_edges import HEALTHZ, KIB, connect, peak_memory, post, register
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, Server, batcher_of, query, serving
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +23,6 @@ def server(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """`uvicorn main:app` as typed."""
     with serving(database_url, tmp_path_factory.mktemp("server")) as server:
         yield server
-
-
-def connect(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=10)
 
 
 def exchange(server: Server, *pieces: bytes, patience: float = 0.5) -> list[bytes]:
@@ -57,22 +50,8 @@ def exchange(server: Server, *pieces: bytes, patience: float = 0.5) -> list[byte
     return [b"HTTP/1.1 " + answer for answer in received.split(b"HTTP/1.1 ")[1:]] + [b""] * closed
 
 
-def peak_memory(server: Server) -> int:
-    """The most memory that the server has used, in bytes."""
-    return int(Path(f"/proc/{server.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]) * KIB
-
-
 def statuses(answers: list[bytes]) -> list[int]:
     return [int(answer[9:12]) for answer in answers if answer]
-
-
-def post(body: bytes, *headers: bytes, path: bytes = b"/register") -> bytes:
-    lines = [b"POST %b HTTP/1.1" % path, b"Host: a", b"Content-Type: application/json", *headers]
-    return b"\r\n".join([*lines, b"Content-Length: %d" % len(body), b"", body])
-
-
-def register(name: str, *headers: bytes) -> bytes:
-    return post(b'{"username": "%b", "email": "a@example.com"}' % name.encode(), *headers)
 
 
 def chunked(body: bytes) -> bytes:
@@ -80,9 +59,6 @@ def chunked(body: bytes) -> bytes:
         b"POST /register HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         + body
     )
-
-
-# --- what is too large ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,9 +110,6 @@ def test_sixteen_requests_that_come_together_are_answered_in_order(server: Serve
 
     assert statuses(answers) == [201] * 16
     assert [b'"pipelined%d"' % number in answer for number, answer in enumerate(answers)] == [True] * 16
-
-
-# --- one request, one answer ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -244,9 +217,6 @@ def test_a_trailer_is_no_header(server: Server, database_url: str) -> None:
     assert query(database_url, "SELECT registration_key_hash FROM users WHERE username = 'trailer'") == [(None,)]
 
 
-# --- bodies that nobody needs -----------------------------------------------------------------------------------------
-
-
 def test_healthz_does_not_wait_for_an_announced_body(server: Server) -> None:
     [answer] = exchange(server, HEALTHZ[:-2] + b"Content-Length: 5\r\n\r\n")
 
@@ -275,9 +245,6 @@ def test_a_body_that_is_wanted_is_asked_for(server: Server) -> None:
 
         assert answer.startswith(b"HTTP/1.1 201 ")
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
-
-
-# --- who we are, and what we write down -------------------------------------------------------------------------------
 
 
 def test_answers_do_not_name_the_server(server: Server) -> None:

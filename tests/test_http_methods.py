@@ -8,22 +8,27 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import AS_OPERATOR, OPERATOR_TOKEN, Server, serving
 from fastapi.routing import iter_route_contexts
 from starlette.testclient import TestClient
-from test_problems import assert_problem
 
 from main import app
+from tests.support.problems import assert_problem
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN, Server, serving
 
 ELSEWHERE = "http://evil.example"
 
+
 PATHS: dict[str, set[str]] = {}
 """Every path, as a template, with the methods that are declared for it."""
+
+
 for context in iter_route_contexts(app.routes):
     if context.methods:
         PATHS.setdefault(str(context.path), set()).update(context.methods)
 
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
+
 
 # None of this depends on the database: SQLite alone, and one service for all tests.
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Rows
 from typer.testing import CliRunner, Result
 
 import manage
 import private_files
+from tests.support.service import Rows
 from tokens import development_operator_token, hash_secret
 
 Import = Callable[..., Result]
+
 
 USERS = "username,email\nann,ann@example.com\nbob,bob@example.com\n"
 
@@ -46,9 +47,6 @@ def issued(path: Path) -> list[tuple[str, str]]:
 
 def stored(rows: Rows) -> list[tuple[Any, ...]]:
     return rows("SELECT username, token_hash FROM users JOIN access_tokens ON user_id = users.id ORDER BY username")
-
-
-# --- tokens -----------------------------------------------------------------------------------------------------------
 
 
 def test_who_was_imported_without_a_token_is_issued_one_later(
@@ -114,9 +112,6 @@ def test_a_name_that_is_a_formula_is_none_in_the_file_of_tokens(run: Import, fil
     assert [name for name, _ in issued(tmp_path / "tokens.csv")] == ['\'=hyperlink("http://x/"&b2)', "'@bob"]
 
 
-# --- whose files ------------------------------------------------------------------------------------------------------
-
-
 def test_files_that_were_there_are_made_private(run: Import, file: Path, tmp_path: Path) -> None:
     kept_in, refusals = tmp_path / "tokens.csv", tmp_path / "users.refused.csv"
     for path in (kept_in, refusals):
@@ -178,9 +173,6 @@ def test_the_operator_token_in_a_file_is_made_private(tmp_path: Path) -> None:
 
     assert development_operator_token(kept_in) == "svp_known"
     assert mode(kept_in) == 0o600
-
-
-# --- what cannot be done ----------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_cannot_be_read_is_said_plainly(run: Import, tmp_path: Path) -> None:

@@ -8,15 +8,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from conftest import Rows
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 import importing
 import manage
+from tests.support.service import Rows
 
 HEADER = "username,email\n"
+
+
 LONG = "x" * 3 * importing.LIMIT
 
 
@@ -199,9 +201,6 @@ def test_a_quote_that_never_closes_takes_no_memory() -> None:
 
     peak(10)
     assert peak(200_000) < 2 * peak(1_000)
-
-
-# --- formulas ---------------------------------------------------------------------------------------------------------
 
 
 def refused_and_read_again(cells: dict[str, str], path: Path) -> tuple[list[str], dict[str, str]]:

@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from hypothesis import given
 from hypothesis import strategies as st
 from precis_i18n import get_profile
 from pydantic import BaseModel, field_validator
 from starlette.testclient import TestClient
-from test_accounts import books, fields_of, order, refusal_of, register_all
-from test_registration import named
 
 import fields
 import main
@@ -24,6 +21,9 @@ import operations
 from api import bodies
 from ledger import OPERATOR
 from refusals import Overloaded
+from tests.support.accounts import books, fields_of, order, refusal_of, register_all
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, Rows
 
 JSON = {"Content-Type": "application/json"}
 
@@ -50,9 +50,6 @@ def checked_route() -> Iterator[None]:
     main.app.add_api_route("/checked", check, methods=["POST"])
     yield
     main.app.router.routes[:] = known
-
-
-# --- long fields ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("marks", [125, 8_000, 120_000])
@@ -109,9 +106,6 @@ def test_a_field_of_a_mebibyte_is_answered_with_a_few_words(client: TestClient, 
 
     assert refused.status_code == 422
     assert len(refused.content) < 2_000
-
-
-# --- many errors ------------------------------------------------------------------------------------------------------
 
 
 def assert_bounded(answer: Any, listed: int, unlisted: int) -> None:
@@ -228,9 +222,6 @@ def test_a_query_of_many_parameters_is_answered_with_a_few_words(client: TestCli
     refused = client.get(f"/users?{'a=1&' * 10_000}", headers=AS_OPERATOR)
 
     assert fields_of(refused) == ["query"]
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_user_sends_1000_transfers_at_once_and_the_operator_10_000(client: TestClient, rows: Rows) -> None:

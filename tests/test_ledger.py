@@ -20,7 +20,11 @@ from refusals import (
 )
 
 ALICE, BOB, EVE = 1, 2, 3
+
+
 SYSTEM_ID, ALICES, BOBS, EVES, DOLLARS, MISSING = 10, 11, 12, 13, 14, 99
+
+
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from typer.testing import CliRunner, Result
 
 import manage
 from migrations import saves
 from migrations.left_over import is_left_over, remove_left_over, temporary_path
 from migrations.save_files import INCOMPLETE, temporary
+from tests.support.service import ROOT
 
 HELD = """
 import sys

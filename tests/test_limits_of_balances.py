@@ -1,10 +1,22 @@
 """No transfer takes a balance past 2^53 - 1, so that every JSON reader reads it exactly; a larger one may come back."""
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from starlette.testclient import TestClient
-from test_accounts import answer_of, balance, books, cash, deposit, order, refusal_of, register, register_all, send
-from test_transfers import MOST, set_balance, system_account, try_transfer
+
+from tests.support.accounts import (
+    answer_of,
+    balance,
+    books,
+    cash,
+    deposit,
+    order,
+    refusal_of,
+    register,
+    register_all,
+    send,
+)
+from tests.support.service import AS_OPERATOR, Rows
+from tests.support.transfers import MOST, set_balance, system_account, try_transfer
 
 
 def test_the_operator_cannot_pay_in_past_the_limit(client: TestClient, rows: Rows) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Rows
-from test_registration import named
 
 import crud
 from db.database import Database
@@ -17,8 +15,11 @@ from models import KeyedRegistration
 from operations import Bulk, Operations
 from refusals import AccountNotFound, InsufficientFunds, Locked, Refusal
 from settings import Settings
+from tests.support.registration import named
+from tests.support.service import Rows
 
 pytestmark = pytest.mark.anyio
+
 
 LONG = 60
 """Seconds that no wait here lasts unless it waits for a lock that is not given back."""
@@ -68,9 +69,6 @@ async def lockable(url: str, account_ids: list[int]) -> set[int]:
             "SELECT id FROM accounts WHERE id = ANY (%s) FOR UPDATE SKIP LOCKED", [account_ids]
         )
         return {id for (id,) in await found.fetchall()}
-
-
-# --- a locked account -------------------------------------------------------------------------------------------------
 
 
 async def test_a_locked_account_holds_up_only_the_transfers_that_need_it(
@@ -163,9 +161,6 @@ async def test_a_hot_account_is_waited_for_as_long_as_others_need_it(
 
     assert len(outcomes) == 400
     assert rows(f"SELECT balance, version FROM accounts WHERE id = {holders[7][1]}") == [(400, 400)]
-
-
-# --- what is locked ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

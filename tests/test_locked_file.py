@@ -4,15 +4,13 @@ import asyncio
 import time
 
 import pytest
-from conftest import AS_OPERATOR, OPERATOR_TOKEN
-from test_database import Service, locked_elsewhere, registration, service
 
 import crud
 from db.database import LOCKED_PAUSE, Database
 from refusals import Locked
 from settings import Settings
-
-__all__ = ["service"]
+from tests.support.database import Service, locked_elsewhere, registration
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("engine", ["sqlite"])]
 

@@ -6,13 +6,13 @@ import time
 import httpx2
 import psycopg
 import pytest
-from conftest import AS_OPERATOR, OPERATOR_TOKEN
-from test_database import Service, assert_refused_for_now, service
-from test_registration import named
 
-__all__ = ["service"]
+from tests.support.database import Service, assert_refused_for_now
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN
 
 pytestmark = pytest.mark.parametrize("engine", ["postgresql"])
+
 
 INSERT_USER = "INSERT INTO users (username, email, created_at) VALUES ('eve', 'eve@example.com', now())"
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import AS_OPERATOR, OPERATOR_TOKEN
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from test_problems import assert_problem
-from test_registration import named
 
 import metrics
 from main import app
+from tests.support.problems import assert_problem
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN
 
 MONITORING = {"Authorization": "Bearer the-token-of-the-monitoring"}
 

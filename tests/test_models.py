@@ -9,6 +9,8 @@ from precis_i18n import get_profile
 from fields import normalise_username
 
 ASCII = st.text(st.characters(max_codepoint=127), min_size=1, max_size=60)
+
+
 ANY = ASCII | st.text(min_size=1, max_size=60)
 
 

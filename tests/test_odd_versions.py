@@ -7,7 +7,6 @@ from pathlib import Path
 from shutil import copy
 
 import pytest
-from conftest import OPERATOR_TOKEN, query
 from starlette.testclient import TestClient
 from typer.testing import CliRunner, Result
 
@@ -15,8 +14,11 @@ import main
 import manage
 from migrations import saves
 from migrations.applied import read_applied
+from tests.support.service import OPERATOR_TOKEN, query
 
 VALUES = {"x'ff00fe'": "x'ff00fe'", "NULL": "NULL", "7": "7", "1.5": "1.5"}
+
+
 Run = Callable[..., Result]
 
 

@@ -7,16 +7,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import AS_OPERATOR
 from starlette.testclient import TestClient
-from test_registration import named
-from test_sqlite_file import assert_unavailable, path, started, url_of, usernames
 
 from db.sqlite_file import SQLiteFile
 from migrations import saves
 from refusals import DatabaseUnavailable
-
-__all__ = ["path"]  # the fixture
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR
+from tests.support.sqlite_file import assert_unavailable, started, url_of, usernames
 
 
 def register(client: TestClient, name: str) -> None:

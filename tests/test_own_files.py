@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import query
 from typer.testing import CliRunner, Result
 
 import manage
+from tests.support.service import query
 
 Run = Callable[..., Result]
+
+
 NAMES = ["a.db", "a.db-wal", "a.db-shm", "a.db-journal", "a.db-migrating", "symlink", "hard link", "../data/a.db"]
 
 

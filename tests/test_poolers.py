@@ -14,22 +14,22 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
-from conftest import Rows, Server, audited, free_port, serving, wait_until
 from sqlalchemy import make_url
-from test_accounts import order, register_all
-from test_database import Service, assert_refused_for_now, locked_elsewhere, run, service
-from test_registration import count, named
-from test_transfers import keyed
 
 from db.database import Database
 from refusals import DatabaseUnavailable
 from settings import Settings
-
-__all__ = ["service"]
+from tests.support.accounts import order, register_all
+from tests.support.database import Service, assert_refused_for_now, locked_elsewhere, run
+from tests.support.registration import count, named
+from tests.support.service import Rows, Server, audited, free_port, serving, wait_until
+from tests.support.transfers import keyed
 
 pytestmark = pytest.mark.parametrize("engine", ["postgresql"])
 
+
 needs_pgbouncer = pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="needs Debian's pgbouncer")
+
 
 POOLER = """
 [databases]

@@ -4,12 +4,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from pydantic import ValidationError
 from starlette.testclient import TestClient
-from test_accounts import order, register_all
-from test_database import registration
-from test_registration import count, named
 
 import crud
 from db import prepared
@@ -18,8 +14,13 @@ from models import KeyedRegistration
 from operations import Bulk, Operations
 from refusals import Conflict
 from settings import Settings
+from tests.support.accounts import order, register_all
+from tests.support.database import registration
+from tests.support.registration import count, named
+from tests.support.service import AS_OPERATOR, Rows
 
 on_postgresql = pytest.mark.parametrize("engine", ["postgresql"])
+
 
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "SET")
 

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, batcher_of
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
-from test_registration import named
 
 import crud
 import main
@@ -16,6 +14,9 @@ import refusals
 from api import errors, problems
 from operations import Operations
 from refusals import Overloaded, Refusal
+from tests.support.problems import assert_problem
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, batcher_of
 
 JSON = {"Content-Type": "application/json"}
 
@@ -25,15 +26,6 @@ def kinds(base: type[Refusal] = Refusal) -> Iterator[type[Refusal]]:
     for kind in base.__subclasses__():
         yield kind
         yield from kinds(kind)
-
-
-def assert_problem(response: Any, status: int, slug: str) -> None:
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-    problem = response.json()
-    assert (problem["type"], problem["status"]) == (f"/problems/{slug}", status)
-    assert problem["title"]
-    assert problem["detail"].endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -164,9 +156,6 @@ def test_every_refusal_has_a_status_and_says_what_to_do() -> None:
 def test_a_slug_is_the_name_of_its_class() -> None:
     assert problems.slug("UsernameTaken") == "username-taken"
     assert errors.problem_of(Overloaded()).type == "/problems/overloaded"
-
-
-# --- the description of the API ---------------------------------------------------------------------------------------
 
 
 def test_every_operation_documents_its_errors_and_itself() -> None:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-from conftest import AS_OPERATOR, ENGINES, Rows, Server, audited, empty, new_database, serving
-from test_accounts import Headers, Holder, answer_of, balance, cash, order, register_all
-from test_registration import CURSED, count, named
-from test_transfers import keyed, system_account
+
+from tests.support.accounts import Headers, Holder, answer_of, balance, cash, order, register_all
+from tests.support.registration import CURSED, count, named
+from tests.support.service import AS_OPERATOR, ENGINES, Rows, Server, audited, empty, new_database, serving
+from tests.support.transfers import keyed, system_account
 
 
 class Running(NamedTuple):
@@ -97,9 +98,6 @@ def holders(server: Server, **funds: int) -> list[Holder]:
         return register_all(client, **funds)
 
 
-# --- registration -----------------------------------------------------------------------------------------------------
-
-
 async def test_of_32_who_want_one_name_exactly_one_gets_it(server: Server, rows: Rows) -> None:
     for round_number in range(5):
         spellings = [f"{spelling}{round_number}" for spelling in ("racer", "RACER", "Racer", "rAcEr")] * 8
@@ -131,9 +129,6 @@ async def test_one_failure_leaves_no_row_while_31_others_are_stored_whole(
         for secret in ("private@example.com", "+4915187654321", "svp_", "INSERT", "SELECT"):
             assert secret not in told
     assert "POST /register failed unexpectedly" in server.log
-
-
-# --- transfers --------------------------------------------------------------------------------------------------------
 
 
 async def test_500_opposing_transfers_in_both_directions_end_where_they_began(server: Server, rows: Rows) -> None:
@@ -214,9 +209,6 @@ async def test_a_user_who_closes_itself_while_money_comes_holds_none_in_the_end_
     for leaver, left, came in zip(leavers, answers[::2], answers[1::2], strict=True):
         assert (left.status_code, came.status_code) in ((204, 409), (409, 201))
         assert balance(rows, leaver.account_id) == (7 if came.status_code == 201 else 0)
-
-
-# --- keys and reversals -----------------------------------------------------------------------------------------------
 
 
 async def test_a_key_sent_32_times_at_once_moves_money_once(server: Server, rows: Rows) -> None:

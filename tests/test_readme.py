@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, serving
 
 from settings import Settings
+from tests.support.readme import steps_in
+from tests.support.service import ROOT, serving
 
 README = (ROOT / "README.md").read_text()
 
@@ -17,16 +18,6 @@ README = (ROOT / "README.md").read_text()
 def tour() -> list[tuple[str, str]]:
     """The commands that the README shows, each with the output it shows."""
     return steps_in(README.partition("## A tour")[2].partition("\n## ")[0])
-
-
-def steps_in(text: str) -> list[tuple[str, str]]:
-    """The commands in the console blocks of a text, each with the output that follows it."""
-    steps: list[tuple[str, str]] = []
-    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-        for step in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = step.partition("\n")
-            steps.append((command, output.strip()))
-    return steps
 
 
 def without_what_varies(output: str) -> str:

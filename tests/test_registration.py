@@ -6,7 +6,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from conftest import Rows
 from starlette.testclient import TestClient
 
 import crud
@@ -14,41 +13,11 @@ import metrics
 from models import KeyedRegistration
 from operations import Operations
 from refusals import IdempotencyKeyReused, UsernameTaken
+from tests.support.registration import CURSED, count, named
+from tests.support.service import Rows
 from tokens import hash_secret
 
 ALICE = {"username": "alice", "email": "alice@example.com", "phone_number": "+4915112345678"}
-
-
-def named(username: str, **fields: Any) -> dict[str, Any]:
-    return {"username": username, "email": "someone@example.com", **fields}
-
-
-def count(rows: Rows) -> tuple[int, int, int]:
-    """How many users, profiles and tokens the database holds."""
-    users, profiles, tokens = (
-        rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("users", "profiles", "access_tokens")
-    )
-    return users, profiles, tokens
-
-
-CURSED = {
-    "sqlite": """
-        CREATE TRIGGER curse BEFORE INSERT ON profiles
-        WHEN (SELECT username FROM users WHERE id = NEW.user_id) LIKE 'cursed%'
-        BEGIN SELECT RAISE(ABORT, 'cursed'); END
-    """,
-    "postgresql": """
-        CREATE FUNCTION curse() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            IF (SELECT username FROM users WHERE id = NEW.user_id) LIKE 'cursed%' THEN
-                RAISE EXCEPTION 'cursed: %', (SELECT email FROM users WHERE id = NEW.user_id);
-            END IF;
-            RETURN NEW;
-        END $$;
-        CREATE TRIGGER curse BEFORE INSERT ON profiles FOR EACH ROW EXECUTE FUNCTION curse()
-    """,
-}
-"""By engine: a trigger that nobody foresees, which refuses the profiles of users whose name begins with "cursed"."""
 
 
 def test_a_registration_stores_user_profile_and_token_together(client: TestClient, rows: Rows) -> None:
@@ -166,9 +135,6 @@ def test_a_phone_number_may_be_left_out(client: TestClient) -> None:
     assert client.post("/register", json=named("bob")).json()["user"]["phone_number"] is None
 
 
-# --- idempotency ------------------------------------------------------------------------------------------------------
-
-
 def test_a_key_sent_again_answers_the_same_user_with_a_fresh_token(client: TestClient, rows: Rows) -> None:
     key = {"Idempotency-Key": str(uuid4())}
     first = client.post("/register", json=ALICE, headers=key)
@@ -262,9 +228,6 @@ def test_a_refusal_is_not_remembered_with_its_key(client: TestClient) -> None:
     assert client.post("/register", json=named("alice"), headers=key).status_code == 409
 
     assert client.post("/register", json=named("alice2"), headers=key).status_code == 201
-
-
-# --- one transaction for many -----------------------------------------------------------------------------------------
 
 
 def registration(username: str, **fields: Any) -> KeyedRegistration:

@@ -15,22 +15,35 @@ import httpx2
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from conftest import OPERATOR_TOKEN, Rows, alembic, query, serving
 from starlette.testclient import TestClient
 
 import main
 from schema import ALEMBIC_INI, Schema, upgrade_to_head
+from tests.support.service import OPERATOR_TOKEN, Rows, alembic, query, serving
 
 HEAD = Schema().head
+
+
 OLDEST = ScriptDirectory.from_config(Config(ALEMBIC_INI)).get_base()
+
+
 UNKNOWN = "ffffffffffff"
 
+
 ALICE = {"username": "alice", "email": "alice@example.com"}
+
+
 VERSION = "SELECT version_num FROM alembic_version"
+
+
 SQLITE_TABLES = "SELECT name, sql FROM sqlite_master ORDER BY name"
 
+
 only_sqlite = pytest.mark.parametrize("engine", ["sqlite"])
+
+
 only_postgresql = pytest.mark.parametrize("engine", ["postgresql"])
+
 
 Start = Callable[[str], AbstractContextManager[TestClient]]
 
@@ -47,9 +60,6 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
             yield client
 
     return start
-
-
-# --- SQLite -----------------------------------------------------------------------------------------------------------
 
 
 @only_sqlite
@@ -111,9 +121,6 @@ def test_starting_waits_while_another_process_switches_the_file_to_wal(empty_url
     timer.join()
 
 
-# --- PostgreSQL -------------------------------------------------------------------------------------------------------
-
-
 @only_postgresql
 def test_an_empty_postgresql_database_is_left_alone(empty_url: str, start: Start) -> None:
     with start(empty_url):
@@ -168,9 +175,6 @@ def test_a_postgresql_database_at_base_is_behind(url: str, rows: Rows, start: St
 
     with start(url) as client:
         assert client.get("/readyz").json() == {"status": "behind", "revision": None, "head": HEAD}
-
-
-# --- a newer revision -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import AS_OPERATOR, Rows, serving
 from starlette.testclient import TestClient
-from test_registration import named
 from typer.testing import CliRunner
 
 import manage
 from migrations.doctor import diagnose
 from migrations.revisions import VERSIONS
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, Rows, serving
 
 CHANGES = {
     "ALTER TABLE users RENAME COLUMN phone_number TO phone": "ALTER TABLE users RENAME COLUMN phone TO phone_number",

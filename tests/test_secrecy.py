@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from starlette.testclient import TestClient
-from test_accounts import Holder, answer_of, books, order, refusal_of, register_all, send
-from test_transfers import reverse, set_status, system_account, try_transfer
+
+from tests.support.accounts import Holder, answer_of, books, order, refusal_of, register_all, send
+from tests.support.service import AS_OPERATOR, Rows
+from tests.support.transfers import reverse, set_status, system_account, try_transfer
 
 
 @pytest.fixture

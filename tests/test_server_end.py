@@ -9,11 +9,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import Rows, Server, audited, serving
-from test_accounts import Holder, balance, order, register_all
-from test_database import until
-from test_registration import named
-from test_transfers import keyed
+
+from tests.support.accounts import Holder, balance, order, register_all
+from tests.support.database import until
+from tests.support.registration import named
+from tests.support.service import Rows, Server, audited, serving
+from tests.support.transfers import keyed
 
 
 async def register_until_it_ends(server: Server, end: Callable[[], None]) -> tuple[set[str], set[str]]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import serving
 from pydantic import ValidationError
 
 from db.engines import driver_url
 from settings import Settings
+from tests.support.service import serving
 from tokens import development_operator_token, hash_secret, make_token, operator_token_hash
 
 

@@ -4,51 +4,26 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import AS_OPERATOR, Server, query, serving, wait_until
-from test_http_edges import HEALTHZ, connect, peak_memory, post, register
 
-MIB = 2**20
-HALF_A_BODY = post(b"x" * 1000)[:-500]
+from tests.support.http_edges import HEALTHZ, connect, peak_memory, post, register
+from tests.support.service import AS_OPERATOR, Server, query, wait_until
+from tests.support.slow_clients import HALF_A_BODY, MIB, impatient_server, is_alive, read_to_the_end
+
 NO_BODY = post(b"x")[:-1]
+
+
 OPENAPI = HEALTHZ.replace(b"/healthz", b"/openapi.json")
-
-
-@contextmanager
-def impatient_server(folder: Path, **settings: object) -> Iterator[Server]:
-    """A server that waits for clients no longer than a second, or as the settings say."""
-    impatience = {"HEAD_TIMEOUT": 1, "BODY_TIMEOUT": 1, "ANSWER_TIMEOUT": 1, **settings}
-    environment = {name: str(value) for name, value in impatience.items()}
-    with serving(f"sqlite:///{folder}/savepoint.db", folder, 1, **environment) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with impatient_server(tmp_path_factory.mktemp("slow")) as server:
         yield server
-
-
-def read_to_the_end(connection: socket.socket) -> bytes:
-    """What the server sends until it closes, or cuts, the connection."""
-    received = b""
-    try:
-        while piece := connection.recv(MIB):
-            received += piece
-    except ConnectionResetError:
-        pass
-    return received
-
-
-def is_alive(server: Server) -> bool:
-    return httpx2.get(f"{server.url}/healthz", timeout=10).status_code == 200
-
-
-# --- time-outs --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,9 +81,6 @@ def test_a_client_that_reads_no_answers_is_cut_and_takes_little_memory(server: S
     assert peak_memory(server) - before < 20 * MIB
 
 
-# --- many at once -----------------------------------------------------------------------------------------------------
-
-
 def test_hundreds_of_halves_of_bodies_take_a_bounded_amount_of_memory(tmp_path: Path) -> None:
     almost_a_mib = post(b"x" * (MIB - 1000))[:-1]
     with impatient_server(tmp_path, BODY_TIMEOUT=30) as server, ExitStack() as stack:
@@ -147,9 +119,6 @@ def test_connections_past_the_limit_are_refused_where_all_are_new(tmp_path: Path
         assert b"retry-after: 1" in answer
 
 
-# --- overload ---------------------------------------------------------------------------------------------------------
-
-
 def test_calls_past_the_limit_are_refused_at_once_and_the_others_stored(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/savepoint.db"
     with impatient_server(tmp_path, CALL_LIMIT=5) as server, ExitStack() as stack:
@@ -181,9 +150,6 @@ def test_bodies_that_do_not_come_use_up_no_calls(tmp_path: Path) -> None:
             connection.sendall(register("alice"))
 
             assert connection.recv(2000).startswith(b"HTTP/1.1 201 ")
-
-
-# --- the end ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_server_told_to_stop_waits_a_few_seconds_for_those_who_hold_it_up(tmp_path: Path) -> None:

@@ -8,15 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
-from conftest import AS_OPERATOR, OPERATOR_TOKEN, alembic, query
-from starlette.testclient import TestClient
-from test_registration import named
 
 import crud
-import main
 from db.database import Database
 from db.engines import reading
 from db.sqlite_file import make_private
@@ -24,49 +19,13 @@ from migrations import saves
 from refusals import DatabaseUnavailable
 from settings import Settings
 from starting import StartRefused
-
-
-@pytest.fixture
-def path(sqlite_template: str, tmp_path: Path) -> Path:
-    """A database at head, in a folder of its own."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    return Path(shutil.copy(sqlite_template, folder / "a.db"))
-
-
-@contextmanager
-def started(url: str) -> Iterator[TestClient]:
-    """The service in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", url)
-        patch.setenv("OPERATOR_TOKEN", OPERATOR_TOKEN)
-        with TestClient(main.app, raise_server_exceptions=False) as client:
-            yield client
-
-
-def url_of(path: Path) -> str:
-    return f"sqlite:///{quote(str(path))}"
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, alembic
+from tests.support.sqlite_file import assert_unavailable, started, url_of, usernames
 
 
 def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def usernames(path: Path) -> list[str]:
-    return [name for (name,) in query(url_of(path), "SELECT username FROM users ORDER BY id")]
-
-
-def assert_unavailable(client: TestClient) -> None:
-    """Reads, writes and /readyz are refused, whatever connections there are."""
-    for response in (
-        client.post("/register", json=named("carol")),
-        client.get("/users", headers=AS_OPERATOR),
-        client.get("/readyz"),
-    ):
-        assert (response.status_code, response.json()["type"]) == (503, "/problems/database-unavailable")
-
-
-# --- the running service ----------------------------------------------------------------------------------------------
 
 
 def test_a_database_that_is_moved_away_is_not_created_anew_and_loses_nothing(
@@ -246,9 +205,6 @@ async def test_neither_the_services_connections_nor_a_look_create_a_file(tmp_pat
         pass
 
     assert not path.exists()
-
-
-# --- creation ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

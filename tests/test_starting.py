@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, alembic, free_port
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -15,6 +14,7 @@ import main
 import manage
 from settings import SettingsError, settings_from_environment
 from starting import StartRefused
+from tests.support.service import ROOT, alembic, free_port
 
 WRONG = {
     "OPERATOR_TOKEN": "short",
@@ -24,6 +24,8 @@ WRONG = {
     "DEFAULT_CURRENCY": "POINTS",
     "ENVIRONMENT": "production",
 }
+
+
 LINES = [
     "DATABASE_URL: not set; in production it must name the database: postgresql://user:password@host/name, or a file "
     "by its full path: sqlite:////var/lib/savepoint/savepoint.db",

@@ -4,7 +4,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from conftest import AS_OPERATOR, Rows, empty
 from httpx2 import Response
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -19,9 +18,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from starlette.testclient import TestClient
-from test_accounts import Headers, cash, order, register, walk
+
+from tests.support.accounts import Headers, cash, order, register, walk
+from tests.support.service import AS_OPERATOR, Rows, empty
 
 OPERATOR = 0
+
+
 SYSTEM = None
 """Whose the system accounts are."""
 
@@ -117,9 +120,17 @@ class Model:
 
 # 100 is all that each has in the beginning.
 AMOUNTS = st.integers(1, 120) | st.just(100)
+
+
 KEYS = st.sampled_from([None, None, "one", "two", "three"])
+
+
 MEMOS = st.sampled_from([None, "rent"])
+
+
 PAYMENTS = st.sampled_from(["/deposits", "/deposits", "/withdrawals"])
+
+
 CALLERS = st.sampled_from(["sender", "sender", "operator", "operator", "receiver"])
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Rows, alembic, query
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress, TextColumn
@@ -18,9 +17,12 @@ from typer.testing import CliRunner, Result
 
 import manage
 from terminal import PrintableFormatter, Terminal, plural, printable, url_text
+from tests.support.service import Rows, alembic, query
 
 HOSTILE = "[/red] \x1b[2J\x1b]0;title\x07\x9b31m\u202e\u2066 :smile: \nThe books are right.\r"
 """A name that closes a tag, clears the screen, turns the line around and writes one of its own."""
+
+
 SHOWN = r"[/red] \u001b[2J\u001b]0;title\u0007\u009b31m\u202e\u2066 :smile: \nThe books are right.\r"
 
 
@@ -145,8 +147,6 @@ def test_what_is_printable_is_left_and_all_else_is_escaped_as_json_does(text: st
     if "\\" not in text and '"' not in text:
         assert json.loads(f'"{shown}"') == text
 
-
-# --- passwords --------------------------------------------------------------------------------------------------------
 
 WITH_SECRETS = (
     "postgresql://user:secret-one@127.0.0.1:1/name?password=secret-two&sslpassword=secret-three"

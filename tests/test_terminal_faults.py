@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import AS_OPERATOR, ROOT, Rows, alembic, query, serving
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -18,9 +17,11 @@ import main
 import manage
 from settings import Settings, SettingsError, check_database_url, settings_from_environment
 from starting import StartRefused
+from tests.support.service import AS_OPERATOR, ROOT, Rows, alembic, query, serving
 from tokens import hash_secret
 
 PERSON = {"username": "alice", "email": "alice@example.com", "phone_number": "+4915112345678"}
+
 
 only_sqlite = pytest.mark.parametrize("engine", ["sqlite"])
 
@@ -37,9 +38,6 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
         timeout=60,
         check=False,
     )
-
-
-# --- locale and path --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*.ini")), ids=lambda path: path.name)
@@ -106,9 +104,6 @@ def test_alembic_runs_in_a_folder_with_a_colon_in_its_name(url: str, tmp_path: P
     assert current.returncode == 0, current.stderr
 
 
-# --- logs -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def debugging(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """The log, of which each logger tells all."""
@@ -130,9 +125,6 @@ def test_at_no_level_a_log_holds_what_a_user_sent(
     assert debugging.records
     for private in (PERSON["email"], PERSON["phone_number"], token, hash_secret(token)):
         assert private not in debugging.text
-
-
-# --- settings ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,9 +215,6 @@ def test_a_url_with_such_characters_in_their_place_is_taken(url: str) -> None:
     assert Settings(database_url=url).database_url == url
 
 
-# --- the schema and its ini file --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -289,9 +278,6 @@ def test_an_ini_file_without_its_sections_for_logging_is_told_in_one_line(url: s
 
     assert current.returncode == 1
     assert current.stderr == f"FAILED: {path}: its sections for logging are wrong. Copy those of alembic.ini.\n"
-
-
-# --- output -----------------------------------------------------------------------------------------------------------
 
 
 @only_sqlite

@@ -4,23 +4,20 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from starlette.testclient import TestClient
-from test_registration import CURSED, count, named
 
 import crud
 from models import KeyedRegistration
 from operations import Operations
 from refusals import UserNotActive
+from tests.support.registration import CURSED, count, named
+from tests.support.service import AS_OPERATOR, Rows
 
 
 def register(client: TestClient, username: str = "alice") -> tuple[dict[str, Any], dict[str, str]]:
     """A new user, and the header that speaks for it."""
     answer = client.post("/register", json=named(username)).json()
     return answer["user"], {"Authorization": f"Bearer {answer['access_token']}"}
-
-
-# --- /me --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_user_changes_only_what_it_sends(client: TestClient, rows: Rows) -> None:
@@ -85,9 +82,6 @@ async def test_changes_of_one_user_in_one_batch_apply_in_order(operations: Opera
     ]
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_token_is_issued_listed_without_its_secret_and_revoked(client: TestClient) -> None:
     user, as_user = register(client)
 
@@ -150,9 +144,9 @@ def test_no_secret_is_stored(client: TestClient, rows: Rows) -> None:
     assert "svp_" not in str(stored)
 
 
-# --- who may ----------------------------------------------------------------------------------------------------------
-
 OPERATOR_CALLS = [("GET", "/users"), ("GET", "/users/1"), ("PATCH", "/users/1"), ("POST", "/users/batch")]
+
+
 USER_CALLS = [
     ("GET", "/me"),
     ("PATCH", "/me"),
@@ -197,9 +191,6 @@ def test_a_user_who_is_not_active_can_do_nothing_until_it_is_again(client: TestC
     client.patch(f"/users/{user['id']}", json={"status": "active"}, headers=AS_OPERATOR)
     # Closing has revoked the token.
     assert client.get("/me", headers=as_user).status_code == (401 if status == "closed" else 200)
-
-
-# --- the operator -----------------------------------------------------------------------------------------------------
 
 
 def test_the_operator_sees_any_user(client: TestClient) -> None:
@@ -258,9 +249,6 @@ def test_a_query_that_is_wrong_is_named(client: TestClient, query: str) -> None:
 @pytest.mark.parametrize("id", ["0", "-1", "x", str(2**63), "1.5"])
 def test_an_id_that_no_row_can_have_is_refused(client: TestClient, id: str) -> None:
     assert client.get(f"/users/{id}", headers=AS_OPERATOR).status_code == 422
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def send_batch(client: TestClient, users: list[Any], on_error: str | None = None) -> tuple[int, Any]:

@@ -4,16 +4,16 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import AS_OPERATOR, Rows
 from starlette.testclient import TestClient
-from test_accounts import Headers, answer_of, refusal_of, register, register_all, walk
-from test_registration import named
-from test_transfers import keyed, set_status
 
 import crud
 from models import KeyedRegistration
 from operations import Operations
 from refusals import UserNotActive
+from tests.support.accounts import Headers, answer_of, refusal_of, register, register_all, walk
+from tests.support.registration import named
+from tests.support.service import AS_OPERATOR, Rows
+from tests.support.transfers import keyed, set_status
 
 KEY = "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11"
 

@@ -10,8 +10,9 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from conftest import OPERATOR_TOKEN, Server, serving
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+
+from tests.support.service import OPERATOR_TOKEN, Server, serving
 
 CHROMIUM = "/usr/bin/chromium"
 QUIET = (

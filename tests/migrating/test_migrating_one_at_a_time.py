@@ -1,84 +1,41 @@
-"""What surrounds a run of migrations: one migrator at a time, whole revisions, losses, copies, locks and the record."""
+"""Migrating: one at a time; whole revisions, and the record; what cannot be: one paragraph; copies first."""
 
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from conftest import AS_OPERATOR, Rows, alembic, query, serving, wait_until
-from filelock import FileLock
-from test_accounts import order, register_all
-from test_migrations import (
+
+from migrations import saves
+from schema import ALEMBIC_INI
+from tests.support.migrating import ADD_COLUMN, NEW, record, somebody_who_migrates
+from tests.support.migrations import (
     ACCOUNTS,
     BEFORE_ACCOUNTS,
     HEAD,
     REVISIONS,
     add_revision,
     complaints,
-    copy_of_the_repository,
     fill,
     look,
     migrate,
     only_postgresql,
     only_sqlite,
     quick_alembic,
-    wait_for_a_lock,
 )
-from test_registration import named
+from tests.support.service import alembic, query
 
-from migrations import saves
-from migrations.migrating import ADVISORY_LOCK
-from schema import ALEMBIC_INI
-
-NEW = "ffffffffffff"
-"""A revision that a test adds to a copy of the repository."""
-ADD_COLUMN = '    op.add_column("users", sa.Column("nickname", sa.String(length=30), nullable=True))'
 SLEEP = "    import time; time.sleep(30)"
-
-
-@pytest.fixture
-def fork(tmp_path: Path) -> Path:
-    """A copy of the repository, to add revisions to."""
-    folder = tmp_path / "fork"
-    folder.mkdir()
-    return copy_of_the_repository(folder)
 
 
 def versions(url: str) -> list[tuple[Any, ...]]:
     return query(url, "SELECT version_num FROM alembic_version")
-
-
-def record(url: str) -> list[tuple[Any, ...]]:
-    """What the database says was done to it."""
-    return query(url, "SELECT action, revision FROM applied_revisions ORDER BY id")
-
-
-# --- one at a time ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def somebody_who_migrates(url: str) -> Iterator[str]:
-    """Hold the turn; how a command that waits for it must call whoever does."""
-    if url.startswith("sqlite"):
-        path = Path(url.removeprefix("sqlite:///") + "-migrating")
-        with FileLock(path):
-            path.write_text("process 4711 on elsewhere, since noon")
-            yield "process 4711 on elsewhere, since noon"
-        return
-    with psycopg.connect(url, autocommit=True, application_name="another migration") as connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", [ADVISORY_LOCK])
-        yield f"another migration, process {connection.info.backend_pid}"
 
 
 def test_of_many_who_upgrade_at_once_one_does_the_work_and_all_end_well(empty_url: str) -> None:
@@ -123,9 +80,6 @@ def test_a_migrator_that_was_killed_leaves_the_turn_and_nothing_else(url: str, f
     assert look(url) == before
 
 
-# --- whole revisions, and the record ----------------------------------------------------------------------------------
-
-
 def test_the_record_tells_each_step_with_its_file(url: str) -> None:
     migrate(url, "downgrade", BEFORE_ACCOUNTS)
     migrate(url, "stamp", ACCOUNTS)
@@ -161,9 +115,6 @@ def test_a_failed_revision_is_in_no_record(url: str, fork: Path) -> None:
     assert alembic(url, "upgrade", "head", cwd=fork).returncode != 0
 
     assert record(url) == [("upgrade", revision) for revision in REVISIONS]
-
-
-# --- what cannot be: one paragraph ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", ["upgrade head", "downgrade -1", "current", "check", "stamp head", "revision"])
@@ -232,9 +183,6 @@ def test_called_from_python_it_raises_alembics_own_error(url: str, monkeypatch: 
 
     with pytest.raises(CommandError, match="no file in migrations/versions has that revision"):
         command.upgrade(Config(ALEMBIC_INI), "head")
-
-
-# --- copies first -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -326,78 +274,3 @@ def test_in_production_on_postgresql_a_copy_is_asked_for(url: str, saves_dir: Pa
     migrate(url, "upgrade", "head")
     saves.save(url, saves_dir)
     assert alembic("sqlite:///unused.db", "downgrade", BEFORE_ACCOUNTS, **in_production).returncode == 0
-
-
-# --- locks ------------------------------------------------------------------------------------------------------------
-
-
-@only_postgresql
-def test_a_migration_lets_others_pass_and_gets_its_lock_in_the_end(url: str, fork: Path) -> None:
-    add_revision(fork, NEW, HEAD, ADD_COLUMN)
-    add_revision(fork, "0123456789ab", NEW, "    pass")
-
-    with ThreadPoolExecutor() as threads, psycopg.connect(url) as reader:
-        reader.execute("SELECT * FROM users")
-        upgrade = threads.submit(alembic, url, "upgrade", "+1", cwd=fork, MIGRATION_LOCK_TIMEOUT="0.2")
-        wait_for_a_lock(url, upgrade)
-        # Whoever comes now waits behind the migration, until that gives up its place for a while.
-        for _ in range(3):
-            query(url, "SELECT * FROM users")
-            time.sleep(0.2)
-        reader.rollback()
-
-    assert upgrade.result().returncode == 0
-    assert "lock timeout; trying again" in upgrade.result().stderr
-    # One step, however often it was tried.
-    assert record(url)[-1] == ("upgrade", NEW)
-
-
-@only_postgresql
-def test_a_migration_that_gives_up_names_the_query_in_its_way(url: str, fork: Path) -> None:
-    add_revision(fork, NEW, HEAD, ADD_COLUMN)
-    before = look(url)
-
-    with psycopg.connect(url, application_name="a report") as reader:
-        reader.execute("SELECT count(*) FROM users")
-        result = alembic(
-            url, "upgrade", "head", cwd=fork, MIGRATION_LOCK_TIMEOUT="0.3", MIGRATION_TIMEOUT="0.5"
-        )  # fmt: skip
-        pid = reader.info.backend_pid
-
-    assert result.returncode == 1
-    line = complaints(result)[-1]
-    assert f"process {pid} (a report, idle in transaction since " in line
-    assert "SELECT count(*) FROM users" in line
-    assert look(url) == before
-
-
-def test_while_a_migration_runs_no_caller_fails(url: str, fork: Path, tmp_path: Path, rows: Rows) -> None:
-    steps = {"sqlite": ADD_COLUMN, "postgresql": f'{ADD_COLUMN}\n    op.create_index("ix_x", "transfers", ["memo"])'}
-    add_revision(fork, NEW, HEAD, steps[url.partition(":")[0]])
-    statuses: list[int] = []
-    ended = threading.Event()
-
-    def keep_calling(client: httpx2.Client, number: int, body: dict[str, Any]) -> None:
-        count = 0
-        while not ended.is_set():
-            count += 1
-            statuses.append(client.post("/register", json=named(f"user{number}x{count}")).status_code)
-            statuses.append(client.post("/transfers", json=body, headers=AS_OPERATOR).status_code)
-
-    with serving(url, tmp_path) as server, httpx2.Client(base_url=server.url, timeout=20) as client:
-        alice, bob = register_all(client, alice=100_000, bob=0)
-        body = order(alice.account_id, bob.account_id, 1)
-        with ThreadPoolExecutor() as threads:
-            callers = [threads.submit(keep_calling, client, number, body) for number in range(4)]
-            wait_until(lambda: len(statuses) > 50, "the first calls")
-            upgrade = alembic(url, "upgrade", "head", cwd=fork)
-            seen = len(statuses)
-            wait_until(lambda: len(statuses) > seen + 50, "calls after the migration")
-            downgrade = alembic(url, "downgrade", "-1", cwd=fork)
-            ended.set()
-        for caller in callers:
-            caller.result()
-
-    assert (upgrade.returncode, downgrade.returncode) == (0, 0), upgrade.stderr + downgrade.stderr
-    assert set(statuses) == {201}
-    assert rows("SELECT count(*) FROM transfers") == [(len(statuses) // 2 + 1,)]

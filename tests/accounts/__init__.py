@@ -1,0 +1,1 @@
+"""Accounts, currencies and statements: what a user holds, and how it came to be."""

@@ -1,0 +1,48 @@
+"""Fixtures of the tests beside this file."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.config import Config
+
+from migrations import comparison
+from migrations.catalog import Schema
+from migrations.comparison import schema_of_models, schema_of_revision
+from tests.support.comparison import config_of
+from tests.support.service import ROOT
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a copy of the migrations, to change."""
+    shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
+    return tmp_path
+
+
+@pytest.fixture
+def config(folder: Path) -> Config:
+    """Alembic's configuration for the copy."""
+    return config_of(folder)
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[Any, Schema]:
+    """The schemas that were made to compare with."""
+    return {}
+
+
+@pytest.fixture
+def _made_once(made: dict[Any, Schema], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make them once for all tests that change nothing but a database."""
+    for function in (schema_of_models, schema_of_revision):
+
+        def remember(connection: sa.Connection, *arguments: Any, make: Any = function) -> Schema:
+            key = (make, connection.dialect.name)
+            if key not in made:
+                made[key] = make(connection, *arguments)
+            return made[key]
+
+        monkeypatch.setattr(comparison, function.__name__, remember)

@@ -1,0 +1,303 @@
+"""Comparison: what the models say; the revisions, and where the database is; no trace."""
+
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlmodel import SQLModel
+
+from db.engines import create_migration_engine
+from migrations.comparison import differences, schema_of_revision
+from migrations.revisions import read_history, versions_folder
+from schema import ALEMBIC_INI
+from tests.support.comparison import config_of, found, schema_at
+from tests.support.migrations import REVISIONS, add_revision, fill, look, only_postgresql, only_sqlite
+from tests.support.service import ROOT, query, wait_until
+
+NEW = "ffffffffffff"
+"""A revision that a test adds to a copy of the migrations."""
+
+
+HEAD = REVISIONS[-1]
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> sa.MetaData:
+    """A copy of the models' tables, to change; the check takes it for the models."""
+    conventions: Any = dict(SQLModel.metadata.naming_convention)
+    del conventions["ck"]  # which lets no CHECK go without a name
+    copy = sa.MetaData(naming_convention=conventions)
+    for table in SQLModel.metadata.sorted_tables:
+        table.to_metadata(copy)
+    monkeypatch.setattr(SQLModel, "metadata", copy)
+    return copy
+
+
+def test_a_copy_of_the_models_is_as_good_as_they_are(url: str, metadata: sa.MetaData) -> None:
+    assert found(url) == []
+
+
+def test_what_no_revision_does_is_found_once(url: str, metadata: sa.MetaData) -> None:
+    users = metadata.tables["users"]
+    users.append_column(sa.Column("nickname", sa.String(30)))
+    users.append_constraint(sa.CheckConstraint("id > 0", name="ck_users_id"))
+
+    assert found(url) == [
+        ("not-in-revisions", "users: CHECK ck_users_id is missing"),
+        ("not-in-revisions", "users: column nickname is missing"),
+    ]
+
+
+def test_what_was_changed_by_hand_is_told_from_what_no_revision_does(url: str, metadata: sa.MetaData) -> None:
+    metadata.tables["users"].append_column(sa.Column("nickname", sa.String(30)))
+    query(url, "ALTER TABLE profiles ADD COLUMN note VARCHAR(30)")
+
+    assert found(url) == [
+        ("not-in-revisions", "users: column nickname is missing"),
+        ("drift", "profiles: column note is there and should not be"),
+    ]
+
+
+@only_postgresql  # Only there do tables have comments.
+def test_what_only_alembic_sees_is_found_too(url: str) -> None:
+    query(url, "COMMENT ON COLUMN users.email IS 'as typed'")
+
+    ((kind, text),) = found(url)
+    assert kind == "alembic"
+    assert text.startswith("users: op.alter_column('users', 'email',")
+
+
+def test_a_constraint_without_a_name_is_found_where_models_and_revisions_agree_on_it(
+    empty_url: str, metadata: sa.MetaData, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = 'sa.Column("kind", sa.Enum("a", "b", native_enum=False, create_constraint=True))'
+    add_revision(folder, NEW, HEAD, f'    op.create_table("gifts", {kinds})')
+    sa.Table("gifts", metadata, eval(kinds))  # noqa: S307
+    monkeypatch.setenv("DATABASE_URL", empty_url)
+    command.upgrade(config_of(folder), "head")
+
+    ((kind, text),) = found(empty_url, config_of(folder))
+    assert kind == "unnamed-constraint"
+    assert re.fullmatch(r"gifts: CHECK kind.+'a'.+'b'.+ has no name of its own", text)
+
+
+def add_file(folder: Path, revision: str, down_revision: str, name: str = "added") -> None:
+    (folder / "migrations" / "versions" / f"{revision}_{name}.py").write_text(
+        f'"""added"""\nrevision = "{revision}"\ndown_revision = {down_revision}\n\n\ndef upgrade():\n    pass\n'
+    )
+
+
+def test_a_second_head_is_found(url: str, folder: Path, config: Config) -> None:
+    add_file(folder, NEW, f'"{REVISIONS[1]}"')
+
+    assert found(url, config) == [
+        ("several-heads", f"{HEAD}, {NEW}: nothing comes after any of them"),
+        ("behind", f"The database is at {HEAD}; pending: {NEW}"),
+    ]
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    ("down_revision", "text"),
+    [
+        ('"nowhere"', ("missing-parent", f"{NEW} comes after nowhere, which no file has")),
+        (f'("{HEAD}", "{NEW}")', ("cycle", f"{NEW} come after one another in a circle")),
+        ('"broken', ("unreadable-file", "line 3: unterminated string literal (detected at line 3)")),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_found(
+    url: str, folder: Path, config: Config, down_revision: str, text: tuple[str, str]
+) -> None:
+    add_file(folder, NEW, down_revision)
+
+    kind, said = found(url, config)[0]
+    assert (kind, said.rpartition(".py: ")[2]) == text
+    assert "revisions-fail" not in dict(found(url, config))
+
+
+@only_sqlite
+def test_two_files_of_one_revision_are_found(url: str, folder: Path, config: Config) -> None:
+    add_file(folder, NEW, f'"{HEAD}"')
+    add_file(folder, NEW, f'"{HEAD}"', "again")
+
+    (kind, text), behind = found(url, config)
+    assert (kind, behind[0]) == ("duplicate-id", "behind")
+    assert f"{NEW}_added.py" in text
+    assert f"{NEW}_again.py" in text
+
+
+def test_a_file_that_was_edited_after_it_was_applied_is_found(url: str, folder: Path, config: Config) -> None:
+    (edited,) = (folder / "migrations" / "versions").glob(f"{REVISIONS[1]}*.py")
+    edited.write_text(f"{edited.read_text()}# An edit.\n")
+
+    ((kind, text),) = found(url, config)
+    assert kind == "edited-file"
+    assert text.startswith(f"{edited} is not what was recorded on 20")
+
+
+@pytest.mark.usefixtures("_made_once")
+def test_the_newest_checksum_in_the_record_counts(url: str) -> None:
+    assert [kind for kind, _ in found(url)] == []
+    query(url, f"UPDATE applied_revisions SET checksum = 'another' WHERE revision = '{HEAD}'")
+    assert [kind for kind, _ in found(url)] == ["edited-file"]
+    query(
+        url,
+        "INSERT INTO applied_revisions (action, revision, parents, checksum, message, applied_at, seconds)"
+        f" SELECT 'stamp', revision, parents, '{checksum_of_head()}', message, applied_at, seconds"
+        f" FROM applied_revisions WHERE revision = '{HEAD}'",
+    )
+    assert [kind for kind, _ in found(url)] == []
+
+
+def checksum_of_head() -> str:
+    return read_history(versions_folder()).by_id[HEAD].checksum
+
+
+def test_a_database_that_is_behind_is_compared_with_its_own_revision(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_url)
+    command.upgrade(Config(ALEMBIC_INI), REVISIONS[1])
+    behind = ("behind", f"The database is at {REVISIONS[1]}; pending: {', '.join(REVISIONS[2:])}")
+    assert found(empty_url) == [behind]
+
+    query(empty_url, "ALTER TABLE users ADD COLUMN nickname VARCHAR(30)")
+    assert found(empty_url) == [behind, ("drift", "users: column nickname is there and should not be")]
+
+
+def test_an_empty_database_is_only_behind(empty_url: str) -> None:
+    query(empty_url, "CREATE TABLE gifts (id INTEGER)")
+    query(empty_url, "DROP TABLE gifts")
+
+    assert found(empty_url) == [("behind", f"The database is at no revision; pending: {', '.join(REVISIONS)}")]
+
+
+@pytest.mark.usefixtures("_made_once")
+def test_an_unknown_revision_is_found_and_its_schema_is_not_compared(url: str) -> None:
+    query(url, f"UPDATE alembic_version SET version_num = '{NEW}'")
+    query(url, "ALTER TABLE users ADD COLUMN nickname VARCHAR(30)")
+
+    assert found(url) == [("unknown-revision", f"The database is at {NEW}, which no file has")]
+
+
+def trace(url: str) -> Any:
+    """All that there is in a database: on SQLite the bytes of its file, and the names of the files beside it."""
+    if url.startswith("sqlite"):
+        path = Path(url.removeprefix("sqlite:///"))
+        return path.read_bytes(), sorted(beside.name for beside in path.parent.glob(f"{path.name}*"))
+    names = (
+        "SELECT nspname, relname FROM pg_namespace LEFT JOIN pg_class ON relnamespace = pg_namespace.oid ORDER BY 1, 2"
+    )
+    return look(url), query(url, names), query(url, "SELECT * FROM applied_revisions ORDER BY id")
+
+
+def test_a_check_leaves_everything_as_it_was(url: str) -> None:
+    fill(url, *REVISIONS)
+    before = trace(url)
+
+    assert found(url) == []
+    assert trace(url) == before
+
+
+FAIL = '    op.create_table("gifts", sa.Column("id", sa.Integer()))\n    op.execute("SELECT nonsense")'
+
+
+# As some do before ALTER TYPE … ADD VALUE.
+COMMIT = """
+    op.create_table("gifts", sa.Column("id", sa.Integer()))
+    op.execute("COMMIT")
+    op.create_table("wishes", sa.Column("id", sa.Integer()))
+    op.execute("COMMIT")
+"""
+
+
+def test_a_revision_that_fails_half_way_is_named_and_leaves_everything_as_it_was(
+    url: str, folder: Path, config: Config
+) -> None:
+    fill(url, *REVISIONS)
+    add_revision(folder, NEW, HEAD, FAIL)
+    before = trace(url)
+
+    behind, fails = found(url, config)
+
+    assert fails[0] == "revisions-fail"
+    assert fails[1].startswith(f"On an empty database they fail: {NEW}: ")
+    assert "nonsense" in fails[1]
+    assert behind[0] == "behind"
+    assert trace(url) == before
+
+
+@only_postgresql  # A scratch database in memory has nothing to do with the file.
+def test_a_revision_that_commits_leaves_everything_as_it_was(url: str, folder: Path, config: Config) -> None:
+    add_revision(folder, NEW, HEAD, COMMIT)
+    before, schemas = look(url), "SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%temp\\_%' ORDER BY 1"
+    schemas_before = query(url, schemas)
+
+    assert [kind for kind, _ in found(url, config)] == ["behind", "not-in-revisions", "not-in-revisions"]
+    assert look(url) == before
+    assert query(url, schemas) == schemas_before
+    wait_until(
+        lambda: query(url, "SELECT * FROM pg_class WHERE relname IN ('gifts', 'wishes')") == [], "the session to end"
+    )
+
+
+@only_postgresql
+def test_a_check_that_is_killed_leaves_everything_as_it_was(url: str, folder: Path) -> None:
+    add_revision(folder, NEW, HEAD, '    op.drop_table("profiles")\n    import time; time.sleep(60)')
+    before = trace(url)
+    script = (
+        "import sys; from migrations.comparison import check_schema; from schema import read_ini;"
+        "config = read_ini(); config.set_main_option('script_location', sys.argv[2] + '/migrations');"
+        "check_schema(sys.argv[1], config)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, url, str(folder)], cwd=ROOT)
+    sessions = "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    try:
+        wait_until(lambda: any("DROP TABLE profiles" in sql for (sql,) in query(url, sessions)), "the drop")
+        assert query(url, "SELECT count(*) FROM profiles") == [(0,)]
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: query(url, sessions) == [], "its sessions to end")
+
+    assert trace(url) == before
+
+
+@only_postgresql
+def test_a_revision_that_wants_no_transaction_can_be_compared(url: str, folder: Path, config: Config) -> None:
+    concurrently = '"ix_users_email", "users", ["email"], postgresql_concurrently=True'
+    add_revision(
+        folder, NEW, HEAD, f"    with op.get_context().autocommit_block():\n        op.create_index({concurrently})"
+    )
+
+    with create_migration_engine(url).connect() as connection:
+        made = schema_of_revision(connection, "heads", config)
+    assert [str(difference) for difference in differences(made, schema_at(url))] == [
+        "users: index ix_users_email is there and should not be"
+    ]
+
+
+@only_postgresql
+def test_a_revision_does_not_see_the_tables_of_the_service(url: str, folder: Path, config: Config) -> None:
+    fill(url, *REVISIONS)
+    add_revision(folder, NEW, HEAD, '    assert op.get_bind().scalar(sa.text("SELECT count(*) FROM users")) == 0')
+
+    assert [kind for kind, _ in found(url, config)] == ["behind"]
+
+
+def test_a_check_is_silent_whatever_the_logging(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
+    try:
+        with caplog.at_level(logging.INFO):
+            assert found(url) == []
+    finally:
+        logging.getLogger("alembic.runtime.migration").setLevel(logging.NOTSET)
+
+    assert caplog.records == []

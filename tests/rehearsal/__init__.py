@@ -1,0 +1,1 @@
+"""`python manage.py rehearse`: a migration run for real, watched, and rolled back."""

@@ -1,0 +1,1 @@
+"""What tests share: helpers, no tests and no fixtures."""

@@ -1,0 +1,40 @@
+"""Helpers of the tests of comparison."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+from alembic.config import Config
+
+from db.engines import create_migration_engine
+from migrations.catalog import Schema, schema_of
+from migrations.comparison import check_schema
+from schema import ALEMBIC_INI
+
+
+def execute(url: str, sql: str) -> None:
+    """Run statements by hand."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            connection.executescript(sql)
+    else:
+        with psycopg.connect(url, autocommit=True) as postgresql:
+            postgresql.execute(sql.encode())
+
+
+def schema_at(url: str) -> Schema:
+    """The schema of a database, as a comparison reads it."""
+    with create_migration_engine(url).connect() as connection:
+        return schema_of(connection)
+
+
+def found(url: str, config: Config | None = None) -> list[tuple[str, str]]:
+    """What the check finds: kinds and texts."""
+    return [(finding.kind, finding.text) for finding in check_schema(url, config)]
+
+
+def config_of(folder: Path) -> Config:
+    config = Config(ALEMBIC_INI)
+    config.set_main_option("script_location", str(folder / "migrations"))
+    return config

@@ -1,0 +1,1 @@
+"""Transfers, deposits, withdrawals, batches and reversals: money moves whole, once, or not at all."""
