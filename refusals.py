@@ -172,3 +172,13 @@ class SchemaDiffers(Interruption):
 
 class OutcomeUnknown(Interruption):
     """It is unknown whether this was stored. Send it again with the same Idempotency-Key; without one, check first."""
+
+
+class RowsDropped(Exception):
+    """The database did less than it was asked to, and reported no error."""
+
+    def __init__(self, table: str, asked: int, done: int) -> None:
+        super().__init__(
+            f"Of {asked} rows to write to the table {table}, the database wrote {done}, without an error: a trigger, a "
+            "rule or a row security policy on it drops rows. Remove that; Savepoint cannot work with it."
+        )

@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from db.statements import RowsDropped
 from fields import PATTERNS
+from refusals import RowsDropped
 
 MEDIA_TYPE = "application/problem+json"
 

@@ -22,8 +22,7 @@ from db import prepared, sqlite_file
 from db.engines import driver_url, prepare_engine
 from db.errors import COMMITTING, is_busy, is_lost_statement, meaning_of
 from db.postgresql import UNCONFIRMED, Connector, require_state, require_transaction
-from db.statements import RowsDropped
-from refusals import Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown
+from refusals import Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, RowsDropped
 from settings import Settings
 
 P = ParamSpec("P")

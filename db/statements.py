@@ -24,16 +24,7 @@ from sqlmodel import AutoString, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db.prepared import execute_and_count, prepared
-
-
-class RowsDropped(Exception):
-    """The database did less than it was asked to, and reported no error."""
-
-    def __init__(self, table: str, asked: int, done: int) -> None:
-        super().__init__(
-            f"Of {asked} rows to write to the table {table}, the database wrote {done}, without an error: a trigger, a "
-            "rule or a row security policy on it drops rows. Remove that; Savepoint cannot work with it."
-        )
+from refusals import RowsDropped
 
 
 async def insert_rows(
