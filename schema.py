@@ -15,9 +15,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import CHAR, Connection, DateTime, Integer, String, column, false, inspect, table
+from sqlalchemy import CHAR, DATETIME, Connection, DateTime, Integer, String, column, false, inspect, table
 from sqlalchemy.dialects.postgresql import DOMAIN
-from sqlalchemy.dialects.sqlite import DATETIME
 from sqlalchemy.types import TypeEngine
 from sqlmodel import AutoString, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession

@@ -79,5 +79,5 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a copy of the migrations, to change; they are what is rehearsed."""
     shutil.copytree(ROOT / "migrations/versions", tmp_path / "migrations/versions")
     shutil.copy(ROOT / "migrations/env.py", tmp_path / "migrations")
-    monkeypatch.setattr(rehearsal, "Config", lambda _: config_of(tmp_path))
+    monkeypatch.setattr(rehearsal, "read_ini", lambda: config_of(tmp_path))
     return tmp_path
