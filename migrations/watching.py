@@ -225,7 +225,7 @@ def mentions(sql: str, name: str) -> bool:
 
 CHANGES = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 TRUNCATES = re.compile(r"\s*TRUNCATE\b", re.IGNORECASE)
-BEGIN = "BEGIN IMMEDIATE"  # db/engines.py's own
+BEGIN = "BEGIN IMMEDIATE"  # db/database.py's own
 READS_THE_SCHEMA = re.compile(
     r"\s*(PRAGMA\s+[\w.\"]+\s*\(|SELECT\b.*\b(pg_catalog|information_schema|sqlite_(temp_)?(master|schema))\b)",
     re.IGNORECASE | re.DOTALL,

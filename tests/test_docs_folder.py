@@ -24,7 +24,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
 OF_THE_PROTOCOL = {"/problems/invalid-http", "/problems/request-timeout", "/problems/request-header-fields-too-large"}
-"""What api/http_protocol.py answers before the app is asked."""
+"""What server/protocol.py answers before the app is asked."""
 
 
 def test_the_description_in_the_repository_is_that_of_the_app() -> None:

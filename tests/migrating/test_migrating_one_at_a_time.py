@@ -217,7 +217,7 @@ def test_before_it_drops_something_a_migration_saves_a_copy_that_can_be_loaded(u
 
     assert result.returncode == 0, result.stderr
     [copy] = saves.list_saves(saves_dir)
-    assert copy.name.startswith(f"before-{ACCOUNTS}-")
+    assert copy.name.startswith(f"before-{HEAD}-")
     assert f"python manage.py load {copy.name}" in result.stderr
     saves.load(url, saves_dir, copy.name)
     # PostgreSQL writes the text of a CHECK in other words once it is restored.
