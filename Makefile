@@ -20,7 +20,7 @@ serve: .venv/run ## Serve in production, with a worker for each core
 		--host $(HOST) --port $(PORT) --workers $(WORKERS) --no-access-log --timeout-keep-alive 75
 
 test: .venv/dev ## Run the tests, on SQLite and on a PostgreSQL of their own
-	$(BIN)/pytest --numprocesses=logical --maxprocesses=4
+	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 $(OPTIONS)
 
 check: lint types coverage ## Everything that must be true of a commit
 
@@ -37,8 +37,8 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy .
 
-coverage: .venv/dev ## Run the tests again, slower, and measure what they reach
-	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 --cov --quiet
+coverage: ## Run the tests, and measure what they reach
+	$(MAKE) test OPTIONS=--cov
 	$(BIN)/coverage report --fail-under=95
 
 browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chromium)

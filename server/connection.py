@@ -169,10 +169,14 @@ class Connection(HttpToolsProtocol):
 
     def is_unambiguous(self) -> bool:
         """Return whether every server reads the same host and end of the body from the head (RFC 9112, 3.2 and 6.1)."""
-        hosts = [name for name, _ in self.headers].count(b"host")
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            return False
+        if b"transfer-encoding" not in names:
+            return True
         codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
-        has_host = hosts == 1 or (hosts == 0 and self.parser.get_http_version() == "1.0")
-        return has_host and codings in ([], [b"chunked"])
+        return codings == [b"chunked"]
 
     def eof_received(self) -> Any:
         """Answer what came whole, though the client has closed its side, and then close ours."""
