@@ -14,9 +14,7 @@ from starlette.exceptions import HTTPException
 from api import accounts, docs_pages, health, me, payments, problems, registration, transfers, users
 from api.address_limits import limit_of
 from api.errors import handle_refusal
-from api.fast_path import FastPath
-from api.middleware import CatchUnexpected, CountRequests, LimitBody
-from api.openapi import DescribedAPI
+from api.openapi import OWN_MIDDLEWARE, DescribedAPI
 from api.sparse_log import SparseLog
 from currencies import list_currencies
 from db.database import Database
@@ -145,7 +143,7 @@ app = DescribedAPI(
     },
 )
 # The last one added is the outermost.
-for middleware in (LimitBody, CatchUnexpected, FastPath, CountRequests):
+for middleware in OWN_MIDDLEWARE:
     app.add_middleware(middleware)
 for module in (registration, users, me, accounts, transfers, payments, health, docs_pages):
     app.include_router(module.router)

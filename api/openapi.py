@@ -10,6 +10,13 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
+
+from api.fast_path import FastPath
+from api.middleware import CatchUnexpected, CountRequests, LimitBody
+
+OWN_MIDDLEWARE = (LimitBody, CatchUnexpected)
+"""Our middleware around FastAPI, the outermost last."""
 
 # The `next` of a page, as pages of few items end before they have one: before the first item, and after the newest.
 FROM_THE_START = "MA"
@@ -94,6 +101,16 @@ class DescribedAPI(FastAPI):
     def __init__(self, *, bodies: Sequence[type[BaseModel]], **options: Any) -> None:
         self.bodies = bodies
         super().__init__(**options)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Count each request outermost, and answer the fast ones there; with a middleware of others, inside it.
+
+        The layers in between take a tenth of the CPU time of GET /me.
+        """
+        stack = super().build_middleware_stack()
+        if {each.cls for each in self.user_middleware} <= {*OWN_MIDDLEWARE}:
+            stack = FastPath(stack)
+        return CountRequests(stack)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI description."""
