@@ -1,7 +1,7 @@
 """The fast path: valid requests to a few routes, answered as FastAPI answers them, in half of its CPU time.
 
 A route asks for it with `@fast`. The path steps aside for any middleware that is added (DescribedAPI), so that it sees
-every request. It leaves to FastAPI every request that is not valid, each route that it cannot serve (`why_not`), and all
+every request. It leaves to FastAPI each request that is not valid, each route that it cannot serve (`why_not`), and all
 of them where a dependency is overridden. docs/decisions/0003-the-fast-path.md says why it is there.
 """
 
