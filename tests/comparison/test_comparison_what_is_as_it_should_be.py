@@ -17,8 +17,6 @@ from tests.support.comparison import execute, found, schema_at
 from tests.support.migrations import REVISIONS, only_sqlite
 from tests.support.service import query
 
-ADD_COLUMN = '    op.add_column("users", sa.Column("nickname", sa.String(length=30), nullable=True))'
-
 
 def test_nothing_is_found_at_head(url: str) -> None:
     assert found(url) == []
