@@ -31,6 +31,9 @@ from tests.support.service import (
     query,
 )
 
+NEEDED_MEMORY = 4 * 2**30
+"""Bytes that all tests' temporary files may take at once."""
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -39,9 +42,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "wrong_books: changes money by hand, so that the books are wrong in the end")
     for name in Settings.model_fields:
         os.environ.pop(name.upper(), None)
+    use_memory_for_temporary_files()
     # What is saved before a migration is kept where nobody looks for it, and pg_dump comes with the server.
     os.environ["SAVES_DIR"] = tempfile.mkdtemp(prefix="savepoint-saves-")
     os.environ["PATH"] = f"{POSTGRES_BIN}{os.pathsep}{os.environ['PATH']}"
+
+
+def use_memory_for_temporary_files() -> None:
+    """Keep databases and servers in memory, where Linux has enough: on a disk, CREATE DATABASE takes ten times as long."""
+    memory = Path("/dev/shm")  # noqa: S108
+    if "TMPDIR" not in os.environ and memory.is_dir() and shutil.disk_usage(memory).free > NEEDED_MEMORY:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(memory)
 
 
 def pytest_unconfigure() -> None:
