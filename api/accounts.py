@@ -65,7 +65,7 @@ async def get_account(
     caller: Caller,
     request: Request,
     at: Annotated[
-        Instant | None, Query(description="An instant (RFC 3339); entries until then, itself included, count")
+        Instant | None, Query(description="An instant (RFC 3339); entries until then, inclusive, count")
     ] = None,
 ) -> AccountPublic:
     """Balance and version: as they are, or as they were at `at`."""

@@ -59,7 +59,7 @@ async def get_user(id: RowId, request: Request) -> UserPublic:
 async def update_user(id: RowId, update: StatusUpdate, request: Request) -> UserPublic:
     """A user who is not active can do nothing.
 
-    Suspending a user revokes no token: they work again once the user is active. Closing a user revokes all of them.
+    Suspending a user revokes no token: they work again once the user is active. Closing a user revokes all of them for good.
     """
     return await operations_of(request).write(
         crud.update_users, crud.UserChange(id, {"status": update.status}, by_operator=True)
@@ -138,7 +138,7 @@ async def issue_users_token(id: RowId, token: TokenRequest, request: Request) ->
     responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown),
 )
 async def revoke_users_tokens(id: RowId, request: Request) -> None:
-    """They stop working at once. The user stays as it is, and can be issued a new one."""
+    """They stop working at once and for good. The user stays as it is, and can be issued a new one."""
     await operations_of(request).write(crud.revoke_users_tokens, id)
 
 
