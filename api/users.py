@@ -59,7 +59,7 @@ async def get_user(id: RowId, request: Request) -> UserPublic:
 async def update_user(id: RowId, update: StatusUpdate, request: Request) -> UserPublic:
     """A user who is not active can do nothing.
 
-    Suspending a user revokes no token: they work again once the user is active. Closing a user revokes all of them for good.
+    Suspending a user revokes no token: they work again once the user is active. Closing revokes all of them for good.
     """
     return await operations_of(request).write(
         crud.update_users, crud.UserChange(id, {"status": update.status}, by_operator=True)
