@@ -19,18 +19,9 @@ from api.sparse_log import SparseLog
 from currencies import list_currencies
 from db.database import Database
 from db.postgresql import EncodingRefused
-from models import (
-    KeyedRegistration,
-    KeyedTransfer,
-    TransfersBatch,
-    UsersBatch,
-)
+from models import KeyedRegistration, KeyedTransfer, TransfersBatch, UsersBatch
 from operations import LOCK_PATIENCE, Operations
-from refusals import (
-    DatabaseUnavailable,
-    Interruption,
-    Refusal,
-)
+from refusals import DatabaseUnavailable, Interruption, Refusal
 from schema import Schema, get_revision, upgrade_to_head
 from server.protocol import BoundedProtocol
 from settings import SettingsError, settings_from_environment
@@ -44,7 +35,7 @@ VERSION = "0.2.0"
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Connect, bring the SQLite default to head, and at the end finish what was accepted. Raises StartRefused."""
+    """Connect, migrate the SQLite default to head, and at the end finish what was accepted. Raises StartRefused."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
     try:
         settings = settings_from_environment()
@@ -64,8 +55,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise StartRefused(str(error)) from None
     if app.state.operator_token_hash is None:
         logger.warning("OPERATOR_TOKEN is not set: the operator's calls are refused.")
-    # What is loaded by now stays: the garbage collector need not look through it again while callers wait. Nor need it
-    # look for cycles every 700 objects, since few requests leave any: that took a tenth of the CPU time.
+    # The garbage collector need not search again what is loaded by now and stays. Nor need it look for cycles every 700
+    # objects, since few requests leave any: that took a tenth of the CPU time.
     gc.freeze()
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     yield
@@ -74,7 +65,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def check_schema(schema: Schema, operations: Operations) -> None:
-    """Migrate SQLite to head; on a server database only say what is to be done. Raises StartRefused, CommandError."""
+    """Migrate SQLite to head; for PostgreSQL, only log what to do. Raises StartRefused, CommandError."""
     file = operations.database.file
     if file is not None and not file.path.exists():
         await upgrade_to_head()
@@ -85,9 +76,9 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
         if isinstance(cause, EncodingRefused):
             raise StartRefused(str(cause)) from None
         if file is not None and isinstance(error, DatabaseUnavailable):
-            # Nothing helps a file but that somebody puts it right.
+            # Unlike a server, a file does not come back by itself.
             raise StartRefused(f"The database {file.path} cannot be used{problems.cause_of(error)}.") from None
-        logger.error("The database cannot be reached%s; /readyz tells when it can.", problems.cause_of(error))
+        logger.error("The database cannot be reached%s; /readyz shows when it can.", problems.cause_of(error))
         return
     if state.status == "behind" and file is not None:
         await upgrade_to_head()
@@ -98,7 +89,7 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
         logger.warning("The schema is at %s, newer than this code's %s.", state.revision, state.head)
 
 
-# Here, since `uvicorn main:app` has a choice of protocols, but no file that could choose.
+# Here, since `uvicorn main:app` reads no other file of ours in which a protocol could be chosen.
 BoundedProtocol.install()
 
 
@@ -137,8 +128,8 @@ app = DescribedAPI(
     exception_handlers={
         Refusal: handle_refusal,
         RequestValidationError: problems.handle_invalid_request,
-        problems.InvalidFields: problems.handle_invalid_fields,
-        problems.BadBody: problems.handle_bad_body,
+        problems.InvalidFields: problems.handle_invalid_request,
+        problems.BadBody: problems.handle_invalid_request,
         HTTPException: problems.handle_http_error,
     },
 )

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 import crud
 from api.callers import OR_OPERATOR, Caller, CurrentUser, operations_of
 from api.errors import USER_ONLY, USER_OR_OPERATOR, documented
-from api.pages import After, Cursor, Digits, Limit, Page, RowId, by_id, page_of
+from api.pages import After, Cursor, Digits, Limit, Page, RowId, page_of
 from api.strict_route import StrictRoute
 from fields import Instant
 from ledger import OPERATOR
@@ -25,12 +25,7 @@ async def get_currencies(request: Request, after: After, limit: Limit = 50) -> P
     return page_of(rows, limit, lambda last: currencies.index(last) + 1)
 
 
-@router.get(
-    "/accounts",
-    summary="List accounts",
-    responses=documented(*USER_OR_OPERATOR),
-    openapi_extra=OR_OPERATOR,
-)
+@router.get("/accounts", summary="List accounts", responses=documented(*USER_OR_OPERATOR), openapi_extra=OR_OPERATOR)
 async def list_accounts(
     caller: Caller,
     request: Request,
@@ -40,10 +35,10 @@ async def list_accounts(
         int | None, Query(ge=1, lt=2**63, description="Only accounts of this user; for the operator"), Digits
     ] = None,
 ) -> Page[AccountPublic]:
-    """A user's own; the operator's list has all, those of the system included."""
+    """A user's own; the operator's list has all, system accounts included."""
     owner = user_id if caller == OPERATOR else caller
     rows = await operations_of(request).read(crud.list_accounts, user_id=owner, after=after, limit=limit + 1)
-    return page_of(rows, limit, by_id)
+    return page_of(rows, limit)
 
 
 @router.post(
@@ -70,7 +65,7 @@ async def get_account(
     caller: Caller,
     request: Request,
     at: Annotated[
-        Instant | None, Query(description="An instant (RFC 3339); what was entered until then, itself included, counts")
+        Instant | None, Query(description="An instant (RFC 3339); entries until then, inclusive, count")
     ] = None,
 ) -> AccountPublic:
     """Balance and version: as they are, or as they were at `at`."""
@@ -95,7 +90,7 @@ async def list_entries(
     ] = None,
     limit: Limit = 50,
 ) -> Page[EntryPublic]:
-    """Newest first, each with the balance that it left."""
+    """Newest first, each with the balance after it."""
     before = 2**63 - 1 if after is None else after
     rows = await operations_of(request).read(crud.list_entries, id, caller, before=before, limit=limit + 1)
     return page_of(rows, limit, lambda entry: entry.seq)

@@ -1,4 +1,4 @@
-"""Limits by client address: how often each address may do something that anybody may."""
+"""Rate limits by client address."""
 
 import re
 import time
@@ -15,7 +15,7 @@ RATE = re.compile(rf"([1-9][0-9]{{0,8}})/({'|'.join(SECONDS)})")
 NANOSECONDS = 10**9
 
 MOST_ADDRESSES = 50_000
-"""How many addresses a limit remembers, in 10 MB; those seen least recently are forgotten first."""
+"""Addresses that a limit remembers, in 10 MB; those seen least recently are forgotten first."""
 
 
 def parse_rate(text: str) -> tuple[int, int]:
@@ -29,7 +29,7 @@ def parse_rate(text: str) -> tuple[int, int]:
 def client_network(connection: HTTPConnection) -> bytes:
     """The client's IPv4 address, or its IPv6 network of 64 bits, since a client has all addresses of such a network.
 
-    Clients without a readable address (of a Unix socket, or as a proxy wrote it) share one: b"".
+    Clients without a valid address (of a Unix socket, or from a proxy's header) share one: b"".
     """
     try:
         address = ip_address(connection.client.host if connection.client else "")
@@ -41,10 +41,10 @@ def client_network(connection: HTTPConnection) -> bytes:
 
 
 class AddressLimit:
-    """A number of requests that each address may make at once; it gets them back one by one, at even intervals.
+    """A limit on the requests of each address: a leaky bucket (the generic cell rate algorithm).
 
-    With "20/hour", an address makes 20 requests, and then one each 3 minutes. This is a leaky bucket, kept as the time
-    at which it will be empty (the generic cell rate algorithm), in memory: each worker counts for itself.
+    With "20/hour", an address makes 20 requests at once, and then one each 3 minutes. The state is in memory, so that
+    each worker counts for itself.
     """
 
     def __init__(self, rate: str) -> None:
@@ -55,7 +55,7 @@ class AddressLimit:
         self.empty_at: OrderedDict[bytes, int] = OrderedDict()
 
     def count(self, connection: HTTPConnection) -> None:
-        """Count a request of this client. Raises TooManyRequests, and then it does not count."""
+        """Count a request of this client. Raises TooManyRequests without counting it."""
         network = client_network(connection)
         now = time.monotonic_ns()
         empty_at = max(self.empty_at.pop(network, 0), now)
@@ -68,5 +68,5 @@ class AddressLimit:
 
 
 def limit_of(rate: str) -> AddressLimit | None:
-    """The limit that a setting asks for; None where it is empty."""
+    """The limit of a setting; None if it is empty."""
     return AddressLimit(rate) if rate else None

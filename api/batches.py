@@ -40,7 +40,7 @@ def batch_body(batch: type[SQLModel]) -> dict[str, Any]:
 
 
 async def read_batch(request: Request, batch: type[BatchT], caller: int) -> BatchT:
-    """The body of a batch, read by the route itself: only once the caller is known, and without holding up others."""
+    """The body of a batch, read by the route itself: its limit depends on the caller."""
     limit = (16 if caller == OPERATOR else 2) * MIB
     body = await read_body(request, dict(request.scope["headers"]), limit)
     if not body:
@@ -61,12 +61,12 @@ async def run_batch(
     check: Callable[[Any], Item],
     show: Callable[[int, Outcome], Shown],
 ) -> list[Shown | RefusedItem]:
-    """Check each item by itself, do those that are valid, and show what became of each.
+    """Check each item by itself, run the valid ones, and return the outcome of each.
 
-    Raises InvalidFields and BatchRefused where all of it is to be rolled back.
+    With `rollback`, raises InvalidFields and BatchRefused.
     """
     all_or_nothing = on_error == "rollback"
-    checked = await in_thread(check_items, items, check, name)
+    checked = await in_thread(_check_items, items, check, name)
     invalid = [each for each in checked if isinstance(each, problems.InvalidFields)]
     if all_or_nothing and invalid:
         errors = [error for each in invalid for error in each.errors]
@@ -81,7 +81,7 @@ async def run_batch(
 
     def show_all() -> list[Shown | RefusedItem]:
         return [
-            RefusedItem.model_construct(index=index, problem=problem_of_item(outcome, name, index))
+            RefusedItem.model_construct(index=index, problem=_problem_of_item(outcome, name, index))
             if isinstance(outcome, Exception)
             else show(index, outcome)
             for index, outcome in enumerate(outcomes)
@@ -90,8 +90,8 @@ async def run_batch(
     return await in_thread(show_all)
 
 
-def check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -> list[Item | problems.InvalidFields]:
-    """Check each item by itself; of one that is invalid, describe all errors, as long as few items are."""
+def _check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -> list[Item | problems.InvalidFields]:
+    """Check each item; describe MAX_LISTED errors at most, and one of each further invalid item."""
     left = problems.MAX_LISTED
 
     def check_item(index: int, item: Any) -> Item | problems.InvalidFields:
@@ -106,8 +106,7 @@ def check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -
     return [check_item(index, item) for index, item in enumerate(items)]
 
 
-def problem_of_item(error: Exception, *item: str | int) -> Problem:
-    """Why an item of a batch was not stored."""
+def _problem_of_item(error: Exception, *item: str | int) -> Problem:
     if isinstance(error, problems.InvalidFields):
         return problems.invalid_request(error.errors, error.unlisted)
     if isinstance(error, Refusal):

@@ -20,11 +20,11 @@ MIB = 2**20
 SMALL = 2**14
 """Bytes of a body that is read in the event loop; a larger one is read in a thread."""
 BYTES_PER_VALUE = 100
-"""A body may have as many values as if each took this many bytes: thousands of tiny ones take long to read."""
+"""The values of a body are limited to its limit in bytes divided by this: many tiny ones take long to read."""
 MAX_NAMES = 100
 """Names that one object may have."""
 MAX_DIGITS = 100
-"""Digits that an integer may have."""
+"""Digits that an integer may have: no value here has more than 19, and thousands take long to convert."""
 
 
 def exceeds(content_length: bytes, limit: int) -> bool:
@@ -35,9 +35,9 @@ def exceeds(content_length: bytes, limit: int) -> bool:
 
 
 async def read_body(request: Request, headers: Mapping[bytes, bytes], limit: int = MIB) -> bytes:
-    """The bytes of the body; none if there is none.
+    """The bytes of the body, which may be none.
 
-    Raises BadBody for a media type or coding other than JSON as it is, and HTTPException 413 for more than `limit`
+    Raises BadBody for another media type than JSON or a Content-Encoding, and HTTPException 413 for more than `limit`
     bytes, 400 if the client disconnects.
     """
     if exceeds(headers.get(b"content-length", b""), limit):
@@ -53,11 +53,11 @@ async def read_body(request: Request, headers: Mapping[bytes, bytes], limit: int
         if not message.get("more_body"):
             break
     if body:
-        check_media_type(headers)
+        _check_media_type(headers)
     return bytes(body)
 
 
-def check_media_type(headers: Mapping[bytes, bytes]) -> None:
+def _check_media_type(headers: Mapping[bytes, bytes]) -> None:
     """Refuse a body that is not declared as JSON, or is compressed (RFC 9110, sections 8.3, 8.4 and 15.5.16)."""
     media_type = headers.get(b"content-type", b"")
     # Parameters such as charset have no meaning for JSON.
@@ -68,11 +68,11 @@ def check_media_type(headers: Mapping[bytes, bytes]) -> None:
 
 
 def parse_json(body: bytes, limit: int = MIB) -> Any:
-    """The value of a JSON text, of which `limit` bytes were allowed.
+    """The value of a JSON text with a limit of `limit` bytes.
 
-    Raises BadBody where it is none, and InvalidFields where an object has a name twice or too many of them.
+    Raises BadBody if it is not valid, and InvalidFields if an object has a name twice or too many names.
     """
-    # Each value but the first in an array or object comes after a comma.
+    # Each value in an array or object follows one of these.
     if sum(map(body.count, (b",", b"[", b"{"))) > limit // BYTES_PER_VALUE:
         raise BadBody(problems.invalid_body(f"The body has more than {limit // BYTES_PER_VALUE:,} values. Send fewer."))
     try:
@@ -88,21 +88,20 @@ def parse_json(body: bytes, limit: int = MIB) -> Any:
 
 
 async def parse_body(body: bytes, limit: int = MIB) -> Any:
-    """The value of a JSON text, as parse_json gives it, without holding up others if it is large."""
+    """The value of a JSON text, as from parse_json; a large one is read in a thread."""
     return parse_json(body, limit) if len(body) <= SMALL else await in_thread(parse_json, body, limit)
 
 
-# One: Python runs one thread at a time, and each more would take its share from all other calls.
+# One: Python runs one thread at a time, and each further one would slow all other calls down.
 THREAD = ThreadPoolExecutor(1, "bodies")
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that takes long enough to hold up everybody else."""
+    """Call a function that would block the event loop for too long."""
     return await asyncio.get_running_loop().run_in_executor(THREAD, partial(function, *args, **kwargs))
 
 
-def make_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object with these members. Raises InvalidFields."""
+def _make_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(members) > MAX_NAMES:
         raise InvalidFields([FieldError(field="body", detail=f"An object has at most {MAX_NAMES} fields")])
@@ -116,16 +115,15 @@ def make_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def refuse_constant(name: str) -> Any:
-    """Refuse NaN and the infinities, which Python's json takes for numbers."""
+def _refuse_constant(name: str) -> Any:
+    """Refuse NaN and the infinities, which Python's json accepts."""
     raise BadBody(problems.INVALID_JSON)
 
 
-def make_integer(digits: str) -> int:
-    """The integer; thousands of digits take long, and nothing here has more than 19."""
+def _make_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(digits[:MAX_DIGITS])
     return int(digits)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=make_object, parse_int=make_integer, parse_constant=refuse_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=_make_object, parse_int=_make_integer, parse_constant=_refuse_constant)

@@ -1,4 +1,4 @@
-"""The pages /docs and /redoc, whose parts all come from an installed package: they need no internet."""
+"""The pages /docs and /redoc, from files of an installed package: they need no internet."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ ASSETS = {
 }
 """The media types of the files that the pages load."""
 
-# ReDoc fetches it from its maker's site.
+# ReDoc loads it from its vendor's site.
 REDOC_LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"
 
 router = APIRouter(include_in_schema=False)
@@ -30,17 +30,17 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def lead_to_docs(request: Request) -> Response:
-    """The API, for whoever opens the server's address in a browser."""
+    """A redirect to /docs, for a browser at the server's address."""
     return RedirectResponse(f"{request.scope['root_path']}/docs")
 
 
 rendered: dict[str, tuple[dict[str, Any], bytes]] = {}
-"""The description as it was, and its JSON, by the path that the API is under."""
+"""The description and its JSON, by the root path of the API."""
 
 
 @router.get("/openapi.json")
 async def get_description(request: Request) -> Response:
-    """The OpenAPI description, made into JSON once: that takes as long as a hundred calls."""
+    """The OpenAPI description, serialized once: that takes as long as a hundred calls."""
     description = request.app.openapi()
     root = request.scope["root_path"].rstrip("/")
     known, content = rendered.get(root, (None, b""))
@@ -53,7 +53,7 @@ async def get_description(request: Request) -> Response:
 
 @router.get("/docs")
 async def get_docs(request: Request) -> Response:
-    """The API, to try."""
+    """Swagger UI."""
     root = request.scope["root_path"]
     page = get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
@@ -63,12 +63,12 @@ async def get_docs(request: Request) -> Response:
         swagger_favicon_url=f"{root}/docs/assets/favicon.png",
         swagger_ui_parameters={"defaultModelsExpandDepth": 0},
     )
-    return confined(page)
+    return _confined(page)
 
 
 @router.get("/redoc")
 async def get_redoc(request: Request) -> Response:
-    """The API, to read."""
+    """ReDoc."""
     root = request.scope["root_path"]
     page = get_redoc_html(
         openapi_url=f"{root}/openapi.json",
@@ -77,13 +77,13 @@ async def get_redoc(request: Request) -> Response:
         redoc_favicon_url=f"{root}/docs/assets/favicon.png",
         with_google_fonts=False,
     )
-    return confined(page)
+    return _confined(page)
 
 
-def confined(page: Response) -> Response:
-    """The page, allowed to run its own scripts and to ask this server only, and in nobody's frame.
+def _confined(page: Response) -> Response:
+    """The page, which may run its own scripts, request this server only, and be in no frame.
 
-    Both pages write styles of their own; ReDoc searches in a worker that it makes from a blob.
+    Both pages have inline styles; ReDoc creates its search worker from a blob.
     """
     inline = re.findall(rb"<script>(.*?)</script>", page.body, re.DOTALL)
     hashes = "".join(f" 'sha256-{b64encode(hashlib.sha256(script).digest()).decode()}'" for script in inline)
@@ -98,10 +98,10 @@ def confined(page: Response) -> Response:
 
 @router.get("/docs/assets/{name}")
 async def get_asset(name: str, request: Request) -> Response:
-    """A script or style of the pages, which browsers may keep for an hour."""
+    """A script, style or icon of the pages, which browsers may cache for an hour."""
     if name not in ASSETS:
         raise HTTPException(404)
-    content, tag = read_asset(name)
+    content, tag = _read_asset(name)
     headers = {"Cache-Control": "max-age=3600", "ETag": tag}
     if request.headers.get("If-None-Match") == tag:
         return Response(status_code=304, headers=headers)
@@ -109,7 +109,7 @@ async def get_asset(name: str, request: Request) -> Response:
 
 
 @cache
-def read_asset(name: str) -> tuple[bytes, str]:
-    """A file and its entity tag, read once: however many clients read slowly, they share it."""
+def _read_asset(name: str) -> tuple[bytes, str]:
+    """A file and its entity tag, in memory once for all clients, of which some read slowly."""
     content = (FOLDER / name).read_bytes().replace(REDOC_LOGO, b"data:,")
     return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'

@@ -1,4 +1,4 @@
-"""Refusals as problems: the one table from a refusal to its HTTP status, and how a call's errors are documented."""
+"""Refusals as problems: the table of their HTTP statuses, and the OpenAPI description of a call's errors."""
 
 from typing import Any
 from urllib.parse import quote
@@ -6,95 +6,58 @@ from urllib.parse import quote
 from fastapi import Request
 from starlette.responses import Response
 
+import refusals
 from api import problems
 from api.callers import operations_of
 from api.problems import Problem
-from refusals import (
-    AccountExists,
-    AccountNotActive,
-    AccountNotFound,
-    AlreadyReversed,
-    BalanceLimit,
-    BalanceNotZero,
-    BatchRefused,
-    BatchUnderWay,
-    Conflict,
-    CurrencyMismatch,
-    CurrencyUnknown,
-    DatabaseUnavailable,
-    IdempotencyKeyReused,
-    InsufficientFunds,
-    Interruption,
-    Locked,
-    OperatorDisabled,
-    OperatorOnly,
-    OperatorTransfer,
-    OutcomeUnknown,
-    Overloaded,
-    ReceiverOnly,
-    Refusal,
-    ReversalNotReversible,
-    SameAccount,
-    SchemaBehind,
-    SchemaDiffers,
-    ShuttingDown,
-    TokenNotFound,
-    TooManyRequests,
-    TransferNotFound,
-    Unauthenticated,
-    UsernameTaken,
-    UserNotActive,
-    UserNotFound,
-    UserOnly,
-)
 from schema import Schema, get_revision
 
-STATUSES: dict[type[Refusal], int] = {
-    Unauthenticated: 401,
-    OperatorDisabled: 403,
-    OperatorOnly: 403,
-    UserNotActive: 403,
-    ReceiverOnly: 403,
-    OperatorTransfer: 403,
-    UserOnly: 403,
-    AccountNotFound: 404,
-    TokenNotFound: 404,
-    TransferNotFound: 404,
-    UserNotFound: 404,
-    AccountExists: 409,
-    AccountNotActive: 409,
-    AlreadyReversed: 409,
-    BalanceLimit: 409,
-    BalanceNotZero: 409,
-    BatchRefused: 409,
-    InsufficientFunds: 409,
-    ReversalNotReversible: 409,
-    UsernameTaken: 409,
-    CurrencyMismatch: 422,
-    CurrencyUnknown: 422,
-    IdempotencyKeyReused: 422,
-    SameAccount: 422,
-    TooManyRequests: 429,
-    BatchUnderWay: 503,
-    Conflict: 503,
-    DatabaseUnavailable: 503,
-    Locked: 503,
-    OutcomeUnknown: 503,
-    Overloaded: 503,
-    SchemaBehind: 503,
-    SchemaDiffers: 503,
-    ShuttingDown: 503,
+STATUSES: dict[type[refusals.Refusal], int] = {
+    refusals.Unauthenticated: 401,
+    refusals.OperatorDisabled: 403,
+    refusals.OperatorOnly: 403,
+    refusals.UserNotActive: 403,
+    refusals.ReceiverOnly: 403,
+    refusals.OperatorTransfer: 403,
+    refusals.UserOnly: 403,
+    refusals.AccountNotFound: 404,
+    refusals.TokenNotFound: 404,
+    refusals.TransferNotFound: 404,
+    refusals.UserNotFound: 404,
+    refusals.AccountExists: 409,
+    refusals.AccountNotActive: 409,
+    refusals.AlreadyReversed: 409,
+    refusals.BalanceLimit: 409,
+    refusals.BalanceNotZero: 409,
+    refusals.BatchRefused: 409,
+    refusals.InsufficientFunds: 409,
+    refusals.ReversalNotReversible: 409,
+    refusals.UsernameTaken: 409,
+    refusals.CurrencyMismatch: 422,
+    refusals.CurrencyUnknown: 422,
+    refusals.IdempotencyKeyReused: 422,
+    refusals.SameAccount: 422,
+    refusals.TooManyRequests: 429,
+    refusals.BatchUnderWay: 503,
+    refusals.Conflict: 503,
+    refusals.DatabaseUnavailable: 503,
+    refusals.Locked: 503,
+    refusals.OutcomeUnknown: 503,
+    refusals.Overloaded: 503,
+    refusals.SchemaBehind: 503,
+    refusals.SchemaDiffers: 503,
+    refusals.ShuttingDown: 503,
 }
 problems.TYPES.update(problems.type_of(kind.__name__) for kind in STATUSES)
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}, 503: {"Retry-After": "1"}}
 
 
-def problem_of(refusal: Refusal, *item: str | int) -> Problem:
+def problem_of(refusal: refusals.Refusal, *item: str | int) -> Problem:
     """The refusal as the caller reads it; `item` is its place in the body of a batch."""
     name = type(refusal).__name__
     errors: list[problems.FieldError] | list[problems.ItemError] | None = None
     unlisted = 0
-    if isinstance(refusal, BatchRefused):
+    if isinstance(refusal, refusals.BatchRefused):
         errors = [
             problems.ItemError(index=index, type=problem.type, detail=problem.detail)
             for index, each in refusal.refused[: problems.MAX_LISTED]
@@ -108,40 +71,38 @@ def problem_of(refusal: Refusal, *item: str | int) -> Problem:
     return problems.make_problem(STATUSES[type(refusal)], name, refusal.detail + problems.more(unlisted), errors)
 
 
-# Made once, since a batch can have thousands of them; those that name a field are made anew.
+# Made once, since a batch can have thousands of them.
 PROBLEMS = {kind: problem_of(kind()) for kind in STATUSES}
 
 
 async def handle_refusal(request: Request, error: Exception) -> Response:
     """Answer a refusal."""
-    assert isinstance(error, Refusal)
-    differs = isinstance(error, SchemaBehind) and await is_migrated(request)
-    problem = problem_of(SchemaDiffers() if differs else error)
+    assert isinstance(error, refusals.Refusal)
+    differs = isinstance(error, refusals.SchemaBehind) and await _is_migrated(request)
+    problem = problem_of(refusals.SchemaDiffers() if differs else error)
     if problem.status == 503:
-        path = quote(request.url.path)
-        request.app.state.refusals.warn(
-            problem.type, f"{request.method} {path}: {problem.title}{problems.cause_of(error)}"
-        )
-    if isinstance(error, TooManyRequests):
+        line = f"{request.method} {quote(request.url.path)}: {problem.title}{problems.cause_of(error)}"
+        request.app.state.refusals.warn(problem.type, line)
+    if isinstance(error, refusals.TooManyRequests):
         return problems.respond(problem, {"Retry-After": str(error.retry_after)})
     return problems.respond(problem, HEADERS.get(problem.status))
 
 
-async def is_migrated(request: Request) -> bool:
-    """Return True if the database says that it is migrated to the revision of this code, or further."""
+async def _is_migrated(request: Request) -> bool:
+    """Return True if the database is at the revision of this code, or a newer one."""
     try:
         revision = await operations_of(request).read(get_revision)
-    except Interruption:
+    except refusals.Interruption:
         return False
     schema: Schema = request.app.state.schema
     return schema.compare(revision).status != "behind"
 
 
 def documented(
-    *refusals: type[Refusal] | Refusal, parameters: bool = True, body: bool = False
+    *kinds: type[refusals.Refusal] | refusals.Refusal, parameters: bool = True, body: bool = False
 ) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of a call's errors: its refusals, and those that any call may meet."""
-    examples = [problem_of(each if isinstance(each, Refusal) else each()) for each in (*refusals, *ALWAYS)]
+    """The OpenAPI description of a call's errors: these refusals, and those of every call."""
+    examples = [problem_of(each if isinstance(each, refusals.Refusal) else each()) for each in (*kinds, *ALWAYS)]
     examples.append(problems.INTERNAL_ERROR)
     if parameters or body:
         examples.append(problems.INVALID_REQUEST)
@@ -156,15 +117,29 @@ def documented(
     return responses
 
 
-ALWAYS = (DatabaseUnavailable, Locked, Overloaded, SchemaBehind, SchemaDiffers, ShuttingDown, Conflict)
-USER_ONLY = (Unauthenticated, UserOnly, UserNotActive, TooManyRequests)
-OPERATOR_ONLY = (Unauthenticated, OperatorOnly, OperatorDisabled, UserNotActive, TooManyRequests)
-USER_OR_OPERATOR = (Unauthenticated, UserNotActive, TooManyRequests)
+ALWAYS = (
+    refusals.DatabaseUnavailable,
+    refusals.Locked,
+    refusals.Overloaded,
+    refusals.SchemaBehind,
+    refusals.SchemaDiffers,
+    refusals.ShuttingDown,
+    refusals.Conflict,
+)
+USER_ONLY = (refusals.Unauthenticated, refusals.UserOnly, refusals.UserNotActive, refusals.TooManyRequests)
+OPERATOR_ONLY = (
+    refusals.Unauthenticated,
+    refusals.OperatorOnly,
+    refusals.OperatorDisabled,
+    refusals.UserNotActive,
+    refusals.TooManyRequests,
+)
+USER_OR_OPERATOR = (refusals.Unauthenticated, refusals.UserNotActive, refusals.TooManyRequests)
 TRANSFER = (
-    AccountNotFound,
-    AccountNotActive,
-    InsufficientFunds,
-    BalanceLimit,
-    IdempotencyKeyReused,
-    OutcomeUnknown,
+    refusals.AccountNotFound,
+    refusals.AccountNotActive,
+    refusals.InsufficientFunds,
+    refusals.BalanceLimit,
+    refusals.IdempotencyKeyReused,
+    refusals.OutcomeUnknown,
 )

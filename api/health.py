@@ -44,7 +44,7 @@ async def healthz() -> Alive:
     },
 )
 async def readyz(request: Request, response: Response) -> SchemaState:
-    """503 while the database is out of reach, or its schema behind this code or without a table or column of it."""
+    """503 while the database is out of reach, or its schema is behind this code or lacks a table or column."""
     schema: Schema = request.app.state.schema
     state = schema.compare(await operations_of(request).read(get_revision))
     if state.status != "behind" and not await operations_of(request).read(has_columns):
@@ -65,5 +65,5 @@ async def readyz(request: Request, response: Response) -> SchemaState:
     },
 )
 async def get_metrics() -> Response:
-    """In Prometheus' text format, to the operator's token and the one of the setting METRICS_TOKEN."""
+    """In Prometheus' text format, with the operator's token or that of the setting METRICS_TOKEN."""
     return Response(await in_thread(metrics.exposition), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""The header Idempotency-Key, and the one that says that an answer is a replay."""
+"""The headers Idempotency-Key and Idempotency-Replayed."""
 
 import re
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ STRUCTURED_STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
 
 
 def unquote_key(key: Any) -> Any:
-    """The key in an Idempotency-Key header; in quotes, as a structured field has it, it is the same key (RFC 9651)."""
+    """The key in an Idempotency-Key header, without the quotes of a structured field (RFC 9651)."""
     if not isinstance(key, str) or not key.startswith('"'):
         return key
     quoted = STRUCTURED_STRING.fullmatch(key)
@@ -34,6 +34,6 @@ REPLAYED: dict[int | str, dict[str, Any]] = {
 
 
 def mark_replay(response: Response, replayed: bool) -> None:
-    """Tell the caller where its key answered what it answered first."""
+    """Mark the answer as a replay if it is one."""
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"

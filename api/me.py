@@ -6,7 +6,7 @@ import crud
 from api.callers import CurrentUser, operations_of
 from api.errors import USER_ONLY, documented
 from api.fast_path import fast
-from api.pages import After, Limit, Page, RowId, by_id, page_of
+from api.pages import After, Limit, Page, RowId, page_of
 from api.strict_route import StrictRoute
 from models import IssuedToken, TokenPublic, TokenRequest, UserPublic, UserUpdate
 from refusals import BalanceNotZero, OutcomeUnknown, TokenNotFound
@@ -36,7 +36,7 @@ async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> 
     responses=documented(*USER_ONLY, BalanceNotZero, OutcomeUnknown, parameters=False),
 )
 async def close_me(user: CurrentUser, request: Request) -> None:
-    """No account may hold money. All tokens are revoked, the name stays taken; only the operator can open it again."""
+    """All balances must be 0. All tokens are revoked, the name stays taken; only the operator can reopen the user."""
     await operations_of(request).write(crud.update_users, crud.UserChange(user.id, {"status": "closed"}))
 
 
@@ -44,7 +44,7 @@ async def close_me(user: CurrentUser, request: Request) -> None:
 async def list_tokens(user: CurrentUser, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
     """Oldest first, revoked and expired ones included, without their secrets."""
     rows = await operations_of(request).read(crud.list_tokens, user_id=user.id, after=after, limit=limit + 1)
-    return page_of(rows, limit, by_id)
+    return page_of(rows, limit)
 
 
 @router.post(

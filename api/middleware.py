@@ -1,4 +1,4 @@
-"""Middleware of every request: count it, bound its body, answer every failure."""
+"""Middleware of every request: count it, limit its body, answer unexpected errors."""
 
 import logging
 import time
@@ -20,15 +20,14 @@ NOSNIFF = (b"x-content-type-options", b"nosniff")
 NO_STORE = (b"cache-control", b"no-store")
 
 
-def secured(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers, and those that forbid to guess the type of an answer and, unless it says otherwise, to store it."""
+def _secured(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     if b"cache-control" in dict(headers):
         return [*headers, NOSNIFF]
     return [*headers, NOSNIFF, NO_STORE]
 
 
 class CountRequests:
-    """Counts each answer by route template, so that ids never become labels, and secures its headers."""
+    """Counts each answer by route template, so that ids never become labels, and adds security headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -41,7 +40,7 @@ class CountRequests:
         began = time.perf_counter()
         method = scope["method"]
         if method == "HEAD":
-            # As GET; the server leaves the body out.
+            # Answered as GET; the server leaves the body out.
             scope = {**scope, "method": "GET"}
         status = 500
 
@@ -49,7 +48,7 @@ class CountRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = secured(message.get("headers", ()))
+                message["headers"] = _secured(message.get("headers", ()))
             await send(message)
 
         try:
@@ -63,7 +62,7 @@ class CountRequests:
 
 
 class CatchUnexpected:
-    """Answers an unexpected error with a 500 that tells nothing, and logs it without anybody's data."""
+    """Answers an unexpected error with a 500 without details, and logs it without personal data."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -89,7 +88,7 @@ class CatchUnexpected:
 
 
 class LimitBody:
-    """Refuses a body over 1 MiB, or 16 MiB for a batch, by its Content-Length or once that much has come."""
+    """Refuses a body over 1 MiB, or 16 MiB for a batch, by its Content-Length or once so much was received."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

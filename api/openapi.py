@@ -1,7 +1,7 @@
 """The OpenAPI description of the API, with examples: sent in the order of /docs to a new service, each of them works.
 
-Nothing that is sent as it stands can harm: account 1 is a user's, never the system's; the operator's PATCH leaves a
-user active; the tokens that the operator revokes are bob's; and who still has money cannot close itself.
+None of them does harm: account 1 is a user's, never the system's; the operator's PATCH leaves a user active; the tokens
+that the operator revokes are bob's; and a user who still has money cannot be closed.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from api.middleware import CatchUnexpected, CountRequests, LimitBody
 OWN_MIDDLEWARE = (LimitBody, CatchUnexpected)
 """Our middleware around FastAPI, the outermost last."""
 
-# The `next` of a page, as pages of few items end before they have one: before the first item, and after the newest.
+# Cursors before the first item and after the newest, since lists of few items have no next page.
 FROM_THE_START = "MA"
 FROM_THE_NEWEST = "MTAwMA"
 
@@ -76,10 +76,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 def with_examples(description: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI description, with the examples put into it.
+    """Add the examples to the OpenAPI description.
 
-    Swagger UI fills a parameter's `example` in, and only shows the `examples` of its schema: nobody wants every
-    list to be filtered, or every call to have the same Idempotency-Key.
+    Swagger UI fills in a parameter's `example`, but only shows the `examples` of its schema. Optional parameters have
+    the latter, or every list would be filtered, and every call have the same Idempotency-Key.
     """
     for methods in description["paths"].values():
         for operation in methods.values():
@@ -103,7 +103,7 @@ class DescribedAPI(FastAPI):
         super().__init__(**options)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Count each request outermost, and answer the fast ones there; with a middleware of others, inside it.
+        """Put CountRequests outermost, and the fast path next to it unless other middleware was added.
 
         The layers in between take a tenth of the CPU time of GET /me.
         """
@@ -116,7 +116,7 @@ class DescribedAPI(FastAPI):
         """The OpenAPI description."""
         known = self.openapi_schema
         description = super().openapi()
-        # FastAPI describes anew when routes were added.
+        # FastAPI creates a new description after routes were added.
         if description is known:
             return description
         _, described = models_json_schema(

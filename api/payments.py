@@ -19,26 +19,16 @@ router = APIRouter(route_class=StrictRoute, tags=["payments"], dependencies=[Ope
 PAYMENT_RESPONSES = {**REPLAYED, **documented(*OPERATOR_ONLY, *TRANSFER, SameAccount("account_id"), body=True)}
 
 
-@router.post(
-    "/deposits",
-    status_code=201,
-    summary="Pay money in",
-    responses=PAYMENT_RESPONSES,
-)
+@router.post("/deposits", status_code=201, summary="Pay money in", responses=PAYMENT_RESPONSES)
 @fast
 async def deposit(
     cash: CashRequest, request: Request, response: Response, idempotency_key: Key = None
 ) -> SettledTransfer:
-    """A transfer from the system account of the currency, whose balance falls by as much."""
+    """A transfer from the system account of the currency, whose balance falls by the amount."""
     return await pay(cash, idempotency_key, request, response, is_payout=False)
 
 
-@router.post(
-    "/withdrawals",
-    status_code=201,
-    summary="Pay money out",
-    responses=PAYMENT_RESPONSES,
-)
+@router.post("/withdrawals", status_code=201, summary="Pay money out", responses=PAYMENT_RESPONSES)
 @fast
 async def withdraw(
     cash: CashRequest, request: Request, response: Response, idempotency_key: Key = None

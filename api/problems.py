@@ -26,8 +26,7 @@ TYPES: set[str] = set()
 """Every type of problem that this service answers with."""
 
 
-def list_types(schema: dict[str, Any]) -> None:
-    """Describe `type` as one of those that there are, for clients that are generated."""
+def _list_types(schema: dict[str, Any]) -> None:
     schema["enum"] = sorted(TYPES)
 
 
@@ -42,7 +41,7 @@ class ItemError(BaseModel):
     """Why one item of a batch was refused."""
 
     index: int = Field(description="The item's place in the batch, from 0")
-    type: str = Field(examples=["/problems/username-taken"], json_schema_extra=list_types)
+    type: str = Field(examples=["/problems/username-taken"], json_schema_extra=_list_types)
     detail: str
 
 
@@ -52,7 +51,7 @@ class Problem(BaseModel):
     type: str = Field(
         description="Stable: programs compare this",
         examples=["/problems/username-taken"],
-        json_schema_extra=list_types,
+        json_schema_extra=_list_types,
     )
     title: str = Field(examples=["Username taken"])
     status: int = Field(description="The HTTP status", examples=[409])
@@ -66,7 +65,7 @@ class Problem(BaseModel):
 
 
 def slug(name: str) -> str:
-    """UsernameTaken is username-taken."""
+    """Return username-taken for UsernameTaken."""
     return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
 
 
@@ -89,7 +88,7 @@ def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Respo
 
 
 class InvalidFields(Exception):
-    """Fields that FastAPI did not check itself are not what the API describes; `unlisted` more errors were found."""
+    """Errors in fields that FastAPI does not check itself; `unlisted` more were found."""
 
     def __init__(self, errors: list[FieldError], unlisted: int = 0) -> None:
         super().__init__()
@@ -107,7 +106,7 @@ class BadBody(Exception):
 
 
 MAX_LISTED = 100
-"""Errors that one answer lists; how many more there are, it says."""
+"""Errors that one answer lists; it gives the number of the others."""
 
 PLAIN_WORDS = {
     "extra_forbidden": "There is no such field",
@@ -133,11 +132,11 @@ PLAIN_WORDS = {
 
 
 def shorten(name: str | int) -> str:
-    """The name of a field, however long its sender made it, in whole characters."""
+    """The beginning of a field's name, which the sender may have made long, in whole characters."""
     return str(name)[:MAX_LISTED].encode(errors="backslashreplace").decode()
 
 
-def plain_words(error: Mapping[str, Any]) -> str:
+def _plain_words(error: Mapping[str, Any]) -> str:
     """Describe an error of pydantic's in words that repeat no value."""
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] in PATTERNS:
         return PATTERNS[error["ctx"]["pattern"]]
@@ -156,7 +155,7 @@ def invalid_fields(
         error.errors(include_url=False, include_input=False) if isinstance(error, ValidationError) else error.errors()
     )
     errors = [
-        FieldError(field=".".join(map(shorten, (*within, *each["loc"]))), detail=plain_words(each))
+        FieldError(field=".".join(map(shorten, (*within, *each["loc"]))), detail=_plain_words(each))
         for each in found[:listed]
     ]
     return InvalidFields(errors, unlisted=len(found) - len(errors))
@@ -168,7 +167,7 @@ def field_errors(error: ValidationError | RequestValidationError, *within: str |
 
 
 def more(unlisted: int) -> str:
-    """The end of a detail: how many errors the list beside it leaves out."""
+    """The end of a detail: the number of errors that are not listed."""
     return f" There are {unlisted:,} more errors." if unlisted else ""
 
 
@@ -202,26 +201,18 @@ INTERNAL_ERROR = make_problem(
 )
 
 
-async def handle_invalid_fields(request: Request, error: Exception) -> Response:
-    """Answer what a route found wrong with a request."""
+async def handle_invalid_request(request: Request, error: Exception) -> Response:
+    """Answer a request that FastAPI, or a route itself, found invalid."""
+    if isinstance(error, BadBody):
+        return respond(error.problem, error.headers)
+    if isinstance(error, RequestValidationError):
+        invalid = invalid_fields(error)
+        for each in error.errors():
+            # A ValueError keeps the frames that it was raised in, and with them this error and the request, in memory.
+            each.get("ctx", {}).pop("error", None)
+        error = invalid
     assert isinstance(error, InvalidFields)
     return respond(invalid_request(error.errors, error.unlisted))
-
-
-async def handle_bad_body(request: Request, error: Exception) -> Response:
-    """Answer what is wrong with a body as a whole."""
-    assert isinstance(error, BadBody)
-    return respond(error.problem, error.headers)
-
-
-async def handle_invalid_request(request: Request, error: Exception) -> Response:
-    """Answer what FastAPI found wrong with a request."""
-    assert isinstance(error, RequestValidationError)
-    invalid = invalid_fields(error)
-    for each in error.errors():
-        # A ValueError keeps the frames that it was raised in, and with them this error and the request, in memory.
-        each.get("ctx", {}).pop("error", None)
-    return respond(invalid_request(invalid.errors, invalid.unlisted))
 
 
 FRAMEWORK_PROBLEMS = {
@@ -258,10 +249,10 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
 
 
 def describe(error: BaseException) -> str:
-    """Describe the kind of an error and where it came from, without its text, which may hold anybody's data."""
+    """Describe the kind and the place of an error, without its text, which may hold personal data."""
     kind = type(error).__qualname__
     if isinstance(error, RowsDropped):
-        # Its text is Savepoint's own.
+        # Its text holds no data.
         kind += f": {error}"
     if isinstance(error, DBAPIError):
         cause = error.orig
@@ -273,7 +264,7 @@ def describe(error: BaseException) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """The words of the driver where the database was out of reach; they name hosts and files, never anybody's data."""
+    """The driver's message where the database was out of reach; it names hosts and files, never personal data."""
     return f" ({str(error.__cause__).partition(chr(10))[0]})" if error.__cause__ is not None else ""
 
 

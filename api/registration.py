@@ -23,10 +23,7 @@ router = APIRouter(route_class=StrictRoute, tags=["registration"])
     status_code=201,
     summary="Register a user",
     dependencies=[Depends(allow_registration)],
-    responses={
-        **REPLAYED,
-        **documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, *OPERATOR_ONLY, body=True),
-    },
+    responses=REPLAYED | documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, *OPERATOR_ONLY, body=True),
     openapi_extra={"security": [{}, {"OperatorToken": []}]},
 )
 @fast
@@ -42,10 +39,10 @@ async def register(
 ) -> RegistrationAnswer:
     """User, profile, first token and account are stored together or not at all.
 
-    Sent again with the same Idempotency-Key within 15 minutes, it answers the same user with a fresh token, unless the
+    Sent again with the same Idempotency-Key within 15 minutes, it returns the same user with a new token, unless the
     user has been suspended or closed.
 
-    By the server's settings, only the operator may register users, or each client address only so many.
+    The server's settings may limit registration to the operator, or to a number of users for each client address.
     """
     registered = await operations_of(request).write(
         crud.register_users, KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)

@@ -1,4 +1,4 @@
-"""One line of log a second for what can happen thousands of times a second."""
+"""One line of log a second for events of which there can be thousands."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ logger = logging.getLogger("savepoint")
 
 
 class SparseLog:
-    """Warnings, at most one a second of each kind; the next one of that kind says how many were left out."""
+    """Warnings, at most one a second of each kind; the next one of that kind gives the number left out."""
 
     def __init__(self) -> None:
         self.next_at: dict[str, float] = {}

@@ -1,17 +1,19 @@
 """Strict reading of requests: refuse what would count in part only, or what two readers could read differently.
 
-Who calls is asked first, then the body is read (bodies.py).
+The caller is checked first, then the body is read (bodies.py).
 """
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 from urllib.parse import parse_qsl
 
-from fastapi import Request, Response
+from fastapi import Request, Response, Security
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from fastapi.security.base import SecurityBase
+from starlette.routing import Match
 
 from api.bodies import parse_body, read_body
 from api.problems import FieldError, InvalidFields, shorten
@@ -22,61 +24,91 @@ FAILURE = "savepoint.failure"
 SENT_ONCE = ("Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key")
 MAX_PARAMETERS = 100
 
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
 
 class StrictRoute(APIRoute):
     """A route of FastAPI's whose requests are read strictly."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Handler:
         """Return the function that answers a request: FastAPI's, once the request is read."""
         ask_fastapi = super().get_route_handler()
-        names = query_names(self.dependant)
-        callers = [each for each in self.dependant.dependencies if is_security(each)]
+        inputs: tuple[dict[str, bool], Handler | None] | None = None
 
         async def answer(request: Request) -> Response:
+            nonlocal inputs
             if FAILURE in request.scope:
                 raise request.scope.pop(FAILURE)
-            headers = dict(request.scope["headers"])
+            # At the first request, since FastAPI does not tell a handler which routers include its route.
+            inputs = inputs or self._find_inputs(request)
+            names, check_caller = inputs
             refuse_ambiguous(request, names)
-            if self.dependant.body_params:
+            if check_caller is not None:
                 # FastAPI would read the body first.
-                for caller in callers:
-                    await call_dependency(caller, request)
-                body = await read_body(request, headers)
-                content = await parse_body(body) if body else None
-                request = ReadRequest(request, body, content)
+                await check_caller(request)
+                body = await read_body(request, dict(request.scope["headers"]))
+                request = _ReadRequest(request, body, await parse_body(body) if body else None)
             return await ask_fastapi(request)
 
         return answer
 
+    def _find_inputs(self, request: Request) -> tuple[dict[str, bool], Handler | None]:
+        """Return the names of the query parameters and, for a route with a body, a handler that checks the caller.
 
-class ReadRequest(Request):
+        The dependencies of routers that include the route count too.
+        """
+        included = (each for each in iter_route_contexts(request.app.routes) if each.original_route is self)
+        matching = (each for each in included if each.matches(request.scope)[0] is Match.FULL)
+        context = next(matching, RouteContext(self))
+        names = _query_names(context.dependant)
+        if context.body_field is None:
+            return names, None
+        callers = [
+            Security(each.call, scopes=each.own_oauth_scopes, use_cache=each.use_cache)
+            for each in context.dependant.dependencies
+            if _is_security(each)
+        ]
+        check = APIRoute(
+            context.path or "/",
+            _let_pass,
+            dependencies=callers,
+            dependency_overrides_provider=context.dependency_overrides_provider,
+        )
+        return names, check.get_route_handler()
+
+
+async def _let_pass() -> Response:
+    return Response()
+
+
+class _ReadRequest(Request):
     """A request whose body was read before, and is given to FastAPI as it was read."""
 
     def __init__(self, request: Request, body: bytes, content: Any) -> None:
         super().__init__(request.scope, request.receive)
-        self.was_read = body
-        self.content = content
+        self._was_read = body
+        self._content = content
 
     async def body(self) -> bytes:
-        """The bytes."""
-        return self.was_read
+        return self._was_read
 
     async def json(self) -> Any:
-        """The value."""
-        return self.content
+        return self._content
 
 
-def query_names(dependant: Dependant) -> dict[str, bool]:
-    """The names of the query parameters that a route takes, and whether each may be there more than once."""
-    names = {field.alias: get_origin(field.field_info.annotation) is list for field in dependant.query_params}
+def _query_names(dependant: Dependant) -> dict[str, bool]:
+    """Return the names of the query parameters, each with True if it may be sent more than once."""
+    names = {}
+    for field in get_flat_params(Dependant(query_params=dependant.query_params)):
+        annotation = field.field_info.annotation
+        names[field.alias] = any(get_origin(each) is list for each in (annotation, *get_args(annotation)))
     for dependency in dependant.dependencies:
-        names |= query_names(dependency)
+        names |= _query_names(dependency)
     return names
 
 
-def is_security(dependant: Dependant) -> bool:
-    """Return True if a dependency asks for credentials."""
-    return isinstance(dependant.call, SecurityBase) or any(map(is_security, dependant.dependencies))
+def _is_security(dependant: Dependant) -> bool:
+    return isinstance(dependant.call, SecurityBase) or any(map(_is_security, dependant.dependencies))
 
 
 def refuse_ambiguous(request: Request, names: Mapping[str, bool]) -> None:
@@ -98,22 +130,3 @@ def refuse_ambiguous(request: Request, names: Mapping[str, bool]) -> None:
     ]
     if errors:
         raise InvalidFields(errors)
-
-
-async def call_dependencies(dependant: Dependant, request: Request) -> dict[str, Any]:
-    """The request itself and what the dependencies return, by the names of their parameters."""
-    arguments: dict[str, Any] = {}
-    for name in (dependant.request_param_name, dependant.http_connection_param_name):
-        if name is not None:
-            arguments[name] = request
-    for dependency in dependant.dependencies:
-        outcome = await call_dependency(dependency, request)
-        if dependency.name is not None:
-            arguments[dependency.name] = outcome
-    return arguments
-
-
-async def call_dependency(dependency: Dependant, request: Request) -> Any:
-    """Call a dependency, and those that it depends on."""
-    assert dependency.call is not None
-    return await dependency.call(**await call_dependencies(dependency, request))

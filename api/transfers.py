@@ -1,4 +1,4 @@
-"""Transfers: one, many at once, and back."""
+"""Transfers: single, in batches, and reversals."""
 
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -9,6 +9,7 @@ from sqlmodel import SQLModel
 from starlette.responses import Response
 
 import crud
+import refusals
 from api import problems
 from api.batches import RefusedItem, batch_body, read_batch, run_batch
 from api.callers import OR_OPERATOR, Caller, operations_of
@@ -28,19 +29,6 @@ from models import (
     TransferRequest,
     TransfersBatch,
 )
-from refusals import (
-    AlreadyReversed,
-    BatchRefused,
-    BatchUnderWay,
-    CurrencyMismatch,
-    InsufficientFunds,
-    OperatorTransfer,
-    OutcomeUnknown,
-    ReceiverOnly,
-    ReversalNotReversible,
-    SameAccount,
-    TransferNotFound,
-)
 
 router = APIRouter(route_class=StrictRoute, tags=["transfers"])
 
@@ -49,19 +37,17 @@ router = APIRouter(route_class=StrictRoute, tags=["transfers"])
     "/transfers",
     status_code=201,
     summary="Transfer money",
-    responses={
-        **REPLAYED,
-        **documented(*USER_OR_OPERATOR, *TRANSFER, SameAccount, CurrencyMismatch, body=True),
-    },
+    responses=REPLAYED
+    | documented(*USER_OR_OPERATOR, *TRANSFER, refusals.SameAccount, refusals.CurrencyMismatch, body=True),
     openapi_extra=OR_OPERATOR,
 )
 @fast
 async def transfer(
     transfer: TransferRequest, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
 ) -> SettledTransfer | DebitedTransfer:
-    """From an account of one's own (for the operator: from any) to any account of the same currency.
+    """From one of the caller's own accounts (the operator: from any) to any account of the same currency.
 
-    Sent again with the same Idempotency-Key, it answers what it answered first, and moves nothing.
+    Sent again with the same Idempotency-Key, it returns the first answer again, and moves nothing.
     """
     posted = await operations_of(request).write(
         crud.make_transfers, Order(caller, **transfer.__dict__, idempotency_key=idempotency_key)
@@ -71,18 +57,17 @@ async def transfer(
 
 
 def show_transfer(posted: Posted, caller: int) -> SettledTransfer | DebitedTransfer:
-    """The transfer, without the credit account's balance unless the operator asks."""
-    return show_settled(posted) if caller == OPERATOR else DebitedTransfer.model_construct(**fields_of(posted.posting))
+    """The transfer; the credit account's balance is for the operator only."""
+    return show_settled(posted) if caller == OPERATOR else DebitedTransfer.model_construct(**_fields_of(posted.posting))
 
 
 def show_settled(posted: Posted) -> SettledTransfer:
     """The transfer as the operator sees it."""
     posting = posted.posting
-    return SettledTransfer.model_construct(**fields_of(posting), credit_balance_after=posting.credit_balance_after)
+    return SettledTransfer.model_construct(**_fields_of(posting), credit_balance_after=posting.credit_balance_after)
 
 
-def fields_of(posting: Posting) -> dict[str, Any]:
-    """The fields that both see."""
+def _fields_of(posting: Posting) -> dict[str, Any]:
     order = posting.order
     return {
         "id": posting.id,
@@ -100,7 +85,7 @@ def fields_of(posting: Posting) -> dict[str, Any]:
 @router.get(
     "/transfers/{id:row}",
     summary="Show a transfer",
-    responses=documented(*USER_OR_OPERATOR, TransferNotFound),
+    responses=documented(*USER_OR_OPERATOR, refusals.TransferNotFound),
     openapi_extra=OR_OPERATOR,
 )
 async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferPublic:
@@ -117,11 +102,11 @@ async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferP
         **documented(
             *USER_OR_OPERATOR,
             *TRANSFER,
-            TransferNotFound,
-            ReceiverOnly,
-            OperatorTransfer,
-            AlreadyReversed,
-            ReversalNotReversible,
+            refusals.TransferNotFound,
+            refusals.ReceiverOnly,
+            refusals.OperatorTransfer,
+            refusals.AlreadyReversed,
+            refusals.ReversalNotReversible,
         ),
     },
     openapi_extra=OR_OPERATOR,
@@ -131,7 +116,7 @@ async def reverse_transfer(
 ) -> SettledTransfer | DebitedTransfer:
     """By the recipient or the operator: the full amount goes back, once.
 
-    What the operator moved, deposits and withdrawals too, only the operator can reverse.
+    Only the operator can reverse the operator's transfers, deposits and withdrawals included.
     """
     posted = await operations_of(request).write(crud.reverse_transfers, crud.Reversal(id, caller, idempotency_key))
     mark_replay(response, posted.replayed)
@@ -156,16 +141,20 @@ class TransfersBatchAnswer(SQLModel):
     "/transfers/batch",
     summary="Make many transfers at once",
     responses=documented(
-        *USER_OR_OPERATOR, BatchRefused([(1, InsufficientFunds())]), BatchUnderWay, OutcomeUnknown, body=True
+        *USER_OR_OPERATOR,
+        refusals.BatchRefused([(1, refusals.InsufficientFunds())]),
+        refusals.BatchUnderWay,
+        refusals.OutcomeUnknown,
+        body=True,
     ),
     openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch)},
 )
 async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnswer:
-    """In this order: one may spend what another before it brought. Up to 1,000, for the operator up to 10,000.
+    """In this order: a transfer may spend what an earlier one brought. Up to 1,000, for the operator up to 10,000.
 
-    `rollback` makes all or, where one is refused, none (409). `continue` makes those that are not refused. Each item
-    may carry its own `idempotency_key`, which makes sending the batch again safe. A user sends one batch at a time:
-    another one meanwhile is 503.
+    `rollback` makes all or, if one is refused, none (409). `continue` makes those that are not refused. Each item
+    may have its own `idempotency_key`, which makes sending the batch again safe. A user sends one batch at a time:
+    a second one gets 503.
     """
 
     def check(item: Any) -> Order:

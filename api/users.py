@@ -11,7 +11,7 @@ import crud
 from api.batches import RefusedItem, batch_body, read_batch, run_batch
 from api.callers import Operator, operations_of
 from api.errors import OPERATOR_ONLY, documented
-from api.pages import After, Limit, Page, RowId, by_id, page_of
+from api.pages import After, Limit, Page, RowId, page_of
 from api.strict_route import StrictRoute
 from fields import Secret, Status, Username
 from ledger import OPERATOR
@@ -30,11 +30,7 @@ from refusals import BatchRefused, OutcomeUnknown, TokenNotFound, UsernameTaken,
 router = APIRouter(route_class=StrictRoute, tags=["users"], dependencies=[Operator])
 
 
-@router.get(
-    "/users",
-    summary="List users",
-    responses=documented(*OPERATOR_ONLY),
-)
+@router.get("/users", summary="List users", responses=documented(*OPERATOR_ONLY))
 async def list_users(
     request: Request,
     after: After,
@@ -46,14 +42,10 @@ async def list_users(
     rows = await operations_of(request).read(
         crud.list_users, status=status, username_prefix=username_prefix, after=after, limit=limit + 1
     )
-    return page_of(rows, limit, by_id)
+    return page_of(rows, limit)
 
 
-@router.get(
-    "/users/{id:row}",
-    summary="Show a user",
-    responses=documented(*OPERATOR_ONLY, UserNotFound),
-)
+@router.get("/users/{id:row}", summary="Show a user", responses=documented(*OPERATOR_ONLY, UserNotFound))
 async def get_user(id: RowId, request: Request) -> UserPublic:
     """Any user, whatever its status."""
     return await operations_of(request).read(crud.get_user, id)
@@ -65,9 +57,9 @@ async def get_user(id: RowId, request: Request) -> UserPublic:
     responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
 )
 async def update_user(id: RowId, update: StatusUpdate, request: Request) -> UserPublic:
-    """A user who is not active can do nothing until it is active again.
+    """A user who is not active can do nothing.
 
-    To suspend a user revokes no token: they work again once it is active. To close a user revokes them all, for good.
+    Suspending a user revokes no token: they work again once the user is active. Closing revokes all of them for good.
     """
     return await operations_of(request).write(
         crud.update_users, crud.UserChange(id, {"status": update.status}, by_operator=True)
@@ -93,13 +85,13 @@ class UsersBatchAnswer(SQLModel):
     "/users/batch",
     summary="Register up to 10,000 users at once",
     responses=documented(*OPERATOR_ONLY, BatchRefused([(1, UsernameTaken())]), OutcomeUnknown, body=True),
-    # Without keys: whoever knows the key of a registration can have its token.
+    # The answer has no keys, since a registration's key gives access to a token of its user.
     openapi_extra=batch_body(UsersBatch),
 )
 async def register_users(request: Request) -> UsersBatchAnswer:
-    """`rollback` stores all or, where one is refused, none (409). `continue` stores what is not refused.
+    """`rollback` stores all or, if one is refused, none (409). `continue` stores those that are not refused.
 
-    Each item may carry its own `idempotency_key`, a random UUID, which makes sending the batch again safe.
+    Each item may have its own `idempotency_key`, a random UUID, which makes sending the batch again safe.
     """
 
     def show(index: int, outcome: crud.Registered) -> CreatedUser:
@@ -118,15 +110,11 @@ async def register_users(request: Request) -> UsersBatchAnswer:
     return UsersBatchAnswer.model_construct(results=results)
 
 
-@router.get(
-    "/users/{id}/tokens",
-    summary="List a user's tokens",
-    responses=documented(*OPERATOR_ONLY, UserNotFound),
-)
+@router.get("/users/{id}/tokens", summary="List a user's tokens", responses=documented(*OPERATOR_ONLY, UserNotFound))
 async def list_users_tokens(id: RowId, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
-    """Oldest first, as GET /tokens shows them to the user, revoked and expired ones included, without their secrets."""
+    """Oldest first, as in the user's GET /tokens: with revoked and expired ones, without their secrets."""
     rows = await operations_of(request).read(crud.list_users_tokens, user_id=id, after=after, limit=limit + 1)
-    return page_of(rows, limit, by_id)
+    return page_of(rows, limit)
 
 
 @router.post(
@@ -136,7 +124,7 @@ async def list_users_tokens(id: RowId, request: Request, after: After, limit: Li
     responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
 )
 async def issue_users_token(id: RowId, token: TokenRequest, request: Request) -> IssuedToken:
-    """For one who signs in with you, or has lost a token. The user must be active.
+    """For a user who signs in with you, or has lost a token. The user must be active.
 
     The secret is in this answer and nowhere else.
     """
@@ -150,7 +138,7 @@ async def issue_users_token(id: RowId, token: TokenRequest, request: Request) ->
     responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown),
 )
 async def revoke_users_tokens(id: RowId, request: Request) -> None:
-    """They stop working at once, and for good. The user stays as it is: issue it a new one."""
+    """They stop working at once and for good. The user stays as it is, and can be issued a new one."""
     await operations_of(request).write(crud.revoke_users_tokens, id)
 
 

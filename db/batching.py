@@ -1,16 +1,16 @@
-"""Many concurrent calls, one crud call: a batch is whatever is waiting the moment a task is free."""
+"""Many concurrent calls, one crud call: a batch is all that waits when a task becomes free."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Generic, TypeVar
 
 import metrics
 from refusals import Interruption, Overloaded, ShuttingDown
 
 ANSWERED_AT_ONCE = 50
-"""Callers who get their outcomes in one turn of the event loop; answering them takes some milliseconds."""
+"""Callers that get their outcomes in one turn of the event loop; answering them takes some milliseconds."""
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -18,51 +18,44 @@ Outcome = TypeVar("Outcome")
 
 @dataclass(slots=True, eq=False)
 class Call(Generic[Item, Outcome]):
-    """One caller's item, and where its outcome is awaited."""
+    """One caller's item, and the future that it awaits."""
 
     item: Item
     outcome: asyncio.Future[Outcome]
     begun: bool = False
 
 
+@dataclass(eq=False)
 class Batcher(Generic[Item, Outcome]):
     """Coalesces concurrent calls of one operation into few calls of a crud function.
 
     There is no timer: a call on an idle batcher starts at once, and those that come while it runs form the next
     batch. At most `tasks` batches run at a time, each of at most `batch_limit` items; at most `queue_limit` calls
-    wait. `run` takes a list of items and answers their outcomes in order, an exception among them being that
-    item's own failure; if it raises, every item of the batch fails with that.
+    wait. `run` takes a list of items and returns their outcomes in order; an exception among them is the failure
+    of that item. If it raises, every item of the batch fails with that exception.
     """
 
-    def __init__(
-        self,
-        name: str,
-        run: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]],
-        *,
-        tasks: int,
-        batch_limit: int,
-        queue_limit: int,
-        deadline: float,
-        too_late: type[Interruption],
-    ) -> None:
-        self.name = name
-        self.run = run
-        self.tasks = tasks
-        self.batch_limit = batch_limit
-        self.queue_limit = queue_limit
-        self.deadline = deadline
-        self.too_late = too_late
-        self.waiting: deque[Call[Item, Outcome]] = deque()
-        self.running: set[asyncio.Task[None]] = set()
-        self.closed = False
-        self.batch_size = metrics.BATCH_SIZE.labels(name)
-        self.queue_length = metrics.QUEUE_LENGTH.labels(name)
+    name: str
+    run: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]]
+    _: KW_ONLY
+    tasks: int
+    batch_limit: int
+    queue_limit: int
+    deadline: float
+    too_late: type[Interruption]
+    waiting: deque[Call[Item, Outcome]] = field(default_factory=deque, init=False)
+    running: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.batch_size = metrics.BATCH_SIZE.labels(self.name)
+        self.queue_length = metrics.QUEUE_LENGTH.labels(self.name)
 
     async def __call__(self, item: Item) -> Outcome:
-        """Do `item` together with whatever else is waiting; raise the exception that is its outcome.
+        """Run `item` in one batch with all others that wait; raise the exception that is its outcome.
 
         Raises Overloaded or ShuttingDown where nothing was begun, and `too_late` after `deadline` seconds where
-        the batch that holds the item has not ended: it is left to end, since a cancelled COMMIT would look done.
+        the batch that holds the item has not ended: it goes on, since a cancelled COMMIT would look done.
         """
         if self.closed:
             raise ShuttingDown
@@ -81,11 +74,11 @@ class Batcher(Generic[Item, Outcome]):
             timer.cancel()
 
     def give_up(self, call: Call[Item, Outcome]) -> None:
-        """Answer a caller whose deadline has passed; what was begun for it goes on."""
+        """Answer a caller whose deadline has passed; a batch that has begun goes on."""
         settle(call, self.too_late() if call.begun else Overloaded())
 
     async def close(self) -> None:
-        """Refuse what comes from now on, and finish what was accepted."""
+        """Refuse further calls, and finish those that were accepted."""
         self.closed = True
         while self.running:
             await asyncio.wait(self.running)
@@ -96,11 +89,11 @@ class Batcher(Generic[Item, Outcome]):
             while batch := self.take_waiting():
                 await self.run_batch(batch)
         finally:
-            # Now, not when the event loop comes to it: a call in between would count on a task that has ended.
+            # Not in a done callback: a call before that would count on a task that has ended.
             self.running -= {asyncio.current_task()}
 
     async def run_batch(self, batch: Sequence[Call[Item, Outcome]]) -> None:
-        """Run one batch, and hand each caller its own outcome."""
+        """Run one batch, and give each caller its own outcome."""
         self.batch_size.observe(len(batch))
         outcomes: Sequence[Outcome | Exception]
         try:
@@ -110,14 +103,14 @@ class Batcher(Generic[Item, Outcome]):
         self.settle_in_turn(deque(zip(batch, outcomes, strict=True)))
 
     def settle_in_turn(self, settled: deque[tuple[Call[Item, Outcome], Outcome | Exception]]) -> None:
-        """Hand the callers their outcomes, ANSWERED_AT_ONCE at a time, so that others are not kept waiting by many."""
+        """Give the callers their outcomes, ANSWERED_AT_ONCE at a time, so that many do not keep others waiting."""
         for _ in range(min(ANSWERED_AT_ONCE, len(settled))):
             settle(*settled.popleft())
         if settled:
             asyncio.get_running_loop().call_soon(self.settle_in_turn, settled)
 
     def take_waiting(self) -> list[Call[Item, Outcome]]:
-        """The next batch, in order of arrival, without those who no longer wait for an answer."""
+        """The next batch, in order of arrival, without calls that were answered at their deadline."""
         batch: list[Call[Item, Outcome]] = []
         while self.waiting and len(batch) < self.batch_limit:
             call = self.waiting.popleft()
@@ -129,7 +122,7 @@ class Batcher(Generic[Item, Outcome]):
 
 
 def settle(call: Call[Item, Outcome], outcome: Outcome | Exception) -> None:
-    """Hand the caller its outcome, unless it gave up waiting."""
+    """Give the caller its outcome, unless it was answered before."""
     if call.outcome.done():
         return
     if isinstance(outcome, Exception):

@@ -1,4 +1,4 @@
-"""The database of a process: its connections, and transactions that run whole, again where the engine asks for it."""
+"""The database of a process: its connections, and transactions that run whole, and again after a conflict."""
 
 import asyncio
 import os
@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from itertools import count
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy.exc
@@ -29,13 +28,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ATTEMPTS = 5
-"""How often a transaction runs before a conflict is the caller's to retry."""
+"""Attempts at a transaction before the conflict is reported to the caller."""
 
 BUSY_TIMEOUT = 0.02
-"""Seconds that SQLite itself waits for another process; longer waits are made of several."""
+"""Seconds that SQLite itself waits for another process; a longer wait is several of these."""
 
 LOCKED_PAUSE = 0.05
-"""Seconds between two attempts to write while another process keeps SQLite's lock."""
+"""Seconds between two attempts to write while another process holds SQLite's lock."""
 
 
 class Database:
@@ -54,28 +53,28 @@ class Database:
             connect_args=on_sqlite if self.is_sqlite else self.postgresql.arguments(),
             pool_size=settings.database_pool_size,
             max_overflow=0,
-            # The last one used again: what it has prepared and cached is of use.
+            # The connection used last has prepared and cached the most.
             pool_use_lifo=True,
             pool_timeout=settings.lock_timeout,
-            # Whoever returns a connection has ended its transaction; to make sure costs another call of the driver.
+            # Each transaction has ended when its connection is returned; a reset costs another call of the driver.
             pool_reset_on_return=None,
             hide_parameters=True,
         )
         prepare_engine(self.engine.sync_engine, self.begin)
         event.listen(self.engine.sync_engine, "commit", require_transaction)
-        event.listen(self.engine.sync_engine, "handle_error", self.explain)
+        event.listen(self.engine.sync_engine, "handle_error", self._translate)
         self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
         if self.file is not None:
             event.listen(self.engine.sync_engine, "do_connect", self.file.open)
-            # After prepare_sqlite, which has SQLite open -wal and -shm.
+            # After prepare_sqlite, which makes SQLite open -wal and -shm.
             event.listen(self.engine.sync_engine, "connect", self.file.opened)
             event.listen(self.engine.sync_engine, "close", self.file.closing)
             event.listen(self.engine.sync_engine, "after_cursor_execute", require_inserted)
-        # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no writer's turn.
+        # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no write lock.
         self.reader = self.engine.execution_options(no_begin=True)
         # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
         self.writing = asyncio.Lock()
-        # Until when the one whose turn it is waits for another process's transaction, and whether that was in vain.
+        # When the current writer stops waiting for another process's lock; if the last wait failed; when to try again.
         self.give_up = 0.0
         self.is_locked = False
         self.ask_again = 0.0
@@ -83,16 +82,16 @@ class Database:
     async def write(
         self, operation: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run an operation that opens its own transaction; run it again where the engine asks for that.
+        """Run an operation that opens its own transaction; run it again after a conflict.
 
-        Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind, and OutcomeUnknown where the end of a COMMIT
-        was not seen or not confirmed. Raises Locked where a lock is not given back in time; on SQLite that is
-        LOCK_TIMEOUT for the turn in this process and for other processes together, and at once while they hold it.
+        Raises Conflict after ATTEMPTS, DatabaseUnavailable, SchemaBehind, OutcomeUnknown if the end of a COMMIT was not
+        seen or not confirmed, and Locked if a lock is not released in time. On SQLite that is LOCK_TIMEOUT for the
+        writers of this process and other processes together; after that, at once while another process holds the lock.
         """
 
         async def run(until: float) -> T:
             async with self.turn(), connect(self.engine, until, self.file) as connection:
-                # Closed with its connection, which rolls back what has not ended: a close of its own costs a task.
+                # Not closed, which would cost a task: closing the connection rolls back what has not ended.
                 session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
                 outcome = await operation(session, *args, **kwargs)
                 if connection.info.pop(UNCONFIRMED, False):
@@ -103,7 +102,7 @@ class Database:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """The writer's turn in this process, on SQLite. Raises Locked where it does not come in time."""
+        """Wait for the other writers of this process, on SQLite. Raises Locked after LOCK_TIMEOUT."""
         if not self.is_sqlite:
             yield
             return
@@ -132,12 +131,14 @@ class Database:
         return await self.retry(run)
 
     async def retry(self, run: Callable[[float], Awaitable[T]]) -> T:
-        """Run again what met a conflict, or a connection that had broken while it was idle; until the deadline."""
+        """Run again after a conflict, or if an idle connection had broken; until the deadline."""
         clock = asyncio.get_running_loop().time
         until = clock() + self.deadline
-        # On SQLite a conflict is another process, which reads meet only while it recovers or closes the file.
+        # On SQLite a conflict is another process's lock; reads meet one only while it recovers or closes the file.
         patience = clock() + self.lock_timeout if self.is_sqlite else 0
-        for attempt in count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return await run(until)
             except Conflict:
@@ -146,51 +147,49 @@ class Database:
                 metrics.TRANSACTIONS_RETRIED.inc()
                 # Jitter, so that two that collided do not collide again.
                 await asyncio.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, ATTEMPTS)))
-        raise AssertionError("It counts for ever.")
 
     def begin(self, connection: Connection) -> None:
-        """Begin in the database too, unless a single statement comes; on SQLite as begin_immediate says.
+        """Send BEGIN, unless a single statement follows; on SQLite, take the write lock with it (begin_immediate).
 
-        Raises Conflict where the server says that no transaction has begun.
+        Raises Conflict if no transaction has begun on the server.
         """
         if connection.get_execution_options().get("no_begin"):
             return
         adapted: Any = connection.connection.dbapi_connection
         begin = "BEGIN IMMEDIATE" if self.is_sqlite else self.postgresql.begin_statement(adapted.driver_connection)
-        # Else what a transaction before left undone would be committed with this one.
+        # Otherwise what an earlier transaction left open would be committed with this one.
         require_state(connection, TransactionStatus.IDLE)
         while True:
             try:
                 adapted.run_async(lambda driver: prepared.run(driver, begin))
+                break
             except BaseException as error:
-                if is_busy(error):
-                    self.wait_or_give_up()
-                    continue
-                prepared.explain(connection, error, begin)
-            break
+                if not is_busy(error):
+                    prepared.raise_translated(connection, error, begin)
+                self._check_patience()
         self.is_locked = False
         require_transaction(connection)
 
-    def wait_or_give_up(self) -> None:
-        """Raise Locked once another process has kept SQLite's lock for LOCK_TIMEOUT; from then on, at each attempt.
+    def _check_patience(self) -> None:
+        """Raise Locked once another process has held SQLite's lock for LOCK_TIMEOUT, and then at each attempt.
 
-        So nobody waits behind those who wait in vain; the callers try again until their own time is over.
+        So no writer waits behind one that waits in vain; the callers try again until their own time-out.
         """
         now = time.monotonic()
         if self.is_locked or now >= self.give_up:
             self.is_locked, self.ask_again = True, now + LOCKED_PAUSE
             raise Locked
 
-    def explain(self, context: ExceptionContext) -> Interruption | None:
-        """Return what an error of the driver means; SQLAlchemy raises what its "handle_error" listeners return."""
-        # Without a connection it is a pooler that has refused to connect, and says why.
+    def _translate(self, context: ExceptionContext) -> Interruption | None:
+        """Return the refusal for an error of the driver; SQLAlchemy raises what "handle_error" listeners return."""
+        # Without a connection the error is that of a pooler that has refused to connect.
         if is_lost_statement(context) and not context.is_disconnect and context.connection is not None:
             self.postgresql.stop_preparing()
         meaning = meaning_of(context)
         return None if meaning is None else meaning()
 
     async def close(self) -> None:
-        """Close the connections, once nothing runs any more."""
+        """Close the connections, after the last transaction."""
         await self.engine.dispose()
         if self.file is not None:
             self.file.close()
@@ -200,10 +199,10 @@ class Database:
 async def connect(
     engine: AsyncEngine, until: float, file: sqlite_file.SQLiteFile | None = None
 ) -> AsyncIterator[AsyncConnection]:
-    """A connection from the pool. Raises DatabaseUnavailable where none is free in time, or the file is another one.
+    """A connection from the pool. Raises DatabaseUnavailable if none is free in time, or the file is another one.
 
     At the time `until` of the event loop's clock it is cut off from a PostgreSQL server that has not answered: every
-    caller was told by then that the outcome is unknown, and what hangs must not hold up those who come next.
+    caller has its answer by then (outcome unknown), and the next calls need the connection.
     """
     if file is not None:
         file.check()
@@ -211,7 +210,7 @@ async def connect(
         connection = await engine.connect()
     except sqlalchemy.exc.TimeoutError as error:
         raise DatabaseUnavailable from error
-    # A COMMIT that has ended before says nothing of what comes now.
+    # An earlier COMMIT says nothing about this transaction.
     connection.info.pop(COMMITTING, None)
     timer = asyncio.get_running_loop().call_at(until, cut_off, connection)
     try:
@@ -222,7 +221,7 @@ async def connect(
 
 
 def cut_off(connection: AsyncConnection) -> None:
-    """End the connection on this side. The server is not asked to cancel, since a COMMIT would then look done."""
+    """Shut the socket down. The server is not asked to cancel, since a cancelled COMMIT would look done."""
     record = connection.sync_connection
     if record is None or record.closed or record.invalidated or record.dialect.name == "sqlite":
         return
@@ -236,6 +235,6 @@ def cut_off(connection: AsyncConnection) -> None:
 def require_inserted(
     _: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
 ) -> None:
-    """Raise RowsDropped where SQLite inserted nothing; SQLAlchemy takes the id of another row for that of this one."""
+    """Raise RowsDropped if SQLite inserted nothing; SQLAlchemy would take the id of another row for the new one's."""
     if context.isinsert and cursor.description is None and cursor.rowcount == 0:
         raise RowsDropped(context.compiled.statement.table.name, 1, 0)

@@ -1,4 +1,4 @@
-"""Creating engines: with which driver, and how every transaction on them is made whole."""
+"""Engines: their drivers, and events that make every transaction whole."""
 
 import logging
 import sqlite3
@@ -16,7 +16,7 @@ from db.errors import remember_committing, sqlite_meaning
 from db.postgresql import require_utf8, watch_notices
 from refusals import Conflict
 
-# Below a warning, they log parameters and rows; at no level of theirs or the root's may that reach a log.
+# Below a warning, they log parameters and rows, which no log level may let into a log.
 for name in ("aiosqlite", "psycopg", "sqlalchemy.engine.Engine"):
     logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.WARNING)
 
@@ -26,7 +26,7 @@ def driver_url(url: str, *, is_async: bool) -> URL:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return parsed.set(drivername="sqlite+aiosqlite" if is_async else "sqlite")
-    # Otherwise it is the database's own, and psycopg reads SQL_ASCII as bytes.
+    # The default is the database's own encoding, and psycopg reads SQL_ASCII as bytes.
     parsed = parsed.set(drivername="postgresql+psycopg").update_query_dict({"client_encoding": "utf8"})
     if "target_session_attrs" in parsed.query:
         return parsed
@@ -37,7 +37,7 @@ def driver_url(url: str, *, is_async: bool) -> URL:
 def create_migration_engine(url: str) -> Engine:
     """An engine for Alembic: one synchronous connection, without time limits, foreign keys off on SQLite.
 
-    Rebuilding a table on SQLite drops the old one, and with foreign keys on that would delete what refers to it.
+    Rebuilding a table on SQLite drops the old one; with foreign keys on, that would delete the rows that refer to it.
     """
     is_sqlite = make_url(url).get_backend_name() == "sqlite"
     engine = create_engine(
@@ -56,19 +56,18 @@ def create_migration_engine(url: str) -> Engine:
 
 @contextmanager
 def reading(url: str) -> Iterator[Connection]:
-    """A connection that sees a database as it is at one instant, and cannot change it; nobody waits for it."""
+    """A read-only connection that sees the database as it is at one instant, and blocks no one."""
     is_sqlite = make_url(url).get_backend_name() == "sqlite"
     engine = create_engine(
         driver_url(url, is_async=False),
         poolclass=NullPool,
         hide_parameters=True,
-        # Nobody who only asks waits long for a server that does not answer.
         connect_args={} if is_sqlite else {"connect_timeout": 3},
     )
     if is_sqlite:
         event.listen(engine, "do_connect", sqlite_file.open_existing)
-        event.listen(engine, "connect", only_read)
-        # Not the writer's turn: from its first read on, a deferred transaction sees one state.
+        event.listen(engine, "connect", _make_read_only)
+        # A deferred transaction takes no lock, and sees one state from its first read on.
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     else:
         event.listen(engine, "connect", require_utf8)
@@ -77,19 +76,18 @@ def reading(url: str) -> Iterator[Connection]:
         yield connection
 
 
-def only_read(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
-    """Without the driver's own transactions; SQLite itself refuses whatever would write."""
+def _make_read_only(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
     dbapi_connection.isolation_level = None
     dbapi_connection.execute("PRAGMA query_only = ON")
 
 
 def prepare_engine(engine: Engine, begin: Callable[[Connection], None] | None) -> None:
-    """Make every transaction whole, and its COMMIT one whose outcome is known; without `begin`, the driver begins."""
+    """Listen to the events that make every transaction whole; without `begin`, the driver begins transactions."""
     is_sqlite = engine.dialect.name == "sqlite"
     event.listen(engine, "connect", prepare_sqlite if is_sqlite else watch_notices)
     if not is_sqlite:
         event.listen(engine, "connect", require_utf8)
-    # Before BEGIN, which may be what finds that the connection broke.
+    # Before BEGIN, which may be the first statement to find the connection broken.
     event.listen(engine, "begin", partial(remember_committing, False))
     if begin is not None:
         event.listen(engine, "begin", begin)
@@ -97,7 +95,7 @@ def prepare_engine(engine: Engine, begin: Callable[[Connection], None] | None) -
 
 
 def prepare_sqlite(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
-    """Durable, with foreign keys, and without the driver's own transactions, which do not cover DDL."""
+    """Make commits durable, check foreign keys, and turn the driver's own transactions off: they do not cover DDL."""
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     switch_to_wal(cursor)
@@ -109,7 +107,7 @@ def prepare_sqlite(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
 
 
 def switch_to_wal(cursor: Any) -> None:
-    """Set WAL mode; on a new file SQLite refuses that at once while another process writes, whatever the time-out."""
+    """Set WAL mode; on a new file SQLite refuses that while another process writes, without waiting."""
     deadline = time.monotonic() + 5
     while True:
         try:
@@ -123,6 +121,6 @@ def switch_to_wal(cursor: Any) -> None:
 
 
 def begin_immediate(connection: Connection) -> None:
-    """Take the writer's turn at once: a deferred BEGIN fails at its first write if another wrote in between."""
+    """Take the write lock at once: a deferred BEGIN fails at its first write if another process wrote in between."""
     if not connection.get_execution_options().get("no_begin"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")

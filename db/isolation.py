@@ -22,16 +22,16 @@ IsolatedWrite = Callable[Concatenate[AsyncSession, Sequence[Item], P], Awaitable
 async def begin(session: AsyncSession) -> AsyncIterator[AsyncSessionTransaction]:
     """A transaction, or a savepoint within the one that replays a batch."""
     async with session.begin_nested() if session.in_transaction() else session.begin() as transaction:
-        # The session itself would begin at its first statement, and does not see those that the driver executes.
+        # The session begins at its first statement, but does not see those that the driver executes.
         await session.connection()
         yield transaction
 
 
 def isolating_failures(write: Write[Item, P, Outcome]) -> IsolatedWrite[Item, P, Outcome]:
-    """Let an item that fails unforeseen fail alone, as the exception that is its outcome.
+    """Let an item that fails unexpectedly fail alone: the exception is its outcome.
 
-    When `write` raises, its transaction is rolled back ("load the save") and the items are replayed in halves, each
-    half behind its own savepoint and halved again where it fails: n items with one bad one cost 2 log2(n) writes.
+    When `write` raises, its transaction is rolled back and the items are replayed in halves, each half behind its own
+    savepoint and halved again if it fails: n items with one that fails cost 2 log2(n) writes.
     """
 
     @wraps(write)
@@ -55,7 +55,7 @@ def isolating_failures(write: Write[Item, P, Outcome]) -> IsolatedWrite[Item, P,
 
 
 def all_or_nothing(write: Write[Item, P, Outcome]) -> Write[Item, P, Outcome]:
-    """Let nothing land where one item is refused; the outcomes tell which."""
+    """Roll the whole batch back if one item is refused; the outcomes show which."""
 
     @wraps(write)
     async def whole(

@@ -1,4 +1,4 @@
-"""How PostgreSQL is connected to: with time limits, always to the primary, directly or through a pooler."""
+"""Connections to PostgreSQL: with time limits, always to the primary, directly or through a pooler."""
 
 import asyncio
 import logging
@@ -16,10 +16,10 @@ from settings import Settings
 logger = logging.getLogger("savepoint")
 
 CONNECT_TIMEOUT = 3
-"""Seconds to wait for a server that does not answer, each."""
+"""Seconds to wait for each server that does not answer."""
 
 UNCONFIRMED = "savepoint_unconfirmed"
-"""Remembered with a connection whose last COMMIT no standby has confirmed."""
+"""The key in a connection's `info` that is True if no standby has confirmed its last COMMIT."""
 
 PLANS = {
     "plan_cache_mode": "force_generic_plan",
@@ -27,10 +27,10 @@ PLANS = {
     "enable_mergejoin": "off",
     "enable_seqscan": "off",
 }
-"""How PostgreSQL plans: each statement once, and always by index.
+"""Settings by which PostgreSQL plans each statement once, and always by index.
 
-Statements are constant, find their rows by key, and have arrays of any length for parameters. Not knowing the length,
-the planner would read a table of 10,000 accounts from end to end rather than look up two of them.
+Statements are constant, find their rows by key, and have arrays of any length for parameters. As it does not know the
+length, the planner would read a whole table of 10,000 accounts rather than look up two of them.
 """
 
 
@@ -41,8 +41,7 @@ class EncodingRefused(psycopg.OperationalError):
 class Connector:
     """Opens a process's connections, directly or through a pooler, which gives each transaction another backend.
 
-    Nothing that a session keeps can be relied on behind a pooler: statements are not prepared, and each transaction
-    sets its own time limits.
+    So behind a pooler statements are not prepared, and each transaction sets its own time limits.
     """
 
     def __init__(self, url: URL, settings: Settings, lock_timeout: float) -> None:
@@ -57,11 +56,11 @@ class Connector:
         self.is_pooled = False
 
     def arguments(self) -> dict[str, Any]:
-        """Return how psycopg connects: nothing waits for ever, and a network that was cut is noticed."""
+        """Return psycopg's arguments, with a limit on each wait, and keepalives that detect a broken network."""
         ours = " ".join(f"-c {name}={value}" for name, value in {**self.limits, **PLANS}.items())
         return {
             "async_creator_fn": self.connect,
-            # Transactions begin in Database.begin, and single statements do without.
+            # Transactions begin in Database.begin; single statements need none.
             "autocommit": True,
             "application_name": "savepoint",
             "connect_timeout": CONNECT_TIMEOUT,
@@ -69,7 +68,7 @@ class Connector:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
-            # The last one of a name counts, so that the operator's URL overrides.
+            # The operator's options come last, since the last value of a setting counts.
             "options": f"{ours} {self.options}".strip(),
         }
 
@@ -78,18 +77,18 @@ class Connector:
         try:
             driver = await psycopg.AsyncConnection.connect(*args, options=options, **kwargs)
         except psycopg.OperationalError as error:
-            # PgBouncer and others refuse this start-up parameter; what the operator asked for is not left out.
+            # PgBouncer and others refuse this start-up parameter; but the operator's own options are not left out.
             if "options" not in str(error) or self.options:
                 raise
             driver = await psycopg.AsyncConnection.connect(*args, **kwargs)
-        # Only what prepared.py prepares on purpose is prepared, never BEGIN, COMMIT or SAVEPOINT: under a pooler that
-        # does not keep statements apart, the name of one may be that of another session's statement.
+        # psycopg prepares nothing by itself, such as BEGIN, COMMIT or SAVEPOINT: behind a pooler that does not keep
+        # statements apart, the name may be that of another session's statement.
         driver.prepare_threshold = 2**31 if self.prepares_statements else None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 if await is_pooled(driver):
                     driver.prepare_threshold = None
-                    self.note_pooler()
+                    self._log_pooler()
         except TimeoutError:
             await driver.close()
             raise ConnectionTimeout("connected, but the server does not answer") from None
@@ -98,8 +97,7 @@ class Connector:
             raise
         return driver
 
-    def note_pooler(self) -> None:
-        """Say once that there is a pooler, and what follows."""
+    def _log_pooler(self) -> None:
         if not self.is_pooled:
             self.is_pooled = True
             logger.info(
@@ -108,12 +106,12 @@ class Connector:
             )
 
     def begin_statement(self, driver: psycopg.AsyncConnection[Any]) -> str:
-        """Return BEGIN, with the time limits in the same round trip where those of the session may be another's."""
+        """Return BEGIN; behind a pooler with the time limits, in the same round trip."""
         limits = self.limits if driver.prepare_threshold is None else {}
         return "; ".join(("BEGIN", *(f"SET LOCAL {name} = {value}" for name, value in limits.items())))
 
     def stop_preparing(self) -> None:
-        """Prepare no statements from now on, since one was lost."""
+        """Prepare no statements from now on, since one was not found."""
         if self.prepares_statements:
             self.prepares_statements = False
             logger.warning(
@@ -123,10 +121,9 @@ class Connector:
 
 
 async def is_pooled(driver: psycopg.AsyncConnection[Any]) -> bool:
-    """Return whether a pooler is in between: the backend that answers is not the one that the connection was told of.
+    """Return True behind a pooler: the backend that answers is not the one that was reported at the start.
 
-    Raises psycopg.OperationalError where the pooler does not keep a transaction together (PgBouncer's pool_mode
-    statement).
+    Raises psycopg.OperationalError if the pooler has no transactions (PgBouncer's pool_mode statement).
     """
     cursor = await driver.execute("SELECT pg_backend_pid()", prepare=False)
     [(pid,)] = await cursor.fetchall()
@@ -161,12 +158,12 @@ def require_utf8(_: Any, record: ConnectionPoolEntry) -> None:
 
 
 def require_transaction(connection: Connection) -> None:
-    """Raise Conflict unless the server is in a transaction: what comes would commit piece by piece."""
+    """Raise Conflict unless the server is in a transaction: each statement would commit by itself."""
     require_state(connection, TransactionStatus.INTRANS)
 
 
 def require_state(connection: Connection, state: TransactionStatus) -> None:
-    """Raise Conflict where a server says otherwise; the connection is not used again."""
+    """Raise Conflict if a PostgreSQL server is in another state; the connection is not used again."""
     if connection.dialect.name == "postgresql":
         driver: Any = connection.connection.driver_connection
         if driver.pgconn.transaction_status != state:

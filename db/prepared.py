@@ -1,7 +1,6 @@
 """Statements that are rendered once and executed by the driver itself.
 
-SQLAlchemy remembers how it rendered a statement too, but what it does around each execution costs several times what
-the driver takes.
+SQLAlchemy caches rendered statements too, but its own work for each execution costs several times the driver's.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ P = ParamSpec("P")
 
 
 class Prepared:
-    """A statement as a driver takes it, and how its parameters and columns are converted."""
+    """A statement as a driver takes it, and the conversions of its parameters and columns."""
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
@@ -28,7 +27,7 @@ class Prepared:
         self.constants: dict[str, Any] = {}
         self.from_python: dict[str, Callable[[Any], Any]] = {}
         for parameter, name in compiled.bind_names.items():
-            convert = converter_to_driver(parameter.type, dialect)
+            convert = _converter_to_driver(parameter.type, dialect)
             if not parameter.required:
                 self.constants[name] = convert(parameter.value) if convert else parameter.value
             elif convert:
@@ -56,8 +55,8 @@ class Prepared:
         return values
 
 
-def converter_to_driver(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
-    """What makes a parameter of this type one that the driver takes; JSON, and arrays of integers, travel as text."""
+def _converter_to_driver(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
+    """Return the conversion of a parameter of this type; JSON, and arrays of integers, are sent as text."""
     if isinstance(type_, JSON):
         return lambda value: to_json(value).decode()
     if isinstance(type_, ARRAY) and isinstance(type_.item_type, Integer):
@@ -67,29 +66,25 @@ def converter_to_driver(type_: Any, dialect: Dialect) -> Callable[[Any], Any] | 
 
 
 def prepared(build: Callable[Concatenate[str, P], Any]) -> Callable[Concatenate[str, P], Prepared]:
-    """Let a function that builds a statement, for the dialect of this name, answer it rendered, and the same each time.
+    """Make a function that builds a statement, for the dialect of this name, return it rendered, and cached.
 
     The arguments must be hashable.
     """
 
     def render(dialect: str, /, *args: P.args, **kwargs: P.kwargs) -> Prepared:
-        return Prepared(build(dialect, *args, **kwargs), dialect_named(dialect))
+        return Prepared(build(dialect, *args, **kwargs), _dialect_named(dialect))
 
     return cache(render)  # type: ignore[return-value]
 
 
 @cache
-def dialect_named(name: str) -> Dialect:
-    """A dialect for the driver that Savepoint uses with this engine."""
+def _dialect_named(name: str) -> Dialect:
     url = make_url({"sqlite": "sqlite+aiosqlite://", "postgresql": "postgresql+psycopg_async://"}[name])
     return url.get_dialect()()
 
 
 async def execute(session: AsyncSession, statement: Prepared, **parameters: Any) -> Sequence[Sequence[Any]]:
-    """Execute the statement on the connection that the session is bound to; its rows.
-
-    What the session has not flushed, it does not see.
-    """
+    """Execute the statement on the session's connection, without a flush; return its rows."""
     rows, _ = await execute_and_count(session, statement, **parameters)
     return rows
 
@@ -97,7 +92,7 @@ async def execute(session: AsyncSession, statement: Prepared, **parameters: Any)
 async def execute_and_count(
     session: AsyncSession, statement: Prepared, **parameters: Any
 ) -> tuple[Sequence[Sequence[Any]], int]:
-    """Execute as `execute` does; the rows, and how many rows the statement changed, if it returns none."""
+    """Execute as `execute` does; return the rows, and for a statement without rows how many it changed."""
     connection = session.bind
     assert isinstance(connection, AsyncConnection)
     assert connection.sync_connection is not None
@@ -107,14 +102,14 @@ async def execute_and_count(
             driver, statement.text, statement.bind(parameters), has_rows=statement.has_rows, is_prepared=True
         )
     except BaseException as error:
-        await connection.run_sync(explain, error, statement.text)
+        await connection.run_sync(raise_translated, error, statement.text)
     return ([statement.read(row) for row in rows] if statement.to_python else rows), count
 
 
 async def run(
     driver: Any, text: str, parameters: Any = None, *, has_rows: bool = False, is_prepared: bool = False
 ) -> tuple[Sequence[Sequence[Any]], int]:
-    """Let the driver execute a statement; all rows, and how many it changed (on SQLite: it and its triggers)."""
+    """Execute with the driver; return all rows, and how many were changed (on SQLite, triggers included)."""
     if isinstance(driver, aiosqlite.Connection):
         before = driver.total_changes
         # One entry into the connection's thread, where a cursor takes four.
@@ -123,6 +118,6 @@ async def run(
     return await cursor.fetchall() if has_rows else (), cursor.rowcount
 
 
-def explain(connection: Connection, error: BaseException, text: str) -> NoReturn:
-    """Raise what SQLAlchemy makes of an error of the driver; a connection that broke is not used again."""
+def raise_translated(connection: Connection, error: BaseException, text: str) -> NoReturn:
+    """Raise SQLAlchemy's exception for an error of the driver; a broken connection leaves the pool."""
     connection._handle_dbapi_exception(error, text, None, None, None)

@@ -1,4 +1,4 @@
-"""Answers that are made before they are needed: problems that refuse a request which the application does not see."""
+"""Answers that are made in advance: problems that refuse a request before it reaches the application."""
 
 from http import HTTPStatus
 from typing import NamedTuple
@@ -8,14 +8,13 @@ from refusals import Overloaded, ShuttingDown
 
 
 class Answer(NamedTuple):
-    """The bytes of an answer, and the reason for it that the log and the metrics give."""
+    """The bytes of an answer, and its reason for the log and the metrics."""
 
     reason: str
     data: bytes
 
 
-def make_answer(reason: str, status: HTTPStatus, name: str, detail: str, *, closes: bool = True) -> Answer:
-    """Return a problem as it is sent; unless told otherwise, it is the last answer of its connection."""
+def _make_answer(reason: str, status: HTTPStatus, name: str, detail: str, *, closes: bool = True) -> Answer:
     body = problems.make_problem(status, name, detail).model_dump_json().encode()
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
     head += f"content-length: {len(body)}\r\n"
@@ -25,12 +24,12 @@ def make_answer(reason: str, status: HTTPStatus, name: str, detail: str, *, clos
 
 
 _OVERLOADED = ("overloaded", HTTPStatus(503), "Overloaded", Overloaded().detail)
-BUSY = make_answer(*_OVERLOADED, closes=False)
-BUSY_CLOSING = make_answer(*_OVERLOADED)
-ENDING = make_answer("shutting down", HTTPStatus(503), "ShuttingDown", ShuttingDown().detail)
+BUSY = _make_answer(*_OVERLOADED, closes=False)
+BUSY_CLOSING = _make_answer(*_OVERLOADED)
+ENDING = _make_answer("shutting down", HTTPStatus(503), "ShuttingDown", ShuttingDown().detail)
 _INVALID = "This is not a valid HTTP request. Check how the client writes it."
-INVALID = make_answer("invalid HTTP", HTTPStatus(400), "InvalidHttp", _INVALID)
+INVALID = _make_answer("invalid HTTP", HTTPStatus(400), "InvalidHttp", _INVALID)
 _TOO_LARGE = "The URL and the headers are too large. Send at most 16 KiB of them."
-HEAD_TOO_LARGE = make_answer("head too large", HTTPStatus(431), "RequestHeaderFieldsTooLarge", _TOO_LARGE)
+HEAD_TOO_LARGE = _make_answer("head too large", HTTPStatus(431), "RequestHeaderFieldsTooLarge", _TOO_LARGE)
 _TIMED_OUT = "The request took too long to come. Nothing was done; send it again."
-TIMED_OUT = make_answer("timed out", HTTPStatus(408), "RequestTimeout", _TIMED_OUT)
+TIMED_OUT = _make_answer("timed out", HTTPStatus(408), "RequestTimeout", _TIMED_OUT)

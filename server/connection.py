@@ -1,7 +1,7 @@
-"""A connection of uvicorn's: one request at a time that all servers read the same, and each answer in one write.
+"""A connection of uvicorn's that refuses ambiguous requests, and writes each answer at once.
 
-What uvicorn and httptools do not document is used here and nowhere else. docs/decisions/0008-private-interfaces.md
-lists it, and tests/test_canaries.py fails where a new version differs.
+Undocumented names of uvicorn and httptools are used in this file only. docs/decisions/0008-private-interfaces.md lists
+them, and tests/test_canaries.py fails if a new version differs.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ Stage = IntEnum("Stage", ["BETWEEN", "HEAD", "BODY"], start=0)
 class OneWrite:
     """A transport that writes the head of an answer together with the first piece of its body.
 
-    uvicorn writes each by itself, and each is a system call and a packet. uvloop raises an error for what is done to a
-    closed connection; here nothing is done.
+    uvicorn writes each by itself, which is a system call and a packet more. Calls on a closed connection, for which
+    uvloop raises an error, do nothing.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -35,7 +35,7 @@ class OneWrite:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Hold a head back until the next write; what is large is not copied for it."""
+        """Hold a head back until the next write; a large piece is not copied for it."""
         if self.is_closing():
             return
         if self._head:
@@ -50,86 +50,86 @@ class OneWrite:
         self._transport.write(data)
 
     def release(self) -> None:
-        """Write a head that has no body."""
+        """Write a head that was held back."""
         if self._head:
             self.write(b"")
 
     def pause_reading(self) -> None:
-        """Read nothing more."""
+        """Stop reading."""
         if not self.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Go on reading."""
         if not self.is_closing():
             self._transport.resume_reading()
 
     def close(self) -> None:
-        """Close once all is written."""
+        """Close after the last write."""
         self.release()
         self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol class, without upgrades, and strict about what two servers could read differently."""
+    """uvicorn's protocol class, without upgrades, and strict about requests that two servers could read differently."""
 
     transport: OneWrite  # type: ignore[assignment]
 
     def __init__(self, config: Config, server_state: ServerState, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, server_state, *args, **kwargs)
         self.stage = Stage.BETWEEN
-        # There are no WebSockets here, so that a request to upgrade is a request like any other (RFC 9110, 7.8).
+        # Without WebSockets, an offer to upgrade is ignored (RFC 9110, 7.8).
         self.ws_protocol_class = None
-        # uvicorn has no public way to leave out its name but a flag that nobody types.
+        # uvicorn's only public way to leave its name out is a flag, --no-server-header.
         for headers in (config.encoded_headers, server_state.default_headers):
             headers[:] = [header for header in headers if header != (b"server", b"uvicorn")]
 
     @classmethod
     def install(cls) -> None:
-        """Make every HttpToolsProtocol that uvicorn makes from now on one of this class.
+        """Make uvicorn create objects of this class instead of HttpToolsProtocol.
 
-        `uvicorn main:app` chooses its protocol before it imports the application, and reads no file of ours before.
+        `uvicorn main:app` chooses its protocol before it imports the application.
         """
         HttpToolsProtocol.__new__ = lambda *_, **__: object.__new__(cls)  # type: ignore[method-assign,assignment]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection."""
-        # As soon as a client leaves anything unread, no further answer is made for it.
+        # While a client leaves anything unread, no further answer is made for it.
         transport.set_write_buffer_limits(high=0)
         super().connection_made(OneWrite(transport))  # type: ignore[arg-type]
 
     @property
     def is_answering(self) -> bool:
-        """Whether the last request has not been answered to its end."""
+        """True until the last request is answered completely."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def is_unread(self) -> bool:
-        """Whether the client leaves something of an answer unread."""
+        """True while the client leaves a part of an answer unread."""
         return self.flow.write_paused
 
     @property
     def is_unheard(self) -> bool:
-        """Whether nothing is read from the client, since the application has enough to do."""
+        """True while nothing is read from the client, since the application is behind."""
         return self.flow.read_paused
 
     @property
     def is_kept_alive(self) -> bool:
-        """Whether uvicorn's time-out until the next request (--timeout-keep-alive) runs."""
+        """True while uvicorn's time-out until the next request (--timeout-keep-alive) runs."""
         return self.timeout_keep_alive_task is not None
 
     def end_keep_alive(self) -> None:
-        """End that time-out, since something has come."""
+        """Stop that time-out."""
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
 
     def feed(self, data: bytes) -> None:
-        """Parse; where the client offers to upgrade, go on as if it had not. Raises httptools.HttpParserError."""
+        """Parse, ignoring offers to upgrade. Raises httptools.HttpParserError."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # httptools has skipped the body. So the head is parsed again, without the offer.
+            # httptools has skipped the body: parse the head again, without the offer.
             head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
             for name, value in self.headers:
                 if name == b"connection":
@@ -149,10 +149,10 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.stage = Stage.BODY
         if self.expect_100_continue:
-            # A client that is answered before its body was asked for may send it or not: only a closed connection
-            # leaves no doubt where the next request begins.
+            # A client that is answered before the 100 may send its body or not. Only closing the connection makes clear
+            # where the next request begins.
             self.cycle.keep_alive = False
-        # Trailers are no headers (RFC 9110, 6.5.1): nobody reads this list.
+        # So trailers, which are added to this list, do not become headers (RFC 9110, 6.5.1).
         self.headers = []
 
     def on_message_complete(self) -> None:
@@ -164,11 +164,11 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def size_of_head(self) -> int:
-        """Return the bytes of the request line and the headers, about."""
+        """Return about the size in bytes of the request line and the headers."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def is_unambiguous(self) -> bool:
-        """Return whether every server reads the same host and end of the body from the head (RFC 9112, 3.2 and 6.1)."""
+        """Return True if all servers read the same host and end of the body from the head (RFC 9112, 3.2 and 6.1)."""
         names = [name for name, _ in self.headers]
         hosts = names.count(b"host")
         if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
@@ -179,7 +179,7 @@ class Connection(HttpToolsProtocol):
         return codings == [b"chunked"]
 
     def eof_received(self) -> Any:
-        """Answer what came whole, though the client has closed its side, and then close ours."""
+        """Answer complete requests although the client has closed its side, then close the connection."""
         if not self.is_answering or self.stage is not Stage.BETWEEN:
             return False
         last = self.pipeline[0][0] if self.pipeline else self.cycle
@@ -187,14 +187,14 @@ class Connection(HttpToolsProtocol):
         return True
 
     def on_response_complete(self) -> None:
-        """Write what is left of an answer, and go on."""
+        """Write the rest of an answer, and go on."""
         self.transport.release()
         super().on_response_complete()
 
     def end_with(self, answer: bytes) -> None:
-        """Answer with this, unless something else was answered, and close the connection."""
+        """Send this answer, unless another one was begun, and close the connection."""
         if self.is_answering and self.stage is not Stage.BODY:
-            # What came before is whole: it gets its answer, and this is not looked at.
+            # The request before is complete, and gets its answer; this one is ignored.
             self.cycle.keep_alive = False
             self.flow.pause_reading()
             return
@@ -207,7 +207,7 @@ class Connection(HttpToolsProtocol):
         if is_answerable:
             self.transport.write(answer)
         if is_answerable and self.transport.can_write_eof() and not self.transport.is_closing():
-            # To close now would reset the connection, and with it the answer, if the client has sent more.
+            # Closing now would reset the connection, and lose the answer, if the client has sent more.
             self.flow.resume_reading()
             self.transport.write_eof()
         else:
@@ -215,7 +215,7 @@ class Connection(HttpToolsProtocol):
 
 
 def is_one_request(data: bytes) -> bool:
-    """Return whether these bytes are exactly one request, after which the connection stays open."""
+    """Return True if these bytes are exactly one request, after which the connection stays open."""
     seen: list[str] = []
     handlers = {f"on_message_{name}": partial(seen.append, name) for name in ("begin", "complete")}
     parser = httptools.HttpRequestParser(SimpleNamespace(**handlers))

@@ -1,4 +1,4 @@
-"""The limits on what one client takes: size of a head, time to send and to read, requests that wait, calls at all.
+"""Limits on each client: the size of a head, the time to send and to read, pipelined requests, calls under overload.
 
 docs/decisions/0001-the-server.md says why.
 """
@@ -15,31 +15,31 @@ from server.connection import Connection, Stage, is_one_request
 from server.worker import Worker
 
 HEAD_LIMIT = 16 * 2**10
-"""Bytes of a request that are not its body: request line and headers; trailers and the framing of chunks."""
+"""Bytes of a request without its body: request line and headers, trailers and the framing of chunks."""
 PIPELINE_LIMIT = 16
 """Requests of one connection that may wait behind the one that is being answered."""
 DISCARD_LIMIT = 2**20
-"""Bytes that are still read, and discarded, after a refusal, so that the client gets to read it."""
+"""Bytes that are read and discarded after a refusal, so that the client can read it."""
 DISCARD_SECONDS = 2
 ENDING_SECONDS = 3
-"""Seconds that clients have once the server is told to stop, to send their request and read its answer."""
+"""Seconds for clients to send their request and read its answer after the server was told to stop."""
 ALWAYS_ANSWERED = (b"GET /healthz ", b"GET /readyz ", b"GET /metrics ")
-"""How requests begin that are answered under overload too."""
+"""The beginnings of requests that are answered under overload too."""
 NEVER = float("inf")
 
 _WORKERS: WeakKeyDictionary[object, Worker] = WeakKeyDictionary()
-"""By the state of uvicorn's server: one in a process, but for tests."""
+"""By the state of uvicorn's server, of which only tests have several in a process."""
 
 
 class _Refused(Exception):
-    """Stops the parser: the rest of what came is not looked at."""
+    """Stops the parser: the rest of the data is ignored."""
 
 
 class BoundedProtocol(Connection):
     """One connection.
 
-    Whatever comes whole in one piece, as nearly all requests do, costs a few comparisons here. What does not is counted
-    (`_wait_for_more`), and once a second each connection is asked what it has waited for, and how long (`grow_older`).
+    A request that arrives in one piece, as nearly all do, costs a few comparisons here. The others are counted
+    (`_wait_for_more`), and once a second each connection checks its time-outs (`grow_older`).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -56,31 +56,31 @@ class BoundedProtocol(Connection):
         self._waited: tuple[object, object] = (None, None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection, or refuse it where there are too many."""
+        """Take the connection, or refuse it if there are too many."""
         super().connection_made(transport)
         self.worker.admit(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget what had come."""
+        """Release what the connection holds."""
         self.awaits_refusal = False
         self.worker.release(self)
         self.worker.unread.discard(self)
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Let what was accepted be answered; what has not come whole has ENDING_SECONDS."""
+        """Answer accepted requests; incomplete ones have ENDING_SECONDS to arrive."""
         self.worker.ends_at = min(self.worker.ends_at, self.loop.time() + ENDING_SECONDS)
         super().shutdown()
 
     def data_received(self, data: bytes) -> None:
-        """Read what came, and refuse what goes past a limit."""
+        """Parse the data, unless a limit is exceeded."""
         if self.is_refused:
             self._received += len(data)
             if self._received > DISCARD_LIMIT:
                 self.transport.abort()
             return
         if self.awaits_refusal:
-            # It sends on without waiting for its answer.
+            # The client sends more without waiting for its answer.
             self.refuse(BUSY_CLOSING)
             return
         self.end_keep_alive()
@@ -100,18 +100,18 @@ class BoundedProtocol(Connection):
             self.worker.release(self)
 
     def eof_received(self) -> Any:
-        """Answer what came whole, though the client has closed its side."""
+        """Answer complete requests although the client has closed its side."""
         if self.awaits_refusal:
             self.refuse(BUSY_CLOSING)
             return False
         return super().eof_received()
 
     def on_headers_complete(self) -> None:
-        """Start the application, unless the head is one to refuse."""
+        """Start the application, unless the request is to be refused."""
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise _Refused
-            return  # It comes again, without the offer.
+            return  # `feed` parses it again, without the offer.
         if self._received > HEAD_LIMIT and self.size_of_head() > HEAD_LIMIT:
             self._refusal = HEAD_TOO_LARGE
             raise _Refused
@@ -125,12 +125,12 @@ class BoundedProtocol(Connection):
             self._note_unread()
 
     def on_body(self, body: bytes) -> None:
-        """Hand on a piece of the body."""
+        """Count a piece of the body, and pass it on."""
         self._received_of_body += len(body)
         super().on_body(body)
 
     def _wait_for_more(self, size: int) -> None:
-        """Count what has come of a request that is not whole yet."""
+        """Count data of an incomplete request."""
         if self._received - self._received_of_body > HEAD_LIMIT:
             self.refuse(HEAD_TOO_LARGE)
             return
@@ -139,12 +139,12 @@ class BoundedProtocol(Connection):
         self.worker.hold(self, size)
 
     def _is_overload(self) -> bool:
-        """Return whether there is overload, and a request can be refused without harm to one before it."""
+        """Return True under overload, if a request can be refused without harm to one before it."""
         worker = self.worker
         return len(worker.calls) >= worker.call_limit and not self.is_answering and worker.is_busy()
 
     def _is_refused_at_once(self, data: bytes) -> bool:
-        """Under overload, refuse what is one whole request before anything is made of it; return whether it was."""
+        """Under overload, refuse data that is one complete request before it is parsed; return True if refused."""
         if not self._is_overload() or self.stage or self.is_unread or data.startswith(ALWAYS_ANSWERED):
             return False
         if not is_one_request(data):
@@ -153,7 +153,7 @@ class BoundedProtocol(Connection):
         return True
 
     def refuse(self, answer: Answer) -> None:
-        """Answer with this, unless something else was answered, and close the connection."""
+        """Send this answer, unless another one was begun, and close the connection."""
         self.is_refused = True
         self.awaits_refusal = False
         self.worker.refused[answer.reason] += 1
@@ -162,7 +162,7 @@ class BoundedProtocol(Connection):
         self.end_with(answer.data)
 
     def give_way(self) -> None:
-        """End, so that another connection has room."""
+        """End, to make room for another connection."""
         if self.stage is Stage.BODY and not self.is_unread:
             self.refuse(BUSY_CLOSING)
         else:
@@ -170,11 +170,11 @@ class BoundedProtocol(Connection):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the next thing to come is a request, or more of its head."""
+        """True if a request, or more of its head, is to arrive next."""
         return self.stage is not Stage.BODY and not self.is_answering and not self.awaits_refusal
 
     def time_out(self) -> tuple[Callable[[], None], float] | None:
-        """Return what is done to an idle client after how many seconds; None while it waits for its answer."""
+        """Return the action of the time-out that runs, and its seconds; None while the client waits for its answer."""
         settings = self.worker.settings
         if self.is_refused and not self.transport.is_closing() and not self.is_unheard:
             return self.transport.abort, DISCARD_SECONDS
@@ -183,7 +183,7 @@ class BoundedProtocol(Connection):
         if self.is_idle and self.stage:
             return self._refuse_slow, settings.head_timeout
         if self.is_idle:
-            # After an answer, uvicorn's own time-out says how long; here is only its age noted.
+            # After an answer, uvicorn's own time-out applies; only the age is counted.
             return self.transport.close, NEVER if self.is_kept_alive else settings.head_timeout
         if self.stage is Stage.BODY and not self.is_unheard:
             return self._refuse_slow, settings.body_timeout * (1 + self._received_of_body // DISCARD_LIMIT)
@@ -193,7 +193,7 @@ class BoundedProtocol(Connection):
         self.refuse(TIMED_OUT if self.worker.ends_at == NEVER else ENDING)
 
     def grow_older(self) -> None:
-        """Note that a second has passed, and act where that was one too many, or the server ends."""
+        """Count a second, and act at the end of a time-out, or when the server ends."""
         act, seconds = self.time_out() or (None, 0)
         last_act, last_scope = self._waited
         self._waited = (act, self.scope)
@@ -202,7 +202,7 @@ class BoundedProtocol(Connection):
             act()
 
     def on_response_complete(self) -> None:
-        """Go on; a body that has not come is not waited for."""
+        """Go on, without waiting for the rest of the body."""
         if self.stage:
             self.worker.uploading.discard(self)
         super().on_response_complete()
@@ -220,7 +220,7 @@ class BoundedProtocol(Connection):
         self.worker.unread.discard(self)
 
     def _note_unread(self) -> None:
-        """Note whether there is a call that the client keeps waiting by reading no answer."""
+        """Add the connection to `unread` while its client delays a call by not reading, or remove it."""
         if self.is_answering and self not in self.worker.uploading:
             self.worker.unread.add(self)
         else:

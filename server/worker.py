@@ -1,4 +1,4 @@
-"""What the connections of a process share: room for them, for what they have begun to send, and for their calls."""
+"""Limits that the connections of a process share: on their number, on incomplete requests, and on calls."""
 
 import asyncio
 import gc
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("savepoint")
 
 UNFINISHED_LIMIT = 32 * 2**20
-"""Bytes of requests that have not come whole, of all connections together."""
+"""Bytes of incomplete requests, of all connections together."""
 REFUSED_LIMIT = 100
-"""Connections past the limit whose clients get to read the refusal; more are cut."""
+"""Connections over the limit that are answered with a refusal; further ones are cut."""
 PAUSE = 0.01
 REFUSALS_A_PAUSE = 150
-"""Calls are refused for overload so many at a time, after so many seconds, so that clients that repeat at once take
-about a fifth of the time of a core, however many they are."""
+"""Calls that are refused for overload after each pause, so that clients that repeat at once, however many, take about a
+fifth of a core's time."""
 
 
 class Worker:
@@ -36,7 +36,7 @@ class Worker:
         self.call_limit = self.settings.call_limit
         self.connection_limit = min(self.settings.connection_limit, _raise_descriptor_limit() * 9 // 10)
         self.unfinished: dict[BoundedProtocol, int] = {}
-        """The bytes of requests that have not come whole."""
+        """The bytes of each incomplete request."""
         self.uploading: set[BoundedProtocol] = set()
         """Connections whose call waits for its body."""
         self.unread: set[BoundedProtocol] = set()
@@ -44,7 +44,7 @@ class Worker:
         self.refused: Counter[str] = Counter()
         """Refusals since the last sweep, by reason."""
         self.ends_at = float("inf")
-        """When, by the event loop's clock, a server that was told to stop waits for its clients no longer."""
+        """The time, by the event loop's clock, at which a server that was told to stop ends all connections."""
         self._loop = asyncio.get_running_loop()
         self._unfinished_bytes = 0
         self._replaceable: list[tuple[BoundedProtocol, object]] = []
@@ -52,7 +52,7 @@ class Worker:
         self._is_sweeping = False
 
     def admit(self, connection: "BoundedProtocol") -> None:
-        """Let a connection in, for another one or not at all where there are too many."""
+        """Take a connection; if there are too many, end another one or refuse it."""
         if not self._is_sweeping:
             self._sweep_later()
         excess = len(self.connections) - self.connection_limit
@@ -65,7 +65,7 @@ class Worker:
                 left_out.transport.abort()
 
     def _make_room(self) -> "BoundedProtocol | None":
-        """End the connection that its client has kept waiting longest, and return it; None where there is none."""
+        """End the connection whose client has been idle longest, and return it; None if there is none."""
         while self._replaceable:
             connection, scope = self._replaceable.pop()
             is_open = connection in self.connections and not connection.is_refused
@@ -79,12 +79,12 @@ class Worker:
         self._loop.call_later(1, self._sweep)
 
     def _sweep(self) -> None:
-        """Close connections whose client has let a time-out pass, and say in one line what was refused."""
+        """Check the time-outs of all connections, and log refusals in one line for each reason."""
         self._is_sweeping = False
         connections = [*self.connections]
         for connection in connections:
             connection.grow_older()
-        # The first to go last.
+        # In reverse: _make_room ends the last one first.
         replaceable = [each for each in connections if each.age and not each.is_refused]
         replaceable.sort(key=lambda each: (each.is_idle, each.age))
         self._replaceable = [(each, each.scope) for each in replaceable]
@@ -92,30 +92,30 @@ class Worker:
             metrics.REFUSED.labels(reason).inc(count)
             logger.warning("Refused in the last second: %d (%s)", count, reason)
         if self.refused:
-            # The exceptions of calls whose body did not come refer to each other, and to what came of it.
+            # The exceptions of calls without their whole body are in cycles that hold its data.
             gc.collect(1)
         self.refused.clear()
         if connections:
             self._sweep_later()
 
     def hold(self, connection: "BoundedProtocol", size: int) -> None:
-        """Count bytes of a request that is not whole; past the limit, refuse the clients that hold the most."""
+        """Count bytes of an incomplete request; over the limit, refuse the connections that hold the most."""
         self.unfinished[connection] = self.unfinished.get(connection, 0) + size
         self._unfinished_bytes += size
         while self._unfinished_bytes > UNFINISHED_LIMIT:
             max(self.unfinished, key=self.unfinished.__getitem__).refuse(BUSY_CLOSING)
 
     def release(self, connection: "BoundedProtocol") -> None:
-        """Count these bytes no longer."""
+        """Stop counting this connection's bytes."""
         self._unfinished_bytes -= self.unfinished.pop(connection, 0)
         self.uploading.discard(connection)
 
     def is_busy(self) -> bool:
-        """Return whether as many whole requests as may be are being answered."""
+        """Return True if the limit of requests that are being answered is reached."""
         return len(self.calls) - len(self.uploading) - len(self.unread) >= self.call_limit
 
     def refuse_soon(self, connection: "BoundedProtocol") -> None:
-        """Refuse the call of this connection in a moment."""
+        """Refuse the call of this connection after a pause."""
         self.refused[BUSY.reason] += 1
         connection.awaits_refusal = True
         if not self._awaiting_refusal:
@@ -123,7 +123,6 @@ class Worker:
         self._awaiting_refusal.append(connection)
 
     def _refuse_some(self) -> None:
-        """Refuse the calls that have waited longest for it."""
         for _ in range(min(REFUSALS_A_PAUSE, len(self._awaiting_refusal))):
             connection = self._awaiting_refusal.popleft()
             if connection.awaits_refusal:
@@ -134,7 +133,7 @@ class Worker:
 
 
 def _raise_descriptor_limit() -> int:
-    """Let this process open as many files and connections as the system allows; return how many that is."""
+    """Raise the limit on open files and connections to the system's maximum, and return it."""
     if sys.platform == "win32":
         return 8192
     import resource  # noqa: PLC0415 (not on Windows)
