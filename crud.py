@@ -8,7 +8,7 @@ is rolled back for them.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -62,6 +62,9 @@ from refusals import (
 from tokens import hash_secret, make_token
 
 Shown = TypeVar("Shown", bound=SQLModel)
+
+USER_FIELDS = tuple(UserFields.model_fields)
+_values_of: Callable[[UserFields], tuple[Any, ...]] = attrgetter(*USER_FIELDS)
 
 REPLAY_WINDOW = timedelta(minutes=15)
 """How long a registration can be replayed with its idempotency key."""
@@ -121,11 +124,7 @@ def _hash_key(registration: KeyedRegistration) -> tuple[str | None, str | None]:
 def _hash_fields(key: object, registration: Registration) -> str:
     """Return what a repeated registration has in common with the first; a field that is added later changes it."""
     # 128 bits are enough: only a caller who knows the key could make use of a collision.
-    return hash_secret("\n".join(map(str, (key, *_fields_of(registration).values()))))[:32]
-
-
-def _fields_of(user: UserFields) -> dict[str, Any]:
-    return {name: getattr(user, name) for name in UserFields.model_fields}
+    return hash_secret("\n".join(map(str, (key, *_values_of(registration)))))[:32]
 
 
 async def _insert_users(
@@ -139,9 +138,10 @@ async def _insert_users(
 
     `hashes` are those of the key and of the content of each registration.
     """
+    users = [dict(zip(USER_FIELDS, _values_of(registration), strict=True)) for registration in registrations]
     rows = [
-        {**_fields_of(registration), "registration_key_hash": key_hash, "registration_content_hash": content_hash}
-        for registration, (key_hash, content_hash) in zip(registrations, hashes, strict=True)
+        {**user, "registration_key_hash": key_hash, "registration_content_hash": content_hash}
+        for user, (key_hash, content_hash) in zip(users, hashes, strict=True)
     ]
     # In order of name, so that two batches that share names cannot deadlock. Sorting keeps the order of equals.
     inserted = await insert_rows(
@@ -153,11 +153,11 @@ async def _insert_users(
     )
     ids = {(username, key_hash): id for id, username, key_hash in inserted}
     created = {}
-    for index, (registration, (key_hash, _)) in enumerate(zip(registrations, hashes, strict=True)):
+    for index, (user, (key_hash, _)) in enumerate(zip(users, hashes, strict=True)):
         # Of several with the same name and key, the first was inserted.
-        id = ids.pop((registration.username, key_hash), None)
+        id = ids.pop((user["username"], key_hash), None)
         if id is not None:
-            created[index] = _show(UserPublic, registration, id=id, status="active", created_at=moment)
+            created[index] = UserPublic.model_construct(id=id, **user, status="active", created_at=moment)
     if created:
         owners = [{"user_id": user.id} for user in created.values()]
         await insert_rows(session, Profile, owners, status="active")
@@ -190,7 +190,7 @@ def _judge_repeated(
         return UsernameTaken()
     user, earlier_hash = earlier
     # The user may have changed since, so the requests are compared. Older code stored no content hash.
-    is_same = earlier_hash == content_hash if earlier_hash else _fields_of(user) == _fields_of(registration)
+    is_same = earlier_hash == content_hash if earlier_hash else _values_of(user) == _values_of(registration)
     if not is_same:
         return IdempotencyKeyReused()
     if moment - user.created_at > REPLAY_WINDOW:
@@ -412,7 +412,7 @@ async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> l
         ]
 
 
-def _show_issued(token: AccessToken, secret: str, status: Status | None) -> IssuedToken | Refusal:
+def _show_issued(token: AccessToken, secret: str, status: str | None) -> IssuedToken | Refusal:
     if status != "active":
         return UserNotFound() if status is None else UserNotActive()
     return IssuedToken.model_construct(**_show(TokenPublic, token).__dict__, access_token=secret)
@@ -750,8 +750,8 @@ async def reverse_transfers(
     Refusals: TransferNotFound, ReceiverOnly, OperatorTransfer, ReversalNotReversible, and those of post_orders.
     """
     async with begin(session):
-        transfers = await _find_transfers(session, {reversal.transfer_id for reversal in reversals})
-        found = {transfer.id: (transfer, *parties) for transfer, *parties in transfers}
+        rows = await _find_transfers(session, {reversal.transfer_id for reversal in reversals})
+        found = {row[0].id: row for row in rows}
         orders = [_order_reversal(each, found.get(each.transfer_id)) for each in reversals]
         return await post_orders(session, orders, wait=wait)
 
