@@ -1,5 +1,6 @@
 """The proof that no money was made or lost: balances, entries and transfers, each against the others."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Discrepancy:
     """An error in the books, and the account, transfer or currency that has it."""
 
     subject: str
@@ -35,110 +36,97 @@ class Totals:
     transfers: int = 0
     transferred: int = 0
 
-    @property
-    def difference(self) -> int:
-        """Money that was made or lost: 0 where the books are right."""
-        return self.held_by_users + self.held_by_system
-
 
 class Audit:
     """All books of a database, read once, at one instant, in constant memory."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection
-        self.totals: dict[str, Totals] = {}
+        self.totals: dict[str, Totals] = defaultdict(Totals)
 
     def count_rows(self) -> int:
-        """The number of rows that `run` reads where the books are right."""
+        """Return the number of rows that `run` reads where the books are right."""
         return self.connection.scalar(sa.text(ROWS)) or 0
 
-    def run(self, advance: Advance) -> Iterator[Finding]:
-        """Read everything; yield each fault as it is found, and tell `advance` how many rows were read."""
-        for _, rows in groupby(self.stream(ACCOUNTS, advance), key=attrgetter("id")):
-            yield from self.check_account(rows)
-        for _, rows in groupby(self.stream(TRANSFERS, advance), key=attrgetter("id")):
-            yield from self.check_transfer(list(rows))
+    def run(self, advance: Advance) -> Iterator[Discrepancy]:
+        """Read everything; yield each discrepancy, and call `advance` with the number of rows that were read."""
+        for id, rows in groupby(self._stream(ACCOUNTS, advance), key=attrgetter("id")):
+            for fault in self._check_account(rows):
+                yield Discrepancy(f"account {id}", fault)
+        for id, rows in groupby(self._stream(TRANSFERS, advance), key=attrgetter("id")):
+            for fault in self._check_transfer(list(rows)):
+                yield Discrepancy(f"transfer {id}", fault)
         for query, fault in STRAYS.items():
-            for account_id, seq in self.stream(query, advance):
-                yield Finding(f"account {account_id}", f"entry {seq} {fault}")
+            for id, seq in self._stream(query, advance):
+                yield Discrepancy(f"account {id}", f"entry {seq} {fault}")
         for currency, totals in sorted(self.totals.items()):
-            if totals.difference:
-                yield Finding(f"currency {currency}", f"all balances add up to {totals.difference:,}, not 0")
+            difference = totals.held_by_users + totals.held_by_system
+            if difference:
+                yield Discrepancy(f"currency {currency}", f"all balances add up to {difference:,}, not 0")
 
-    def stream(self, query: str, advance: Advance) -> Iterator[Any]:
-        """The rows of a query, a chunk at a time."""
+    def _stream(self, query: str, advance: Advance) -> Iterator[Any]:
         options = {"stream_results": True, "max_row_buffer": CHUNK}
         for rows in self.connection.execute(sa.text(query), execution_options=options).partitions(CHUNK):
             yield from rows
             advance(len(rows))
 
-    def check_account(self, rows: Iterator[Any]) -> Iterator[Finding]:
-        """One account: its rows hold an entry each, or none where it has no entry."""
+    def _check_account(self, rows: Iterator[Any]) -> Iterator[str]:
+        """Check one account: each of its rows holds an entry, or its only row none."""
         balance = seq = 0
         entered_at = None
         for row in rows:
             if row.seq is None:
                 continue
             balance += row.amount
-            subject = f"account {row.id}"
             if row.seq != seq + 1:
-                yield Finding(subject, f"entry {row.seq} follows entry {seq}")
+                yield f"entry {row.seq} follows entry {seq}"
             if row.balance_after != balance:
-                yield Finding(
-                    subject,
-                    f"entry {row.seq} says that it left {row.balance_after:,}; the entries add up to {balance:,}",
-                )
+                yield f"entry {row.seq} says that it left {row.balance_after:,}; the entries add up to {balance:,}"
             if row.user_id is not None and row.balance_after < 0:
-                yield Finding(subject, f"entry {row.seq} left {row.balance_after:,}, less than 0")
+                yield f"entry {row.seq} left {row.balance_after:,}, less than 0"
             if entered_at is not None and row.created_at < entered_at:
-                yield Finding(subject, f"entry {row.seq} is older than the one before it")
-            # From what is written, so that one wrong entry is named once.
+                yield f"entry {row.seq} is older than the one before it"
+            # The stored values, so that one wrong entry is reported once.
             balance, seq, entered_at = row.balance_after, row.seq, row.created_at
-        yield from self.check_balance(row, balance, seq)
+        yield from self._check_balance(row, balance, seq)
 
-    def check_balance(self, account: Any, balance: int, seq: int) -> Iterator[Finding]:
+    def _check_balance(self, account: Any, balance: int, seq: int) -> Iterator[str]:
         """Compare the account with its newest entry, and add it to the totals."""
-        subject = f"account {account.id}"
         if account.balance != balance:
-            yield Finding(subject, f"its balance is {account.balance:,}; its newest entry left {balance:,}")
+            yield f"its balance is {account.balance:,}; its newest entry left {balance:,}"
         if account.version != seq:
-            yield Finding(subject, f"its version is {account.version}; its newest entry is {seq}")
+            yield f"its version is {account.version}; its newest entry is {seq}"
         if account.user_id is not None and account.balance < 0:
-            yield Finding(subject, f"its balance is {account.balance:,}, less than 0")
-        totals = self.totals.setdefault(account.currency, Totals())
+            yield f"its balance is {account.balance:,}, less than 0"
+        totals = self.totals[account.currency]
         totals.accounts += 1
         if account.user_id is None:
             totals.held_by_system += account.balance
         else:
             totals.held_by_users += account.balance
 
-    def check_transfer(self, rows: list[Any]) -> Iterator[Finding]:
-        """One transfer: each of its rows holds an entry."""
+    def _check_transfer(self, rows: list[Any]) -> Iterator[str]:
+        """Check one transfer, each of whose rows holds an entry, and add it to the totals."""
         transfer = rows[0]
         entries = sorted((row.account_id, row.entered, row.account_currency) for row in rows if row.account_id)
-        expected = sorted(
-            (
-                (transfer.debit_account_id, -transfer.amount, transfer.currency),
-                (transfer.credit_account_id, transfer.amount, transfer.currency),
-            )
-        )
+        debit = (transfer.debit_account_id, -transfer.amount, transfer.currency)
+        credit = (transfer.credit_account_id, transfer.amount, transfer.currency)
+        expected = sorted((debit, credit))
         if entries != expected:
-            yield Finding(f"transfer {transfer.id}", f"its entries are {show(entries)}, not {show(expected)}")
+            yield f"its entries are {_show(entries)}, not {_show(expected)}"
         original = (transfer.reversed_debit, transfer.reversed_credit, transfer.reversed_amount)
         mirrored = (transfer.credit_account_id, transfer.debit_account_id, transfer.amount)
         if transfer.reverses_id is not None and original != mirrored:
-            yield Finding(f"transfer {transfer.id}", f"it is not the mirror of transfer {transfer.reverses_id}")
-        totals = self.totals.setdefault(transfer.currency, Totals())
+            yield f"it is not the mirror of transfer {transfer.reverses_id}"
+        totals = self.totals[transfer.currency]
         totals.transfers += 1
         totals.transferred += transfer.amount
 
 
-def show(entries: list[Any]) -> str:
-    """Entries in words."""
+def _show(entries: list[Any]) -> str:
     return " and ".join(f"{amount:+,} {currency} on account {id}" for id, amount, currency in entries) or "none"
 
 
-TABLES = ("accounts", "entries", "transfers")
 # Each entry is read beside its account and beside its transfer.
 ROWS = "SELECT 2 * (SELECT count(*) FROM entries) + (SELECT count(*) FROM accounts WHERE version = 0)"
 ACCOUNTS = """
@@ -158,7 +146,7 @@ TRANSFERS = """
     LEFT JOIN transfers AS original ON original.id = transfers.reverses_id
     ORDER BY transfers.id
 """
-# Foreign keys forbid them, but a restored copy or a pragma can go past those.
+# Foreign keys forbid them, but a pragma of SQLite or a restored dump can bypass those.
 STRAYS = {
     """
     SELECT account_id, seq FROM entries
@@ -173,8 +161,8 @@ STRAYS = {
 
 @contextmanager
 def open_books(url: str) -> Iterator[Audit]:
-    """An audit of the database as it is at this instant; nobody waits for it. Raises LookupError without accounts."""
+    """Open an audit of the database as it is at this instant; it blocks no one. Raises LookupError without accounts."""
     with reading(url) as connection:
-        if not all(sa.inspect(connection).has_table(table) for table in TABLES):
+        if not all(sa.inspect(connection).has_table(table) for table in ("accounts", "entries", "transfers")):
             raise LookupError("The database has no accounts yet. Run: alembic upgrade head")
         yield Audit(connection)

@@ -1,14 +1,14 @@
 """Every transaction. Knows nothing of HTTP.
 
-A function that writes takes a session on which nothing has begun and a list of items. It opens its transaction itself
-and answers a list of outcomes in the order of the items: what is true now, or a Refusal. Refusals are values, so
-nothing is rolled back for them.
+A function that writes takes a session without a transaction and a list of items. It opens the transaction itself and
+returns a list of outcomes in the order of the items: what is stored now, or a Refusal. Refusals are values, so nothing
+is rolled back for them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+import queries
 from db.isolation import Write, all_or_nothing, begin, isolating_failures
 from db.prepared import execute
 from db.statements import among, dialect_of, insert_rows, update_rows
@@ -38,17 +39,6 @@ from models import (
     UserFields,
     UserPublic,
     now,
-)
-from queries import (
-    account_statement,
-    entries_statement,
-    holdings_statement,
-    imported_statement,
-    inactive_statement,
-    newest_entry_statement,
-    postings_statement,
-    token_statement,
-    without_token_statement,
 )
 from refusals import (
     AccountExists,
@@ -73,8 +63,11 @@ from tokens import hash_secret, make_token
 
 Shown = TypeVar("Shown", bound=SQLModel)
 
+USER_FIELDS = tuple(UserFields.model_fields)
+_values_of: Callable[[UserFields], tuple[Any, ...]] = attrgetter(*USER_FIELDS)
+
 REPLAY_WINDOW = timedelta(minutes=15)
-"""How long the idempotency key of a registration answers again what it answered first."""
+"""How long a registration can be replayed with its idempotency key."""
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -82,7 +75,7 @@ REPLAY_WINDOW = timedelta(minutes=15)
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A user who is registered, with a token that was issued just now."""
+    """A registered user, with a token that was just issued."""
 
     user: UserPublic
     access_token: str
@@ -92,153 +85,124 @@ class Registered:
 async def insert_registrations(
     session: AsyncSession, registrations: Sequence[KeyedRegistration], currency: str
 ) -> list[Registered | Refusal]:
-    """Create each user with its profile, a first access token and an account; who is refused leaves nothing behind.
+    """Create each user with a profile, an account and a first access token; for a refused one, nothing is stored.
 
-    A name asked for twice goes to the first. A key that came with the same content within REPLAY_WINDOW answers the
-    same user again, with a fresh token. Refusals: UsernameTaken, IdempotencyKeyReused, UserNotActive (a replay).
+    Of two registrations with the same name, the first gets it. A key that was used with the same content within
+    REPLAY_WINDOW returns the same user, with a fresh token. Refusals: UsernameTaken, IdempotencyKeyReused,
+    UserNotActive (a replay).
     """
     if not registrations:
         return []
     moment = now()
-    key_hashes = [hash_key(registration) for registration in registrations]
-    content_hashes = [hash_content(registration) for registration in registrations]
-    created = await insert_users(session, registrations, key_hashes, moment, content_hashes)
-    await insert_profiles_and_accounts(session, (user.id for user in created.values()), currency)
-    # After the insert: whoever was first has committed by now, so this sees the row that was in the way.
-    lost = {key_hash for index, key_hash in enumerate(key_hashes) if key_hash and index not in created}
-    earlier = await find_registrations(session, lost) if lost else {}
+    hashes = [_hash_key(registration) for registration in registrations]
+    created = await _insert_users(session, registrations, hashes, currency, moment)
+    # After the insert: the transaction that took a name or key has committed by now, so its row is visible.
+    lost = {key_hash for index, (key_hash, _) in enumerate(hashes) if key_hash and index not in created}
+    earlier = await _find_registrations(session, lost) if lost else {}
     judged = [
-        created.get(index) or judge_repeated(registration, content_hash, earlier.get(key_hash), moment)
-        for index, (registration, key_hash, content_hash) in enumerate(
-            zip(registrations, key_hashes, content_hashes, strict=True)
-        )
+        created.get(index) or _judge_repeated(registration, content_hash, earlier.get(key_hash), moment)
+        for index, (registration, (key_hash, content_hash)) in enumerate(zip(registrations, hashes, strict=True))
     ]
-    secrets = await insert_first_tokens(session, judged, moment)
+    secrets = iter(await _insert_tokens(session, [each.id for each in judged if isinstance(each, UserPublic)], moment))
     return [
-        outcome if isinstance(outcome, Refusal) else Registered(outcome, secrets[index], replayed=index not in created)
-        for index, outcome in enumerate(judged)
+        each if isinstance(each, Refusal) else Registered(each, next(secrets), replayed=index not in created)
+        for index, each in enumerate(judged)
     ]
 
 
-def hash_content(registration: KeyedRegistration) -> str | None:
-    """Return what tells one request from another under its key, whatever becomes of the user; it tells nothing alone.
+def _hash_key(registration: KeyedRegistration) -> tuple[str | None, str | None]:
+    """Return the hash of the idempotency key, and that of the key with the content; None without a key.
 
-    128 bits are enough: whoever knows the key could as well ask for another name.
+    Only hashes are stored, since a key can be exchanged for a token for a while.
     """
-    if registration.idempotency_key is None:
-        return None
-    content = (registration.idempotency_key, registration.username, registration.email, registration.phone_number)
-    return hash_secret("\n".join(map(str, content)))[:32]
+    key = registration.idempotency_key
+    if key is None:
+        return None, None
+    return hash_secret(str(key)), _hash_fields(key, registration)
 
 
-def hash_key(registration: KeyedRegistration) -> str | None:
-    """The only form in which a registration's key is kept, since it is worth a token for a while."""
-    return None if registration.idempotency_key is None else hash_secret(str(registration.idempotency_key))
+def _hash_fields(key: object, registration: Registration) -> str:
+    """Return what a repeated registration has in common with the first; a field that is added later changes it."""
+    # 128 bits are enough: only a caller who knows the key could make use of a collision.
+    return hash_secret("\n".join(map(str, (key, *_values_of(registration)))))[:32]
 
 
-async def insert_users(
+async def _insert_users(
     session: AsyncSession,
     registrations: Sequence[Registration],
-    key_hashes: Sequence[str | None],
+    hashes: Sequence[tuple[str | None, str | None]],
+    currency: str,
     moment: datetime,
-    content_hashes: Sequence[str | None],
 ) -> dict[int, UserPublic]:
-    """Insert the users whose name and key are free; answer them by their index in `registrations`."""
+    """Insert the users whose name and key are free, each with a profile and an account; return them by index.
+
+    `hashes` are those of the key and of the content of each registration.
+    """
+    users = [dict(zip(USER_FIELDS, _values_of(registration), strict=True)) for registration in registrations]
     rows = [
-        {
-            "username": registration.username,
-            "email": registration.email,
-            "phone_number": registration.phone_number,
-            "registration_key_hash": key_hash,
-            "registration_content_hash": content_hash,
-        }
-        for registration, key_hash, content_hash in zip(registrations, key_hashes, content_hashes, strict=True)
+        {**user, "registration_key_hash": key_hash, "registration_content_hash": content_hash}
+        for user, (key_hash, content_hash) in zip(users, hashes, strict=True)
     ]
     # In order of name, so that two batches that share names cannot deadlock. Sorting keeps the order of equals.
     inserted = await insert_rows(
         session,
         User,
-        sorted(rows, key=lambda row: str(row["username"])),
+        sorted(rows, key=itemgetter("username")),
         created_at=moment,
         returning=("id", "username", "registration_key_hash"),
     )
     ids = {(username, key_hash): id for id, username, key_hash in inserted}
     created = {}
-    for index, (registration, key_hash) in enumerate(zip(registrations, key_hashes, strict=True)):
+    for index, (user, (key_hash, _)) in enumerate(zip(users, hashes, strict=True)):
         # Of several with the same name and key, the first was inserted.
-        id = ids.pop((registration.username, key_hash), None)
+        id = ids.pop((user["username"], key_hash), None)
         if id is not None:
-            created[index] = UserPublic.model_construct(
-                id=id,
-                username=registration.username,
-                email=registration.email,
-                phone_number=registration.phone_number,
-                status="active",
-                created_at=moment,
-            )
+            created[index] = UserPublic.model_construct(id=id, **user, status="active", created_at=moment)
+    if created:
+        owners = [{"user_id": user.id} for user in created.values()]
+        await insert_rows(session, Profile, owners, status="active")
+        await insert_rows(session, Account, owners, currency=currency)
     return created
 
 
-async def insert_profiles_and_accounts(session: AsyncSession, user_ids: Iterable[int], currency: str) -> None:
-    """Insert the profile of each new user, and its account in the default currency."""
-    rows = [{"user_id": user_id} for user_id in user_ids]
-    if rows:
-        await insert_rows(session, Profile, rows, status="active")
-        await insert_rows(session, Account, rows, currency=currency)
-
-
-async def find_registrations(
+async def _find_registrations(
     session: AsyncSession, key_hashes: Iterable[str]
 ) -> dict[str | None, tuple[UserPublic, str | None]]:
-    """The users who registered with these keys, and the hashes of what they sent, by key.
+    """Return the users who registered with these keys, and their content hashes, by key.
 
     They are locked, so that none is closed before its token is stored.
     """
-    rows = await session.exec(
-        select(User, Profile.status)
-        .join(Profile)
-        .where(col(User.registration_key_hash).in_(key_hashes))
-        .order_by(col(User.id))
-        .with_for_update(read=True)
-    )
+    rows = await session.exec(USERS.where(col(User.registration_key_hash).in_(key_hashes)).with_for_update(read=True))
     return {
-        user.registration_key_hash: (show_user(user, status), user.registration_content_hash) for user, status in rows
+        user.registration_key_hash: (_show(UserPublic, user, status=status), user.registration_content_hash)
+        for user, status in rows
     }
 
 
-def judge_repeated(
+def _judge_repeated(
     registration: KeyedRegistration,
     content_hash: str | None,
     earlier: tuple[UserPublic, str | None] | None,
     moment: datetime,
 ) -> UserPublic | Refusal:
-    """Answer a registration that found its name or key in use; `earlier` is who registered with the same key, if any.
-
-    The user may have changed since, so it is the request that must be the same; where older code stored the user
-    without its hash, what the user is now.
-    """
+    """Return the outcome of a registration whose name or key is in use; `earlier` is the user with the same key."""
     if earlier is None:
         return UsernameTaken()
-    user, hash_then = earlier
-    if hash_then is None:
-        is_same = all(getattr(user, name) == getattr(registration, name) for name in UserFields.model_fields)
-    else:
-        is_same = hash_then == content_hash
+    user, earlier_hash = earlier
+    # The user may have changed since, so the requests are compared. Older code stored no content hash.
+    is_same = earlier_hash == content_hash if earlier_hash else _values_of(user) == _values_of(registration)
     if not is_same:
         return IdempotencyKeyReused()
     if moment - user.created_at > REPLAY_WINDOW:
         return UsernameTaken()
-    # The key proves who asks, so it may know that the user was suspended or closed since.
+    # The key proves who asks, so the caller may learn that the user was suspended or closed.
     return user if user.status == "active" else UserNotActive()
 
 
-async def insert_first_tokens(
-    session: AsyncSession, outcomes: Sequence[UserPublic | Refusal], moment: datetime
-) -> dict[int, str]:
-    """Issue a token to each user among `outcomes`; answer the secrets by index."""
-    users = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, UserPublic)}
-    secrets = {index: make_token() for index in users}
-    rows = [{"user_id": user.id, "token_hash": hash_secret(secrets[index])} for index, user in users.items()]
+async def _insert_tokens(session: AsyncSession, user_ids: Sequence[int], moment: datetime) -> list[str]:
+    """Issue a token to each of these users; return the secrets in the same order."""
+    secrets = [make_token() for _ in user_ids]
+    rows = [{"user_id": id, "token_hash": hash_secret(secret)} for id, secret in zip(user_ids, secrets, strict=True)]
     if rows:
         await insert_rows(session, AccessToken, rows, created_at=moment)
     return secrets
@@ -248,7 +212,7 @@ async def insert_first_tokens(
 async def register_users(
     session: AsyncSession, registrations: Sequence[KeyedRegistration], currency: str
 ) -> list[Registered | Refusal]:
-    """Register each user whose name is free, as insert_registrations says."""
+    """Register each user whose name is free, as insert_registrations does."""
     async with begin(session):
         return await insert_registrations(session, registrations, currency)
 
@@ -259,72 +223,56 @@ register_all_users = all_or_nothing(insert_registrations)
 # --- import -----------------------------------------------------------------------------------------------------------
 
 KeepTokens = Callable[[Sequence[tuple[str, str]]], None]
-"""Keeps the secret of each username where it outlives this process."""
+"""A callback that stores tokens, each with its username, outside this process."""
 
 
 @isolating_failures
 async def import_users(
     session: AsyncSession, registrations: Sequence[Registration], currency: str, keep_tokens: KeepTokens | None
 ) -> list[bool | Refusal]:
-    """Register each user whose name is free, and who was not imported before: True, or False where it was.
+    """Register each user whose name is free: True, or False where the same registration was imported before.
 
-    The same registration imported again, in this call or years later, finds its key in the database. So an import can
-    be repeated from any point, whatever became of the one before. Only where `keep_tokens` takes them, before COMMIT,
-    since one that was not kept would be lost, tokens are issued: to these users, as far as they are active and have
-    never had one. Refusals: UsernameTaken, by any other user.
+    The key of a registration is a hash of its fields, stored in the database: so an import can be repeated at any time,
+    whether the one before was finished or not. With `keep_tokens`, tokens are issued to those of these users who are
+    active and have never had one; it is called before COMMIT, so that no token is lost. Refusal: UsernameTaken.
     """
     if not registrations:
         return []
-    keys = [hash_import(registration) for registration in registrations]
+    # Half as long as the hashes of idempotency keys, so that none is equal to one, and because their index, which grows
+    # at random places, is what a large import writes most.
+    keys = [_hash_fields("import", registration) for registration in registrations]
     async with begin(session):
         moment = now()
-        # Their keys are the hashes of their content.
-        created = await insert_users(session, registrations, keys, moment, [None] * len(keys))
-        await insert_profiles_and_accounts(session, (user.id for user in created.values()), currency)
+        created = await _insert_users(session, registrations, [(key, None) for key in keys], currency, moment)
         new = {keys[index] for index in created}
-        before = await find_imported(session, keys) if len(new) < len(keys) else new
+        imported = new
+        if len(new) < len(keys):
+            rows = await execute(session, queries.select_imported(dialect_of(session)), keys=keys)
+            imported = {key for (key,) in rows}
         if keep_tokens:
             owners = [(user.id, user.username) for user in created.values()]
-            if len(new) < len(before):
-                owners = await find_without_token(session, keys)
-            secrets = [(id, username, make_token()) for id, username in owners]
-            tokens = [{"user_id": id, "token_hash": hash_secret(secret)} for id, _, secret in secrets]
-            if tokens:
-                await insert_rows(session, AccessToken, tokens, created_at=moment)
-                keep_tokens([(username, secret) for _, username, secret in secrets])
+            if len(new) < len(imported):
+                rows = await execute(session, queries.select_without_token(dialect_of(session)), keys=keys)
+                owners = [(id, username) for id, username in rows]
+            secrets = await _insert_tokens(session, [id for id, _ in owners], moment)
+            if owners:
+                keep_tokens([(username, secret) for (_, username), secret in zip(owners, secrets, strict=True)])
     outcomes: list[bool | Refusal] = []
     for key in keys:
-        outcomes.append(key in new if key in before else UsernameTaken())
+        outcomes.append(key in new if key in imported else UsernameTaken())
         new.discard(key)
     return outcomes
 
 
-def hash_import(registration: Registration) -> str:
-    """The key of an imported registration: its content, so that it needs no file, line or checkpoint to be known.
-
-    No registration over HTTP can have it: theirs are twice as long. 128 bits are enough to tell users apart, and the
-    index, which grows at random places, is what a large import writes most.
-    """
-    return hash_secret(f"import\n{registration.username}\n{registration.email}\n{registration.phone_number}")[:32]
-
-
-async def find_imported(session: AsyncSession, keys: Sequence[str]) -> set[str | None]:
-    """Those of the keys with which somebody registered."""
-    return {key for (key,) in await execute(session, imported_statement(dialect_of(session)), keys=keys)}
-
-
-async def find_without_token(session: AsyncSession, keys: Sequence[str]) -> list[tuple[int, str]]:
-    """Id and name of the active users with these keys who have never had a token."""
-    rows = await execute(session, without_token_statement(dialect_of(session)), keys=keys)
-    return [(id, username) for id, username in rows]
-
-
 # --- users ------------------------------------------------------------------------------------------------------------
+
+# In id order, so that two transactions that lock the same users cannot deadlock.
+USERS = select(User, Profile.status).join(Profile).order_by(col(User.id))
 
 
 @dataclass(frozen=True, slots=True)
 class UserChange:
-    """New values for some fields of a user: email and phone_number, or status; by the user itself or the operator."""
+    """New values for some fields of a user, or a new status; from the user or the operator."""
 
     user_id: int
     fields: dict[str, Any]
@@ -335,35 +283,30 @@ class UserChange:
 async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> list[UserPublic | Refusal]:
     """Apply the changes in order.
 
-    Closing a user revokes its tokens, for good; suspending revokes none. Refusals: UserNotFound, and where the change
+    Closing a user revokes its tokens permanently; suspending revokes none. Refusals: UserNotFound, and where the change
     is the user's own, UserNotActive and BalanceNotZero (to close).
     """
     async with begin(session):
-        # In id order, so that two batches that share users cannot deadlock.
-        rows = await session.exec(
-            select(User, Profile)
-            .join(Profile)
-            .where(col(User.id).in_({change.user_id for change in changes}))
-            .order_by(col(User.id))
-            .with_for_update()
-        )
+        users = select(User, Profile).join(Profile).where(col(User.id).in_({change.user_id for change in changes}))
+        # In id order, as USERS.
+        rows = await session.exec(users.order_by(col(User.id)).with_for_update())
         found = {user.id: (user, profile) for user, profile in rows}
-        holders = await lock_holders(session, {change.user_id for change in changes if "status" in change.fields})
-        outcomes = [update_user(change, holders, *found.get(change.user_id, (None, None))) for change in changes]
+        holders = await _lock_holders(session, {change.user_id for change in changes if "status" in change.fields})
+        outcomes = [_update_user(change, holders, *found.get(change.user_id, (None, None))) for change in changes]
         closed = {
             outcome.id
             for change, outcome in zip(changes, outcomes, strict=True)
             if isinstance(outcome, UserPublic) and change.fields.get("status") == "closed"
         }
         if closed:
-            await revoke_all_tokens(session, closed)
+            await _revoke_all_tokens(session, closed)
         return outcomes
 
 
-async def lock_holders(session: AsyncSession, user_ids: set[int]) -> set[int | None]:
-    """Lock all accounts of these users; answer those users who hold money.
+async def _lock_holders(session: AsyncSession, user_ids: set[int]) -> set[int | None]:
+    """Lock all accounts of these users; return the users who hold money.
 
-    A transfer looks at the status after it has locked its accounts. So none that saw the old status ends after this.
+    A transfer reads the status after it has locked its accounts. So no transfer that read the old status ends later.
     """
     if not user_ids:
         return set()
@@ -376,7 +319,7 @@ async def lock_holders(session: AsyncSession, user_ids: set[int]) -> set[int | N
     return {user_id for user_id, balance in accounts if balance != 0}
 
 
-def update_user(
+def _update_user(
     change: UserChange, holders: Collection[int | None], user: User | None, profile: Profile | None
 ) -> UserPublic | Refusal:
     """Apply one change to the locked rows of its user; the session writes them at COMMIT."""
@@ -388,57 +331,46 @@ def update_user(
         return BalanceNotZero()
     for name, value in change.fields.items():
         setattr(profile if name == "status" else user, name, value)
-    return show_user(user, profile.status)
-
-
-def show_user(user: User, status: str) -> UserPublic:
-    """The user as the API shows it; it was validated when it came in."""
-    return UserPublic.model_construct(
-        id=user.id,
-        username=user.username,
-        email=user.email,
-        phone_number=user.phone_number,
-        status=status,
-        created_at=user.created_at,
-    )
+    return _show(UserPublic, user, status=profile.status)
 
 
 async def get_user(session: AsyncSession, user_id: int) -> UserPublic:
-    """The user with this id. Raises UserNotFound."""
-    row = (await session.exec(select(User, Profile.status).join(Profile).where(User.id == user_id))).one_or_none()
-    if row is None:
-        raise UserNotFound
-    return show_user(*row)
+    """Return the user with this id. Raises UserNotFound."""
+    for user, status in await session.exec(USERS.where(User.id == user_id)):
+        return _show(UserPublic, user, status=status)
+    raise UserNotFound
 
 
 async def list_users(
     session: AsyncSession, *, status: Status | None, username_prefix: str | None, after: int, limit: int
 ) -> list[UserPublic]:
-    """Up to `limit` users in order of id, from the first id greater than `after`."""
-    query = select(User, Profile.status).join(Profile).where(col(User.id) > after).order_by(col(User.id)).limit(limit)
+    """Return up to `limit` users in order of id, from the first id greater than `after`."""
+    query = USERS.where(col(User.id) > after).limit(limit)
     if status is not None:
         query = query.where(Profile.status == status)
     if username_prefix is not None:
         query = query.where(col(User.username).startswith(username_prefix, autoescape=True))
-    return [show_user(*row) for row in await session.exec(query)]
+    return [_show(UserPublic, user, status=status) for user, status in await session.exec(query)]
 
 
 # --- access tokens ----------------------------------------------------------------------------------------------------
 
+# In id order, so that two transactions that revoke the same tokens cannot deadlock.
+TOKENS = select(AccessToken).order_by(col(AccessToken.id))
+
 
 async def authenticate(session: AsyncSession, token_hashes: Sequence[str]) -> list[UserPublic | Refusal]:
-    """The user of each token. Refusals: Unauthenticated, UserNotActive."""
-    rows = await execute(session, token_statement(dialect_of(session)), hashes=[*set(token_hashes)])
+    """Return the user of each token. Refusals: Unauthenticated, UserNotActive."""
+    rows = await execute(session, queries.select_token_owners(dialect_of(session)), hashes=[*set(token_hashes)])
     moment = now()
-    owners = {row[0]: admit(row, moment) for row in rows}
+    owners = {row[0]: _admit(row, moment) for row in rows}
     return [owners.get(token_hash) or Unauthenticated() for token_hash in token_hashes]
 
 
-def admit(row: Sequence[Any], moment: datetime) -> UserPublic | Refusal:
-    """The user whom this token lets in at this moment, or why not."""
+def _admit(row: Sequence[Any], moment: datetime) -> UserPublic | Refusal:
     _, revoked_at, expires_at, *values = row
-    user = construct(UserPublic, values)
-    # That the user was closed says more than that its tokens were revoked with it.
+    user = _construct(UserPublic, values)
+    # Closing a user revokes its tokens too; that it is closed is the better answer.
     if user.status != "closed" and (revoked_at is not None or (expires_at is not None and expires_at <= moment)):
         return Unauthenticated()
     return user if user.status == "active" else UserNotActive()
@@ -455,10 +387,12 @@ class TokenIssue:
 
 @isolating_failures
 async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> list[IssuedToken | Refusal]:
-    """Issue the tokens; only the answer holds their secrets. Refusals: UserNotFound, UserNotActive."""
+    """Issue the tokens; their secrets are only in what is returned. Refusals: UserNotFound, UserNotActive."""
     moment = now()
     async with begin(session):
-        statuses = await lock_statuses(session, {issue.user_id for issue in issues})
+        # Locked, so that the status stays what it is until this transaction ends.
+        users = USERS.where(col(User.id).in_({issue.user_id for issue in issues})).with_for_update(read=True)
+        statuses = {user.id: status for user, status in await session.exec(users)}
         secrets = [make_token() for _ in issues]
         tokens = [
             AccessToken(
@@ -472,29 +406,16 @@ async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> l
         ]
         session.add_all(token for token in tokens if statuses.get(token.user_id) == "active")
         await session.flush()
-        return [show_issued(token, secret, statuses) for token, secret in zip(tokens, secrets, strict=True)]
+        return [
+            _show_issued(token, secret, statuses.get(token.user_id))
+            for token, secret in zip(tokens, secrets, strict=True)
+        ]
 
 
-async def lock_statuses(session: AsyncSession, user_ids: set[int]) -> dict[int, str]:
-    """The status of each of these users, which stays what it is until this transaction ends."""
-    rows = await session.exec(
-        select(Profile.user_id, Profile.status)
-        # The users' rows, too, and in id order: as update_users locks them, so that the two cannot deadlock.
-        .join(User)
-        .where(col(Profile.user_id).in_(user_ids))
-        .order_by(col(User.id))
-        .with_for_update(read=True)
-    )
-    return dict(rows.all())
-
-
-def show_issued(token: AccessToken, secret: str, statuses: Mapping[int, str]) -> IssuedToken | Refusal:
-    """The token that was stored, with its secret, or why it was not."""
-    if token.user_id not in statuses:
-        return UserNotFound()
-    if statuses[token.user_id] != "active":
-        return UserNotActive()
-    return IssuedToken.model_construct(**show_token(token).model_dump(), access_token=secret)
+def _show_issued(token: AccessToken, secret: str, status: str | None) -> IssuedToken | Refusal:
+    if status != "active":
+        return UserNotFound() if status is None else UserNotActive()
+    return IssuedToken.model_construct(**_show(TokenPublic, token).__dict__, access_token=secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,88 +428,57 @@ class Revocation:
 
 @isolating_failures
 async def revoke_tokens(session: AsyncSession, revocations: Sequence[Revocation]) -> list[TokenPublic | Refusal]:
-    """Revoke the tokens; one that is revoked stays as it is.
+    """Revoke the tokens; one that is already revoked stays as it is.
 
     Refusals: UserNotFound, and TokenNotFound, also where the token is another user's.
     """
     async with begin(session):
-        # In id order, so that two batches that share tokens cannot deadlock.
-        rows = await session.exec(
-            select(AccessToken)
-            .where(
-                # Nobody waits, or makes others wait, for a token that is not the user's.
-                sa.tuple_(col(AccessToken.user_id), col(AccessToken.id)).in_(
-                    {(revocation.user_id, revocation.token_id) for revocation in revocations}
-                )
-            )
-            .order_by(col(AccessToken.id))
-            .with_for_update()
-        )
+        pairs = [(revocation.user_id, revocation.token_id) for revocation in revocations]
+        # Both ids, so that no token of another user is locked.
+        is_asked = sa.tuple_(col(AccessToken.user_id), col(AccessToken.id)).in_({*pairs})
+        rows = await session.exec(TOKENS.where(is_asked).with_for_update())
         found = {(token.user_id, token.id): token for token in rows}
-        there = await find_users(session, {revocation.user_id for revocation in revocations})
-        return [
-            revoke(found.get((revocation.user_id, revocation.token_id)))
-            if revocation.user_id in there
-            else UserNotFound()
-            for revocation in revocations
-        ]
+        existing = await _find_users(session, {user_id for user_id, _ in pairs})
+        return [_revoke(found.get(pair)) if pair[0] in existing else UserNotFound() for pair in pairs]
 
 
 @isolating_failures
 async def revoke_users_tokens(session: AsyncSession, user_ids: Sequence[int]) -> list[Refusal | None]:
     """Revoke all tokens of these users. Refusal: UserNotFound."""
     async with begin(session):
-        there = await find_users(session, set(user_ids))
-        await revoke_all_tokens(session, there)
-        return [None if user_id in there else UserNotFound() for user_id in user_ids]
+        existing = await _find_users(session, set(user_ids))
+        await _revoke_all_tokens(session, existing)
+        return [None if user_id in existing else UserNotFound() for user_id in user_ids]
 
 
-async def find_users(session: AsyncSession, user_ids: set[int]) -> set[int | None]:
-    """Those of these ids that users have."""
+async def _find_users(session: AsyncSession, user_ids: set[int]) -> set[int | None]:
     return {*await session.exec(select(User.id).where(col(User.id).in_(user_ids)))}
 
 
-async def revoke_all_tokens(session: AsyncSession, user_ids: Collection[int | None]) -> None:
-    """Revoke the tokens of these users that are not revoked."""
-    # Locked in id order, as in revoke_tokens.
-    tokens = await session.exec(
-        select(AccessToken)
-        .where(col(AccessToken.user_id).in_(user_ids), col(AccessToken.revoked_at).is_(None))
-        .order_by(col(AccessToken.id))
-        .with_for_update()
-    )
-    for token in tokens:
-        revoke(token)
+async def _revoke_all_tokens(session: AsyncSession, user_ids: Collection[int | None]) -> None:
+    tokens = TOKENS.where(col(AccessToken.user_id).in_(user_ids), col(AccessToken.revoked_at).is_(None))
+    for token in await session.exec(tokens.with_for_update()):
+        _revoke(token)
 
 
-def revoke(token: AccessToken | None) -> TokenPublic | Refusal:
+def _revoke(token: AccessToken | None) -> TokenPublic | Refusal:
     """Mark a locked token as revoked; the session writes it at COMMIT."""
     if token is None:
         return TokenNotFound()
     token.revoked_at = token.revoked_at or now()
-    return show_token(token)
-
-
-def show_token(token: AccessToken) -> TokenPublic:
-    """The token as the API lists it."""
-    return TokenPublic.model_construct(**token.model_dump(exclude={"user_id", "token_hash"}))
+    return _show(TokenPublic, token)
 
 
 async def list_users_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[TokenPublic]:
-    """As list_tokens. Raises UserNotFound."""
+    """Do as list_tokens does, but raise UserNotFound."""
     await get_user(session, user_id)
     return await list_tokens(session, user_id=user_id, after=after, limit=limit)
 
 
 async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[TokenPublic]:
-    """Up to `limit` tokens of a user in order of id, from the first id greater than `after`."""
-    rows = await session.exec(
-        select(AccessToken)
-        .where(AccessToken.user_id == user_id, col(AccessToken.id) > after)
-        .order_by(col(AccessToken.id))
-        .limit(limit)
-    )
-    return [show_token(token) for token in rows]
+    """Return up to `limit` tokens of a user in order of id, from the first id greater than `after`."""
+    query = TOKENS.where(AccessToken.user_id == user_id, col(AccessToken.id) > after).limit(limit)
+    return [_show(TokenPublic, token) for token in await session.exec(query)]
 
 
 # --- accounts ---------------------------------------------------------------------------------------------------------
@@ -596,7 +486,7 @@ async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit:
 
 @dataclass(frozen=True, slots=True)
 class AccountOpening:
-    """An account that a user wants to open."""
+    """An account to open for a user."""
 
     user_id: int
     currency: str
@@ -608,7 +498,7 @@ async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening
     rows = [{"user_id": opening.user_id, "currency": opening.currency} for opening in openings]
     async with begin(session):
         # In one order, so that two batches that open the same accounts cannot deadlock.
-        rows.sort(key=lambda row: (row["user_id"], row["currency"]))
+        rows.sort(key=itemgetter("user_id", "currency"))
         inserted = await insert_rows(session, Account, rows, returning=("id", "user_id", "currency"))
     ids = {(user_id, currency): id for id, user_id, currency in inserted}
     # Of several alike, the first one opened it.
@@ -622,48 +512,40 @@ async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening
 
 
 async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> list[AccountPublic]:
-    """Up to `limit` accounts in order of id, of one user or all, from the first id greater than `after`."""
+    """Return up to `limit` accounts in order of id, of one user or all, from the first id greater than `after`."""
     query = select(Account).where(col(Account.id) > after).order_by(col(Account.id)).limit(limit)
     if user_id is not None:
         query = query.where(Account.user_id == user_id)
-    return [
-        AccountPublic.model_construct(**account.model_dump(exclude={"updated_at"}))
-        for account in await session.exec(query)
-    ]
+    return [_show(AccountPublic, account) for account in await session.exec(query)]
 
 
 async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPublic:
-    """The account as it is now. Raises AccountNotFound, also where it is neither the caller's nor the operator asks."""
-    for row in await execute(session, account_statement(dialect_of(session)), id=id):
-        account = construct(AccountPublic, row)
+    """Return the account as it is now. Raises AccountNotFound, also where it is another user's."""
+    for row in await execute(session, queries.select_account(dialect_of(session)), id=id):
+        account = _construct(AccountPublic, row)
         if caller in (OPERATOR, account.user_id):
             return account
     raise AccountNotFound
 
 
 async def get_account_at(session: AsyncSession, id: int, caller: int, at: datetime) -> AccountPublic:
-    """The account as it was at an instant. Raises AccountNotFound as get_account does."""
+    """Return the account as it was at an instant. Raises AccountNotFound as get_account does."""
     account = await get_account(session, id, caller)
     account.balance, account.version = 0, 0
-    for row in await execute(session, newest_entry_statement(dialect_of(session)), id=id, at=at):
+    for row in await execute(session, queries.select_newest_entry(dialect_of(session)), id=id, at=at):
         account.balance, account.version = row
     return account
 
 
-def construct(model: type[Shown], row: Sequence[Any]) -> Shown:
-    """What the API shows of a row that has the model's fields in their order; they were validated when they came in."""
-    return model.model_construct(**dict(zip(model.model_fields, row, strict=True)))
-
-
 async def list_entries(session: AsyncSession, id: int, caller: int, *, before: int, limit: int) -> list[EntryPublic]:
-    """Up to `limit` entries of an account, newest first, from the first seq less than `before`.
+    """Return up to `limit` entries of an account, newest first, from the first seq less than `before`.
 
     Raises AccountNotFound as get_account does.
     """
     await get_account(session, id, caller)
-    statement = entries_statement(dialect_of(session))
+    statement = queries.select_entries(dialect_of(session))
     rows = await execute(session, statement, id=id, before=before, limit=limit)
-    return [construct(EntryPublic, row) for row in rows]
+    return [_construct(EntryPublic, row) for row in rows]
 
 
 # --- transfers --------------------------------------------------------------------------------------------------------
@@ -672,49 +554,49 @@ async def list_entries(session: AsyncSession, id: int, caller: int, *, before: i
 async def post_orders(
     session: AsyncSession, orders: Sequence[Order | Refusal], *, wait: bool = True
 ) -> list[Posted | Refusal]:
-    """Make the transfers in order, each as if it came alone: one may spend what another before it brought.
+    """Make the transfers in order, each as if it came alone: one may spend what an earlier one brought.
 
-    A key that its caller used before, here or earlier, answers what it did then. What is refused already stays so.
-    Where another transaction holds an account for long, Locked is raised; without `wait`, it is at once the outcome of
-    the orders that need this account. Other refusals: AccountNotFound, SameAccount, AccountNotActive, AlreadyReversed,
-    InsufficientFunds, CurrencyMismatch, BalanceLimit, IdempotencyKeyReused.
+    A key that its caller used before, here or earlier, is replayed. A Refusal among the orders is its own outcome.
+    Where another transaction holds an account for long, Locked is raised; without `wait`, Locked is at once the outcome
+    of the orders that need this account. Other refusals: AccountNotFound, SameAccount, AccountNotActive,
+    AlreadyReversed, InsufficientFunds, CurrencyMismatch, BalanceLimit, IdempotencyKeyReused.
     """
-    ledger = await open_ledger(session, [order for order in orders if isinstance(order, Order)], wait=wait)
+    ledger = await _open_ledger(session, [order for order in orders if isinstance(order, Order)], wait=wait)
     outcomes = [order if isinstance(order, Refusal) else ledger.post(order) for order in orders]
     if wait and ledger.locked and any(isinstance(outcome, Locked) for outcome in outcomes):
         raise Locked
     if ledger.postings:
-        await store_postings(session, ledger)
+        await _store_postings(session, ledger)
     return outcomes
 
 
-async def open_ledger(session: AsyncSession, orders: Sequence[Order], *, wait: bool) -> Ledger:
+async def _open_ledger(session: AsyncSession, orders: Sequence[Order], *, wait: bool) -> Ledger:
     """Lock the accounts, then read what the transfers depend on."""
-    holdings, locked = await lock_holdings(session, orders, wait=wait)
-    funded = find_funded(orders, holdings, locked)
+    holdings, locked = await _lock_holdings(session, orders, wait=wait)
+    funded = _find_funded(orders, holdings, locked)
     if funded:
-        # The operator's orders are locked whatever their debit accounts hold. To wait now could deadlock.
-        more, more_locked = await lock_holdings(
+        # The operator's orders are locked whatever their debit accounts hold. Waiting now could deadlock.
+        more, more_locked = await _lock_holdings(
             session, [replace(order, initiator=OPERATOR) for order in funded], wait=False
         )
         holdings, locked = holdings | more, locked | more_locked
-    # After the locks: whoever held them has committed by now, so this sees what it wrote.
+    # After the locks: the transactions that held them have committed by now, so their changes are visible.
     return Ledger(
         holdings.values(),
-        await find_inactive(session, {each.user_id for each in holdings.values() if each.user_id is not None}),
-        await find_postings(session, [order for order in orders if order.idempotency_key is not None]),
-        await find_reversed(session, [order.reverses_id for order in orders if order.reverses_id is not None]),
+        await _find_inactive(session, {each.user_id for each in holdings.values() if each.user_id is not None}),
+        await _find_postings(session, [order for order in orders if order.idempotency_key is not None]),
+        await _find_reversed(session, [order.reverses_id for order in orders if order.reverses_id is not None]),
         locked,
     )
 
 
-async def lock_holdings(
+async def _lock_holdings(
     session: AsyncSession, orders: Sequence[Order], *, wait: bool
 ) -> tuple[dict[int, Holding], Set[int]]:
-    """Lock the accounts of these orders, by id; without `wait`, name those that other transactions hold.
+    """Lock the accounts of these orders, by id; without `wait`, also return the ids that other transactions hold.
 
     Of a user's order, the debit account is locked where it is the user's, and then the credit account where the debit
-    account holds enough for it and the orders before it: nobody makes others wait who has nothing to send. Raises
+    account holds enough for it and the orders before it: so an order that cannot be paid makes nobody wait. Raises
     Locked.
     """
     parameters = {
@@ -724,18 +606,18 @@ async def lock_holdings(
         "amounts": [order.amount for order in orders],
     }
     dialect = dialect_of(session)
-    rows = await execute(session, holdings_statement(dialect, "wait" if wait else "skip"), **parameters)
+    rows = await execute(session, queries.select_holdings(dialect, "wait" if wait else "skip"), **parameters)
     holdings = {row[0]: Holding(*row) for row in rows}
     if wait:
         return holdings, frozenset()
-    there = await execute(session, holdings_statement(dialect, "read"), **parameters)
-    return holdings, {id for id, *_ in there} - holdings.keys()
+    existing = await execute(session, queries.select_holdings(dialect, "read"), **parameters)
+    return holdings, {id for id, *_ in existing} - holdings.keys()
 
 
-def find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locked: Set[int]) -> list[Order]:
+def _find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locked: Set[int]) -> list[Order]:
     """Return the orders that can be paid, though their credit accounts were not locked.
 
-    An order before them brings the money, or it came while the locks were waited for.
+    An earlier order brings the money, or it arrived while this transaction waited for its locks.
     """
     if all(order.credit_account_id in holdings for order in orders):
         return []
@@ -752,57 +634,43 @@ def find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locked
     return funded
 
 
-async def find_inactive(session: AsyncSession, user_ids: Collection[int]) -> set[int]:
-    """Those of these users who are suspended or closed."""
-    rows = await execute(session, inactive_statement(dialect_of(session)), ids=sorted(user_ids))
+async def _find_inactive(session: AsyncSession, user_ids: Collection[int]) -> set[int]:
+    rows = await execute(session, queries.select_inactive(dialect_of(session)), ids=sorted(user_ids))
     return {user_id for (user_id,) in rows}
 
 
-async def find_postings(session: AsyncSession, orders: Sequence[Order]) -> list[Posting]:
-    """What the callers of these orders did under the same keys before."""
+async def _find_postings(session: AsyncSession, orders: Sequence[Order]) -> list[Posting]:
+    """Return what the callers of these orders posted under the same keys before."""
     if not orders:
         return []
     keys = sorted({order.idempotency_key for order in orders if order.idempotency_key is not None})
     callers = sorted({order.initiator for order in orders})
-    rows = await execute(session, postings_statement(dialect_of(session)), callers=callers, keys=keys)
-    return [read_posting(*row) for row in rows]
+    rows = await execute(session, queries.select_postings(dialect_of(session)), callers=callers, keys=keys)
+    return [
+        Posting(Order(*content), currency, debit_balance_after, credit_balance_after, created_at, id=id)
+        for id, currency, created_at, debit_balance_after, credit_balance_after, *content in rows
+    ]
 
 
-def read_posting(
-    id: int, currency: str, created_at: datetime, debit_balance_after: int, credit_balance_after: int, *content: Any
-) -> Posting:
-    """A transfer that was stored, as the ledger knows it."""
-    return Posting(Order(*content), currency, debit_balance_after, credit_balance_after, created_at, id=id)
-
-
-async def find_reversed(session: AsyncSession, transfer_ids: Collection[int]) -> list[int | None]:
-    """Those of these transfers that were reversed."""
+async def _find_reversed(session: AsyncSession, transfer_ids: Collection[int]) -> list[int | None]:
+    """Return those of these transfers that were reversed."""
     if not transfer_ids:
         return []
     statement = select(Transfer.reverses_id).where(among(dialect_of(session), col(Transfer.reverses_id), "ids"))
     return [*await session.exec(statement, params={"ids": sorted(transfer_ids)})]
 
 
-async def store_postings(session: AsyncSession, ledger: Ledger) -> None:
-    """Write balances, transfers and entries, with one statement each; give each posting its id."""
-    await insert_transfers(session, ledger)
-    entries = []
-    for posting in ledger.postings:
-        order = posting.order
-        sides = (
-            (order.debit_account_id, posting.debit_seq, -order.amount, posting.debit_balance_after),
-            (order.credit_account_id, posting.credit_seq, order.amount, posting.credit_balance_after),
+async def _store_postings(session: AsyncSession, ledger: Ledger) -> None:
+    """Write transfers, entries and balances, with one statement each; give each posting its id."""
+    await _insert_transfers(session, ledger)
+    entries = [
+        {"account_id": account_id, "seq": seq, "transfer_id": each.id, "amount": amount, "balance_after": balance_after}
+        for each in ledger.postings
+        for account_id, seq, amount, balance_after in (
+            (each.order.debit_account_id, each.debit_seq, -each.order.amount, each.debit_balance_after),
+            (each.order.credit_account_id, each.credit_seq, each.order.amount, each.credit_balance_after),
         )
-        for account_id, seq, amount, balance_after in sides:
-            entries.append(
-                {
-                    "account_id": account_id,
-                    "seq": seq,
-                    "transfer_id": posting.id,
-                    "amount": amount,
-                    "balance_after": balance_after,
-                }
-            )
+    ]
     await insert_rows(session, Entry, entries, created_at=ledger.moment)
     # Last: while an account is still the row that was locked, foreign keys that refer to it need no lock of their own.
     await update_rows(
@@ -813,15 +681,14 @@ async def store_postings(session: AsyncSession, ledger: Ledger) -> None:
     )
 
 
-async def insert_transfers(session: AsyncSession, ledger: Ledger) -> None:
-    """Insert the transfers, and give each posting the id of its own."""
+async def _insert_transfers(session: AsyncSession, ledger: Ledger) -> None:
     rows = [
         {**dict(zip(CONTENT, content_of(posting.order), strict=True)), "currency": posting.currency}
         for posting in ledger.postings
     ]
     inserted = await insert_rows(session, Transfer, rows, returning=("id", *CONTENT), created_at=ledger.moment)
     if len(inserted) < len(rows):
-        # Another transaction used one of the keys with other accounts, just now. Run again, this one sees it.
+        # Another transaction has just used one of the keys with other accounts. Run again, this one sees it.
         raise Conflict
     ids: dict[tuple[Any, ...], list[int]] = {}
     for id, *content in sorted(inserted, key=itemgetter(0), reverse=True):
@@ -834,7 +701,7 @@ async def insert_transfers(session: AsyncSession, ledger: Ledger) -> None:
 async def make_transfers(
     session: AsyncSession, orders: Sequence[Order], *, wait: bool = True
 ) -> list[Posted | Refusal]:
-    """Make each transfer that is not refused, as post_orders says."""
+    """Make each transfer that is not refused, as post_orders does."""
     async with begin(session):
         return await post_orders(session, orders, wait=wait)
 
@@ -843,24 +710,18 @@ make_all_transfers: Write[Order, [], Posted] = all_or_nothing(post_orders)
 
 
 async def get_transfer(session: AsyncSession, id: int, caller: int) -> TransferPublic:
-    """The transfer. Raises TransferNotFound, also where the caller is no party to it."""
-    found = (await find_transfers(session, [id])).get(id)
-    if found is None or caller not in (OPERATOR, found.sender, found.receiver):
-        raise TransferNotFound
-    return TransferPublic.model_construct(**found.transfer.model_dump(exclude={"initiator", "idempotency_key"}))
+    """Return the transfer. Raises TransferNotFound, also where the caller is no party to it."""
+    for transfer, *parties in await _find_transfers(session, [id]):
+        if caller in (OPERATOR, *parties):
+            return _show(TransferPublic, transfer)
+    raise TransferNotFound
 
 
-@dataclass(frozen=True, slots=True)
-class FoundTransfer:
-    """A transfer and its parties: the users of the debit and of the credit account, None for a system account."""
-
-    transfer: Transfer
-    sender: int | None
-    receiver: int | None
+FoundTransfer = tuple[Transfer, int | None, int | None]
+"""A transfer, its sender and its recipient: the users of the two accounts, None for a system account."""
 
 
-async def find_transfers(session: AsyncSession, ids: Collection[int]) -> dict[int | None, FoundTransfer]:
-    """The transfers with these ids."""
+async def _find_transfers(session: AsyncSession, ids: Collection[int]) -> Sequence[FoundTransfer]:
     debit, credit = aliased(Account), aliased(Account)
     rows = await session.exec(
         select(Transfer, debit.user_id, credit.user_id)
@@ -868,12 +729,12 @@ async def find_transfers(session: AsyncSession, ids: Collection[int]) -> dict[in
         .join(credit, col(credit.id) == Transfer.credit_account_id)
         .where(col(Transfer.id).in_(ids))
     )
-    return {transfer.id: FoundTransfer(transfer, sender, receiver) for transfer, sender, receiver in rows}
+    return rows.all()
 
 
 @dataclass(frozen=True, slots=True)
 class Reversal:
-    """A transfer whose money its recipient, or the operator, wants to send back."""
+    """A transfer that its recipient, or the operator, wants to reverse."""
 
     transfer_id: int
     caller: int
@@ -889,19 +750,20 @@ async def reverse_transfers(
     Refusals: TransferNotFound, ReceiverOnly, OperatorTransfer, ReversalNotReversible, and those of post_orders.
     """
     async with begin(session):
-        found = await find_transfers(session, {reversal.transfer_id for reversal in reversals})
-        orders = [reverse(each, found.get(each.transfer_id)) for each in reversals]
+        rows = await _find_transfers(session, {reversal.transfer_id for reversal in reversals})
+        found = {row[0].id: row for row in rows}
+        orders = [_order_reversal(each, found.get(each.transfer_id)) for each in reversals]
         return await post_orders(session, orders, wait=wait)
 
 
-def reverse(reversal: Reversal, found: FoundTransfer | None) -> Order | Refusal:
-    """The transfer that sends the money back, or why this caller cannot have it."""
-    if found is None or reversal.caller not in (OPERATOR, found.sender, found.receiver):
+def _order_reversal(reversal: Reversal, found: FoundTransfer | None) -> Order | Refusal:
+    """Return the transfer that sends the money back, or why this caller cannot have it."""
+    if found is None or reversal.caller not in (OPERATOR, *found[1:]):
         return TransferNotFound()
-    if reversal.caller not in (OPERATOR, found.receiver):
+    transfer, _, recipient = found
+    if reversal.caller not in (OPERATOR, recipient):
         return ReceiverOnly()
-    transfer = found.transfer
-    # Deposits above all: a user who sent one back would take money out, past the operator's own books.
+    # Deposits above all: a user who reversed one would withdraw money without the operator.
     if transfer.initiator == OPERATOR and reversal.caller != OPERATOR:
         return OperatorTransfer()
     if transfer.reverses_id is not None:
@@ -918,7 +780,7 @@ def reverse(reversal: Reversal, found: FoundTransfer | None) -> Order | Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """Money that comes to an account from outside, or with is_payout leaves it, as the operator says."""
+    """A deposit to an account or, with is_payout, a withdrawal from it, by the operator."""
 
     account_id: int
     amount: int
@@ -931,15 +793,14 @@ class Payment:
 async def make_payments(
     session: AsyncSession, payments: Sequence[Payment], *, wait: bool = True
 ) -> list[Posted | Refusal]:
-    """Transfer each amount from or to the system account of its currency. Refusals: as post_orders."""
+    """Transfer each amount from or to the system account of its currency. Refusals: those of post_orders."""
     async with begin(session):
-        system = await find_system_accounts(session, {payment.account_id for payment in payments})
-        orders = [order_payment(each, system.get(each.account_id)) for each in payments]
+        system = await _find_system_accounts(session, {payment.account_id for payment in payments})
+        orders = [_order_payment(each, system.get(each.account_id)) for each in payments]
         return await post_orders(session, orders, wait=wait)
 
 
-def order_payment(payment: Payment, system_account_id: int | None) -> Order | Refusal:
-    """The transfer that a payment is."""
+def _order_payment(payment: Payment, system_account_id: int | None) -> Order | Refusal:
     if system_account_id is None:
         return AccountNotFound()
     if system_account_id == payment.account_id:
@@ -950,8 +811,8 @@ def order_payment(payment: Payment, system_account_id: int | None) -> Order | Re
     return Order(OPERATOR, debit, credit, payment.amount, payment.memo, payment.idempotency_key)
 
 
-async def find_system_accounts(session: AsyncSession, account_ids: Collection[int]) -> dict[int, int]:
-    """The id of the system account in the currency of each account; one that is missing is opened."""
+async def _find_system_accounts(session: AsyncSession, account_ids: Collection[int]) -> dict[int, int]:
+    """Return the id of the system account in the currency of each account; a missing one is opened."""
     system = aliased(Account)
     query = (
         select(Account.id, Account.currency, system.id)
@@ -961,7 +822,22 @@ async def find_system_accounts(session: AsyncSession, account_ids: Collection[in
     found = (await session.exec(query)).all()
     missing = sorted({currency for _, currency, system_id in found if system_id is None})
     if missing:
-        # In order of currency, against deadlocks. Where another transaction was first, its account is found then.
+        # In order of currency, against deadlocks. An account that another transaction has just opened is found then.
         await insert_rows(session, Account, [{"currency": each} for each in missing], returning=("id",))
         found = (await session.exec(query)).all()
     return {id: system_id for id, _, system_id in found if id is not None and system_id is not None}
+
+
+# --- rows as the API shows them ---------------------------------------------------------------------------------------
+# Nothing is validated again: it was when it came in.
+
+
+def _show(model: type[Shown], row: SQLModel, **others: Any) -> Shown:
+    """Return the fields of the model that the row has, and the others."""
+    fields = {name: getattr(row, name) for name in model.model_fields if name not in others}
+    return model.model_construct(**fields, **others)
+
+
+def _construct(model: type[Shown], row: Sequence[Any]) -> Shown:
+    """Return the model whose fields, in their order, are the row's values."""
+    return model.model_construct(**dict(zip(model.model_fields, row, strict=True)))

@@ -1,4 +1,4 @@
-"""Which currencies there are: ISO 4217's, and the operator's own."""
+"""The currencies: those of ISO 4217 and the operator's own."""
 
 import re
 
@@ -12,7 +12,7 @@ CUSTOM = re.compile(r"([A-Z0-9]{3,12})(?::([0-9]|1[0-8]))?")
 
 
 def parse_custom_currencies(text: str) -> dict[str, int]:
-    """The decimals of each code in "POINTS,CREDITS:2"; where none are given, 0. Raises ValueError."""
+    """Return the decimals of each code in "POINTS,CREDITS:2"; the default is 0. Raises ValueError."""
     custom: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = CUSTOM.fullmatch(part)
@@ -27,6 +27,6 @@ def parse_custom_currencies(text: str) -> dict[str, int]:
 
 
 def list_currencies(custom_currencies: str) -> list[CurrencyPublic]:
-    """Every currency that an account can be opened in, in order of code."""
+    """Return all currencies that an account can have, in order of code."""
     decimals = ISO_4217 | parse_custom_currencies(custom_currencies)
     return [CurrencyPublic(code=code, decimals=decimals[code]) for code in sorted(decimals)]

@@ -1,4 +1,4 @@
-"""Every kind of field: its limits, its normal form, its description. models.py makes tables of them."""
+"""The type of each field: its limits, normal form and description. models.py makes tables and schemas of them."""
 
 import re
 import unicodedata
@@ -17,15 +17,15 @@ from sqlmodel import Field
 
 USERNAME_PROFILE = get_profile("UsernameCaseMapped")
 VISIBLE_ASCII = re.compile(r"[!-~]+")
-# What needs no more than its domain checked.
+# Of such an address, only the domain needs a check.
 PLAIN_EMAIL = re.compile(r"(?=[^@]{1,64}@)([a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*)@([A-Za-z0-9.-]+)")
 # A bare plus in a query arrives as a space; before the offset it can be nothing else.
 RFC_3339 = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ](?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?)"
     r"([Zz]|[+ -][0-9]{2}:[0-9]{2})"
 )
-# Control characters, line and paragraph separators, what reverses the text around it, halves of surrogate pairs and
-# noncharacters: none of them can be seen, and each can make a text look like another one.
+# Control characters, line and paragraph separators, marks that change the direction of text, surrogates and
+# noncharacters: they are invisible, and can make a text look like another one.
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef"
     + "".join(chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF))
@@ -39,23 +39,23 @@ PATTERNS = {
     KEY: "Use visible ASCII characters and spaces only",
     CURRENCY: "Write a currency as its code, in capital letters and digits: EUR",
 }
-"""The text of the error where a field does not match a pattern."""
+"""The error messages for fields that do not match their pattern."""
 
 
 def wrong(detail: str) -> PydanticCustomError:
-    """Return the error for a check to raise; unlike a ValueError, it keeps no frames, and so no request, in memory."""
+    """Return an error for a check to raise; unlike a ValueError, it keeps no frames, and so no request, in memory."""
     return PydanticCustomError("value", "{detail}", {"detail": detail})
 
 
 def normalise_username(username: Any) -> Any:
-    """The one spelling of a username (PRECIS UsernameCaseMapped, RFC 8265 section 3.3)."""
-    # What is no text, or far too long, is for the checks that follow.
+    """Return the normal form of a username (PRECIS UsernameCaseMapped, RFC 8265 section 3.3)."""
+    # Other types and far too long strings are refused by the checks that follow.
     if not isinstance(username, str) or not 0 < len(username) <= 255:
         return username
-    # The profile lets every visible ASCII character pass, and only folds its case: most names need no more.
+    # The profile accepts every visible ASCII character and only folds its case: most names need no more.
     if VISIBLE_ASCII.fullmatch(username):
         return username.lower()
-    # The profile takes 20 µs for each character, and makes none of these fewer.
+    # The profile takes 20 µs for each character, and its result is never shorter than this.
     if len(unicodedata.normalize("NFKC", username.lower())) > 50:
         raise wrong("A username has at most 50 characters")
     try:
@@ -65,14 +65,14 @@ def normalise_username(username: Any) -> Any:
 
 
 def normalise_email(email: Any) -> Any:
-    """The address with its domain in lower case (RFC 5321, 6531); whether it exists is not looked up."""
+    """Return the address with its domain in lower case (RFC 5321, 6531); its existence is not checked."""
     if not isinstance(email, str):
         return email
-    # Before anything that takes longer, the longer the text is (RFC 5321, section 4.5.3.1).
+    # First, since the time of what follows depends on the length (RFC 5321, section 4.5.3.1).
     if len(email) > 254:
         raise wrong("An email address has at most 100 characters")
     try:
-        # Many share a domain, and to check one costs more than all the rest of a registration.
+        # Cached, since many share a domain, and a check costs more than all the rest of a registration.
         if len(email) <= 100 and (plain := PLAIN_EMAIL.fullmatch(email)):
             return f"{plain[1]}@{normalise_domain(plain[2])}"
         return validate_email(email, check_deliverability=False, strict=True).normalized
@@ -82,26 +82,26 @@ def normalise_email(email: Any) -> Any:
 
 @lru_cache(10_000)
 def normalise_domain(domain: str) -> str:
-    """The domain of an address in lower case. Raises EmailNotValidError."""
+    """Return the domain of an address in lower case. Raises EmailNotValidError."""
     return validate_email(f"a@{domain}", check_deliverability=False).domain
 
 
 def check_random_uuid(key: UUID) -> UUID:
-    """Refuse UUIDs that somebody else could guess, since a registration's replay hands out a token."""
+    """Refuse UUIDs that can be guessed, since the replay of a registration returns a token."""
     if key.version not in (4, 7):
         raise wrong("Use a random UUID, version 4 or 7")
     return key
 
 
 def check_text(text: str | None) -> str | None:
-    """Refuse characters that cannot be seen; letters, marks, emoji and spaces of every script may be used."""
+    """Refuse invisible characters; letters, marks, emoji and spaces of every script are allowed."""
     if text is not None and UNPRINTABLE.search(text) is not None:
-        raise wrong("Write it in one line, without control characters and marks that turn the text around")
+        raise wrong("Write one line of text, without control characters and marks that change the text's direction")
     return text
 
 
 def check_instant(instant: Any) -> Any:
-    """An instant in UTC, from RFC 3339 (section 5.6) only."""
+    """Return an instant in UTC from RFC 3339, section 5.6; nothing else is accepted."""
     parts = RFC_3339.fullmatch(instant) if isinstance(instant, str) else None
     if parts is None:
         raise wrong("Write an instant as in RFC 3339, with its offset: 2026-11-23T09:00:00Z")
@@ -111,10 +111,10 @@ def check_instant(instant: Any) -> Any:
         raise wrong("There is no such instant") from None
 
 
-# 64 bits on PostgreSQL; SQLite numbers rows by itself only in a column of type INTEGER, which holds 64 bits there.
+# SQLite generates ids only for a column of type INTEGER, which has 64 bits there.
 Id = BigInteger().with_variant(Integer(), "sqlite")
 
-# The length stands before the validator and is checked after it: what counts is the normalised text.
+# A length that stands before a BeforeValidator is checked after it: the limits apply to the normal form.
 Username = Annotated[
     str,
     pydantic.Field(
@@ -129,7 +129,7 @@ Email = Annotated[
     str,
     pydantic.Field(
         max_length=100,
-        description="At most 100 characters; checked for its form, not for its existence",
+        description="At most 100 characters; only the form is checked, not the existence",
         examples=["alice@example.com"],
     ),
     BeforeValidator(normalise_email),
@@ -148,13 +148,13 @@ TokenName = Annotated[
     pydantic.Field(
         min_length=1,
         max_length=50,
-        description="What you call the token: one line of text",
+        description="A name for the token: one line of text",
         examples=["laptop"],
     ),
     AfterValidator(check_text),
 ]
 Secret = Annotated[
-    str, pydantic.Field(description="The bearer token, `svp_` and 43 characters; shown this once", examples=["svp_…"])
+    str, pydantic.Field(description="The bearer token, `svp_` and 43 characters; shown only once", examples=["svp_…"])
 ]
 Status = Literal["active", "suspended", "closed"]
 RegistrationKey = Annotated[
@@ -187,7 +187,7 @@ Instant = Annotated[datetime, BeforeValidator(check_instant)]
 INT64 = {"format": "int64"}
 RowId = Annotated[int, pydantic.Field(examples=[1], json_schema_extra=INT64)]
 AccountId = Annotated[int, Field(sa_type=Id), pydantic.Field(ge=1, lt=2**63, examples=[2], json_schema_extra=INT64)]
-# As far as JSON numbers are exact everywhere (RFC 8259, section 6).
+# Up to here, JSON numbers are exact everywhere (RFC 8259, section 6).
 Amount = Annotated[
     int,
     Field(sa_type=BigInteger),
@@ -208,7 +208,7 @@ Memo = Annotated[
     str | None,
     pydantic.Field(
         max_length=200,
-        description="What it is for, in one line of text; both parties read it",
+        description="The purpose, in one line of text; both parties can read it",
         examples=["Invoice 4711"],
     ),
     AfterValidator(check_text),

@@ -1,4 +1,4 @@
-"""The decision what a transfer does to two accounts, made in memory. Knows nothing of SQL."""
+"""The effect of transfers on accounts, decided in memory. Knows nothing of SQL."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, fields
@@ -21,20 +21,20 @@ from refusals import (
 )
 
 OPERATOR = 0
-"""The operator, where a caller is the id of a user."""
+"""The operator as a caller or initiator, which otherwise is a user's id."""
 
 BALANCE_MAX = 2**53 - 1
-"""No transfer takes a balance further than this from 0: as far as JSON numbers are exact everywhere (RFC 8259).
+"""The limit of a balance in both directions: up to here, JSON numbers are exact everywhere (RFC 8259).
 
-It is kept here and not by a CHECK, since a balance that is outside, from before there was this limit, may come back.
+It is no CHECK constraint, so that a balance from before this limit may still be reduced.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A transfer that its initiator (a user's id, or OPERATOR) wants; the fields are columns of transfers.
+    """A transfer that its initiator (a user's id, or OPERATOR) asks for; the fields are columns of transfers.
 
-    Where its key is used again, all of it has to be the same.
+    Where its key is used again, all fields must be the same.
     """
 
     initiator: int
@@ -47,7 +47,7 @@ class Order:
 
 
 CONTENT = tuple(field.name for field in fields(Order))
-"""The fields that tell the transfers of one batch apart. Transfers that are alike in all of them may swap ids."""
+"""The fields that identify a transfer in a batch. Transfers that are equal in all of them may swap ids."""
 
 content_of: Callable[[Order], tuple[Any, ...]] = attrgetter(*CONTENT)
 
@@ -66,7 +66,7 @@ class Holding:
 
 @dataclass(slots=True)
 class Posting:
-    """A transfer that was made, and what it left on both accounts; id is 0 until it is stored."""
+    """A transfer that was made, with the balances after it; id is 0 until it is stored."""
 
     order: Order
     currency: str
@@ -80,16 +80,16 @@ class Posting:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """A posting, for one who wanted it: replayed where its key was used before, which then did this."""
+    """The outcome of an order that was not refused; replayed means that an earlier order with its key was posted."""
 
     posting: Posting
     replayed: bool = False
 
 
 class Ledger:
-    """The locked accounts of a batch, and what its transfers did to them so far.
+    """The locked accounts of a batch, changed by one order after the other.
 
-    `inactive` are the users who are not active, `earlier` the postings whose keys come again, `reversed` the ids of
+    `inactive` are the users who are not active, `earlier` the postings whose keys are used again, `reversed` the ids of
     transfers that were reversed, `locked` the accounts that other transactions hold.
     """
 
@@ -107,18 +107,18 @@ class Ledger:
         self.reversed = set(reversed)
         self.locked = locked
         self.postings: list[Posting] = []
-        # Never before an account's newest entry, even if that was written by a machine whose clock is ahead of ours:
-        # so the balance at an instant is the last one written until then.
+        # Never before an account's newest entry, even if the clock of the machine that wrote it is ahead: so the
+        # balance at an instant is the last one written until then.
         self.moment = max([now(), *(each.updated_at for each in self.holdings.values() if each.updated_at)])
 
     @property
     def changed(self) -> list[Holding]:
-        """The accounts that the postings changed."""
+        """The accounts that the postings changed, in order of id."""
         ids = {id for each in self.postings for id in (each.order.debit_account_id, each.order.credit_account_id)}
         return [self.holdings[id] for id in sorted(ids)]
 
     def post(self, order: Order) -> Posted | Refusal:
-        """Move the money, or say why not; a key that was used answers what it did then."""
+        """Move the money, or return why not; a key that was used before is replayed."""
         key = (order.initiator, order.idempotency_key)
         if key in self.by_key:
             earlier = self.by_key[key]
@@ -126,15 +126,13 @@ class Ledger:
         if self.locked and not self.locked.isdisjoint((order.debit_account_id, order.credit_account_id)):
             return Locked()
         debit, credit = self.holdings.get(order.debit_account_id), self.holdings.get(order.credit_account_id)
-        # The sender's own side first: whoever cannot send learns nothing of the account that was to receive.
-        refusal = self.judge_debit(order, debit)
-        if refusal is not None:
-            return refusal
-        if debit is None or credit is None:
+        if debit is None:
             return AccountNotFound()
-        refusal = self.judge_credit(order, debit, credit)
+        # The debit account first: a caller who cannot send learns nothing about the credit account.
+        refusal = self._judge_debit(order, debit) or self._judge_credit(order, debit, credit)
         if refusal is not None:
             return refusal
+        assert credit is not None
         debit.balance -= order.amount
         credit.balance += order.amount
         debit.version += 1
@@ -149,13 +147,13 @@ class Ledger:
             self.reversed.add(order.reverses_id)
         return Posted(posting)
 
-    def judge_debit(self, order: Order, debit: Holding | None) -> Refusal | None:
-        """Return why the caller cannot send this amount from this account, to whomever, or None."""
-        if debit is None or order.initiator not in (OPERATOR, debit.user_id):
+    def _judge_debit(self, order: Order, debit: Holding) -> Refusal | None:
+        """Return why the caller cannot send this amount from this account, whatever the credit account, or None."""
+        if order.initiator not in (OPERATOR, debit.user_id):
             return AccountNotFound()
         if order.debit_account_id == order.credit_account_id:
             return SameAccount()
-        # The operator pays out those who are not active: see judge_credit.
+        # The operator may pay out users who are not active: see _judge_credit.
         if order.initiator != OPERATOR and debit.user_id in self.inactive:
             return AccountNotActive()
         if order.reverses_id in self.reversed:
@@ -164,14 +162,13 @@ class Ledger:
             return InsufficientFunds()
         return None
 
-    def judge_credit(self, order: Order, debit: Holding, credit: Holding) -> Refusal | None:
-        """Return why this account cannot receive what the other one can send, or None."""
-        is_to_system = credit.user_id is None
-        if is_to_system and order.initiator != OPERATOR:
+    def _judge_credit(self, order: Order, debit: Holding, credit: Holding | None) -> Refusal | None:
+        """Return why the credit account cannot receive the amount, or None."""
+        if credit is None or (credit.user_id is None and order.initiator != OPERATOR):
             return AccountNotFound()
         if debit.currency != credit.currency:
             return CurrencyMismatch()
-        if not is_to_system and not self.inactive.isdisjoint({debit.user_id, credit.user_id}):
+        if credit.user_id is not None and not self.inactive.isdisjoint({debit.user_id, credit.user_id}):
             return AccountNotActive()
         if debit.balance - order.amount < -BALANCE_MAX or credit.balance + order.amount > BALANCE_MAX:
             return BalanceLimit()

@@ -1,24 +1,16 @@
-"""The counters of Savepoint, for Prometheus."""
+"""The metrics of Savepoint, for Prometheus."""
 
 import os
 from functools import cache
 from pathlib import Path
 
-from prometheus_client import REGISTRY as THIS_PROCESS
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-REQUESTS = Counter("savepoint_requests", "Answers given", ["method", "route", "status"])
-REQUEST_SECONDS = Histogram("savepoint_request_seconds", "Time from request to answer", ["method", "route"])
+REQUESTS = Counter("savepoint_requests", "Responses sent", ["method", "route", "status"])
+REQUEST_SECONDS = Histogram("savepoint_request_seconds", "Time from request to response", ["method", "route"])
 BATCH_SIZE = Histogram(
     "savepoint_batch_size",
     "Calls that shared one transaction",
@@ -34,45 +26,43 @@ BATCHES_HALVED = Counter("savepoint_batches_halved", "Batches rolled back and re
 
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-"""The methods that become labels where a route takes them; any other that callers write is "other"."""
+"""The methods that become labels where a route takes them; any other is "other"."""
 
 
 @cache
 def of_route(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    """Return the counter and the timer of a route; they are cached, since finding them costs as much as counting."""
+    """Return the counter and the timer of a route, cached, since a look-up costs as much as counting."""
     return REQUESTS.labels(method, route, status), REQUEST_SECONDS.labels(method, route)
 
 
 def exposition() -> bytes:
-    """All metrics in Prometheus' text format.
+    """Return all metrics in Prometheus' text format.
 
-    Several workers are added up where PROMETHEUS_MULTIPROC_DIR names a folder that they share (set it before they
-    start); without it each answers for itself.
+    With PROMETHEUS_MULTIPROC_DIR, a folder that the workers share (set it before they start), they are the sums of all
+    workers; without it those of this worker.
     """
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if folder is None:
-        return generate_latest(THIS_PROCESS)
-    # What a worker that was killed had waiting is no longer waiting.
-    for pid in ended_processes(Path(folder)):
+        return generate_latest()
+    # The calls that waited in a worker that was killed no longer wait.
+    for pid in _ended_processes(Path(folder)):
         mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
 
 
-def ended_processes(folder: Path) -> set[int]:
-    """The processes that left files in the folder and run no more."""
+def _ended_processes(folder: Path) -> set[int]:
     # prometheus_client ends the name of each file with the id of the process that writes it.
     pids = {int(path.stem.rpartition("_")[2]) for path in folder.glob("*_*.db")}
-    return {pid for pid in pids if not is_running(pid)}
+    return {pid for pid in pids if not _is_running(pid)}
 
 
-def is_running(pid: int) -> bool:
-    """Return True if there is such a process on this machine."""
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True

@@ -6,15 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import ConfigDict, WithJsonSchema
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    ForeignKeyConstraint,
-    Index,
-    String,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKeyConstraint, Index, String, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from fields import (
@@ -36,7 +28,7 @@ from fields import (
     Username,
 )
 
-# Where a column has another type than it should, they would write what it holds to the log; /readyz reports that.
+# Where a column has an unexpected type, these would write its values to the log; /readyz reports the column.
 warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
 
 # A migration can drop a constraint on every engine only by its name.
@@ -50,24 +42,24 @@ SQLModel.metadata.naming_convention = {
 
 
 def now() -> datetime:
-    """This instant, aware, in UTC."""
+    """Return the current time, aware, in UTC."""
     return datetime.now(UTC)
 
 
 class Strict(SQLModel):
-    """What comes in as JSON: no unknown fields, and no number taken for a string or the other way round."""
+    """A request body: unknown fields are refused, and numbers and strings are not converted into each other."""
 
     model_config = ConfigDict(strict=True, extra="forbid")  # type: ignore[assignment]
 
 
 class Answer(SQLModel):
-    """What goes out as JSON: every field is always there."""
+    """A response body: every field is always there."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)  # type: ignore[assignment]
 
 
 class Identified(Answer):
-    """What has a number of its own."""
+    """A response body with an id."""
 
     id: RowId
 
@@ -76,7 +68,7 @@ class Identified(Answer):
 
 
 class UserFields(SQLModel):
-    """What a user tells of itself."""
+    """The fields that a user sends."""
 
     username: Username
     email: Email
@@ -84,7 +76,7 @@ class UserFields(SQLModel):
 
 
 class User(UserFields, table=True):
-    """A registered user; registration_content_hash is null without a key, and where it was stored by older code."""
+    """A registered user; registration_content_hash is null without a key, and in rows of older versions."""
 
     __tablename__ = "users"
     __table_args__ = (UniqueConstraint("username"),)
@@ -96,7 +88,7 @@ class User(UserFields, table=True):
 
 
 class Profile(SQLModel, table=True):
-    """Whether a user may act; there is exactly one for each user."""
+    """The status of a user; there is exactly one profile for each user."""
 
     __tablename__ = "profiles"
     __table_args__ = (CheckConstraint("status IN ('active', 'suspended', 'closed')", name="status"),)
@@ -125,30 +117,28 @@ class UserPublic(UserFields, Identified):
 
 
 class UserUpdate(Strict):
-    """What a user may change about itself: what is left out stays, and a phone_number of null is removed."""
+    """The fields that a user may change; those left out stay, and a phone_number of null is removed."""
 
     email: Email = None  # type: ignore[assignment] # left out, not null
     phone_number: PhoneNumber = None
 
 
 class StatusUpdate(Strict):
-    """What the operator may change about a user."""
+    """The field of a user that the operator may change."""
 
     status: Status
 
 
 OnError = Annotated[
     Literal["rollback", "continue"],
-    pydantic.Field(description="rollback stores all or nothing; continue stores what is not refused"),
+    pydantic.Field(description="rollback stores all or nothing; continue stores the items that are not refused"),
 ]
-
-
 BATCH_LIMIT = 10_000
 USER_BATCH_LIMIT = 1_000
 
 
 def items_of(item: type[SQLModel], description: str) -> Any:
-    """The items of a batch; each is checked by itself, so that one bad item need not stop the others."""
+    """Return the type of a batch's items; each is validated by itself, so that one need not stop the others."""
     return Annotated[
         list[Annotated[Any, WithJsonSchema({"$ref": f"#/components/schemas/{item.__name__}"})]],
         pydantic.Field(min_length=1, max_length=BATCH_LIMIT, description=description),
@@ -166,7 +156,7 @@ class UsersBatch(Strict):
 
 
 class TokenFields(SQLModel):
-    """What is told of a token after it was issued."""
+    """The fields of a token that can be shown again."""
 
     name: TokenName = None
     created_at: datetime
@@ -198,14 +188,14 @@ class TokenPublic(TokenFields, Identified):
 
 
 class IssuedToken(TokenPublic):
-    """A token just issued, with its secret, which is shown this once."""
+    """A token just issued, with its secret, which is shown only once."""
 
     access_token: Secret
     token_type: Literal["bearer"] = "bearer"
 
 
 class RegistrationAnswer(Answer):
-    """What a registration answers."""
+    """A registered user with its first token."""
 
     message: Literal["Registration successful"] = "Registration successful"
     user: UserPublic
@@ -217,14 +207,14 @@ class RegistrationAnswer(Answer):
 
 
 class CurrencyPublic(Answer):
-    """A currency, and in how many decimals its amounts are written: 1250 EUR in minor units is 12.50 EUR."""
+    """A currency and its number of decimals: 1250 in minor units of EUR is 12.50 EUR."""
 
     code: Currency
-    decimals: Annotated[int, pydantic.Field(description="Minor units are 10 to the minus this", examples=[2])]
+    decimals: Annotated[int, pydantic.Field(description="Decimal places: with 2, a minor unit is 0.01", examples=[2])]
 
 
 class AccountFields(SQLModel):
-    """What is told of an account."""
+    """The fields of an account that the API shows."""
 
     user_id: Annotated[
         int | None,
@@ -234,14 +224,12 @@ class AccountFields(SQLModel):
     currency: Currency
     balance: Balance = 0
     version: Annotated[
-        int,
-        Field(sa_type=BigInteger),
-        pydantic.Field(description="How many entries the account has", examples=[1]),
+        int, Field(sa_type=BigInteger), pydantic.Field(description="The number of the account's entries", examples=[1])
     ] = 0
 
 
 class Account(AccountFields, table=True):
-    """What a user holds in one currency; a system account is where deposits come from and withdrawals go to.
+    """The money of a user in one currency; a system account is the other side of deposits and withdrawals.
 
     version is the seq of the newest entry, updated_at its created_at.
     """
@@ -250,9 +238,9 @@ class Account(AccountFields, table=True):
     __table_args__ = (
         CheckConstraint("user_id IS NULL OR balance >= 0", name="balance"),
         UniqueConstraint("user_id", "currency"),
-        # What the transfers' foreign keys refer to, so that both accounts have the transfer's currency.
+        # The transfers' foreign keys refer to it, so that both accounts have the transfer's currency.
         UniqueConstraint("id", "currency"),
-        # One system account a currency: where user_id is null, the constraint above does not hold.
+        # One system account per currency: where user_id is null, the constraint above does not hold.
         Index(
             "uq_accounts_system_currency",
             "currency",
@@ -260,7 +248,7 @@ class Account(AccountFields, table=True):
             sqlite_where=text("user_id IS NULL"),
             postgresql_where=text("user_id IS NULL"),
         ),
-        # Room on each page, so that a new balance stands beside the old one, and no index changes (HOT).
+        # Leaves room on each page, so that an update changes no index (HOT).
         {"postgresql_with": {"fillfactor": 90}},
     )
 
@@ -279,7 +267,7 @@ class AccountPublic(AccountFields, Identified):
 
 
 class TransferFields(SQLModel):
-    """From where, to where, how much and what for."""
+    """The fields of a transfer that its caller sends."""
 
     debit_account_id: AccountId
     credit_account_id: Annotated[AccountId, pydantic.Field(examples=[3])]
@@ -288,7 +276,7 @@ class TransferFields(SQLModel):
 
 
 class Transfer(TransferFields, table=True):
-    """Money that went from the debit account to the credit account; initiator is a user's id, or 0, the operator."""
+    """Money that went from the debit account to the credit account; initiator is a user's id, or 0 for the operator."""
 
     __tablename__ = "transfers"
     __table_args__ = (
@@ -308,10 +296,7 @@ class Transfer(TransferFields, table=True):
 
 
 class Entry(SQLModel, table=True):
-    """What one transfer did to one account: less on the debit account, more on the credit account.
-
-    In order of seq, created_at never falls.
-    """
+    """The change that one transfer made to one account; created_at never falls in order of seq."""
 
     __tablename__ = "entries"
     __table_args__ = (
@@ -330,7 +315,7 @@ class Entry(SQLModel, table=True):
 
 
 class EntryPublic(Answer):
-    """A line of an account's statement."""
+    """An entry as an account's statement shows it."""
 
     seq: Annotated[int, pydantic.Field(description="1 is the account's oldest entry", examples=[1])]
     amount: Annotated[int, pydantic.Field(description="In minor units; negative where money left", examples=[-1250])]
@@ -353,7 +338,7 @@ class KeyedTransfer(TransferRequest):
 
 
 class CashRequest(Strict):
-    """Money that comes from outside, or leaves."""
+    """A deposit or withdrawal."""
 
     account_id: AccountId
     amount: Amount
@@ -361,7 +346,7 @@ class CashRequest(Strict):
 
 
 class TransferPublic(TransferFields, Identified):
-    """A transfer as both parties see it."""
+    """A transfer as the API shows it to both parties."""
 
     currency: Currency
     reverses_id: ReversesId
@@ -369,19 +354,19 @@ class TransferPublic(TransferFields, Identified):
 
 
 class DebitedTransfer(TransferPublic):
-    """A transfer as the owner of the debit account sees it."""
+    """A transfer as the API shows it to the owner of the debit account."""
 
     debit_balance_after: Balance
 
 
 class SettledTransfer(DebitedTransfer):
-    """A transfer as the operator sees it."""
+    """A transfer as the API shows it to the operator."""
 
     credit_balance_after: Balance
 
 
 class TransfersBatch(Strict):
-    """Transfers to make in this order: one may spend what another before it brought."""
+    """Transfers to make in this order: one may spend what an earlier one brought."""
 
     transfers: items_of(KeyedTransfer, "1 to 1,000 transfers, for the operator to 10,000")  # type: ignore[valid-type]
     on_error: OnError = "rollback"

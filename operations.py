@@ -1,10 +1,10 @@
-"""The operations as the routes call them: coalesced, bounded, with a deadline, and finished at shutdown."""
+"""Operations as the routes call them: coalesced, bounded, with a deadline, and finished at shutdown."""
 
 import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -24,27 +24,24 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
-
-
-Calls = Callable[[Item], Coroutine[Any, Any, Outcome]]
-"""What takes an item of a call, and returns what becomes of it."""
+Call = Callable[[Item], Coroutine[Any, Any, Outcome]]
 
 LOCK_PATIENCE = 0.2
-"""Seconds that a batch waits for a lock: longer than other batches hold it, too short for its callers to notice."""
+"""Seconds that a batch waits for a lock: longer than other batches hold it, too short for callers to notice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bulk(Generic[Item]):
-    """Many items in one call: all or nothing, or each for itself."""
+    """The items of one call: all or nothing, or each for itself."""
 
     items: Sequence[Item]
     all_or_nothing: bool
 
 
 class Turns:
-    """How many batches are in memory at once; the others wait, and their bodies with them.
+    """A limit on the batches that are in memory at once; the bodies of the others are not read yet.
 
-    Users cannot keep the operator waiting: the turns of either are their own. A user has one at a time.
+    The operator has turns of its own, so that users cannot keep it waiting. A user has one turn at a time.
     """
 
     def __init__(self, wait: float) -> None:
@@ -55,32 +52,29 @@ class Turns:
 
     @asynccontextmanager
     async def take(self, caller: int) -> AsyncIterator[None]:
-        """Take a turn for as long as the context lasts. Raises BatchUnderWay, and Overloaded if none comes in time."""
+        """Hold a turn while the context lasts. Raises BatchUnderWay, and Overloaded if there is none in time."""
         if caller in self.users:
             raise BatchUnderWay
         turns = self.of_operator if caller == OPERATOR else self.of_users
-        self.users |= {caller} - {OPERATOR}
-        try:
+        with ExitStack() as on_exit:
+            self.users |= {caller} - {OPERATOR}
+            on_exit.callback(self.users.discard, caller)
             try:
                 async with asyncio.timeout(self.wait):
                     await turns.acquire()
             except TimeoutError:
                 raise Overloaded from None
-            try:
-                yield
-            finally:
-                turns.release()
-        finally:
-            self.users.discard(caller)
+            on_exit.callback(turns.release)
+            yield
 
 
-async def run_query(queries: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    """Each query by itself."""
-    return [await query() for query in queries]
+async def _run_query(queries: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    [query] = queries
+    return [await query()]
 
 
 class Operations:
-    """Everything that one process can be asked to do with its database."""
+    """Everything that one process does with its database."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
@@ -88,40 +82,41 @@ class Operations:
         self.turns = Turns(settings.request_timeout)
         self.batchers: list[Batcher[Any, Any]] = []
         currency = settings.default_currency
-        users_and_accounts: tuple[Any, ...] = (
-            *(crud.update_users, crud.open_accounts),
-            *(crud.issue_tokens, crud.revoke_tokens, crud.revoke_users_tokens),
-        )
-        money: tuple[Any, ...] = (crud.make_transfers, crud.reverse_transfers, crud.make_payments)
-        self.single: dict[Any, Calls[Any, Any]] = {
-            crud.register_users: self.coalesce(crud.register_users, currency),
-            **{write: self.coalesce(write) for write in users_and_accounts},
-            **{write: self.coalesce_postings(write) for write in money},
+        self.single: dict[Any, Call[Any, Any]] = {
+            crud.register_users: self._coalesce(crud.register_users, currency),
+            crud.update_users: self._coalesce(crud.update_users),
+            crud.open_accounts: self._coalesce(crud.open_accounts),
+            crud.issue_tokens: self._coalesce(crud.issue_tokens),
+            crud.revoke_tokens: self._coalesce(crud.revoke_tokens),
+            crud.revoke_users_tokens: self._coalesce(crud.revoke_users_tokens),
+            crud.make_transfers: self._coalesce_postings(crud.make_transfers),
+            crud.reverse_transfers: self._coalesce_postings(crud.reverse_transfers),
+            crud.make_payments: self._coalesce_postings(crud.make_payments),
         }
-        self.many: dict[Any, Calls[Bulk[Any], Sequence[Any]]] = {
-            crud.register_users: self.bulk("register_many", crud.register_users, crud.register_all_users, currency),
-            crud.make_transfers: self.bulk("transfer_many", crud.make_transfers, crud.make_all_transfers),
+        self.many: dict[Any, Call[Bulk[Any], Sequence[Any]]] = {
+            crud.register_users: self._bulk("register_many", crud.register_users, crud.register_all_users, currency),
+            crud.make_transfers: self._bulk("transfer_many", crud.make_transfers, crud.make_all_transfers),
         }
-        self.authenticate: Batcher[str, UserPublic] = self.batcher(
+        self.authenticate: Batcher[str, UserPublic] = self._batcher(
             "authenticate", lambda hashes: database.read(crud.authenticate, hashes), too_late=DatabaseUnavailable
         )
-        # Left to end at the deadline: a query that is cancelled is waited for, on SQLite as long as it takes.
-        self.query: Batcher[Callable[[], Awaitable[Any]], Any] = self.batcher(
-            "query", run_query, tasks=4, batch_limit=1, too_late=DatabaseUnavailable
+        # Not cancelled at the deadline: SQLite would wait for the query to end, however long that takes.
+        self.query: Batcher[Callable[[], Awaitable[Any]], Any] = self._batcher(
+            "query", _run_query, tasks=4, batch_limit=1, too_late=DatabaseUnavailable
         )
 
     def write(self, write: IsolatedWrite[Item, ..., Outcome], item: Item) -> Coroutine[Any, Any, Outcome]:
-        """Write one item, in one transaction with whatever else waits for the same crud function.
+        """Write one item, in one transaction with the others that wait for the same crud function.
 
-        Raises the Refusal or other exception that is the item's outcome, and Overloaded, ShuttingDown, Locked, or
-        OutcomeUnknown after the deadline.
+        Raises the item's outcome, if it is an exception, and Overloaded, ShuttingDown, Locked, or OutcomeUnknown after
+        the deadline.
         """
         return self.single[write](item)
 
     def write_many(
         self, write: IsolatedWrite[Item, ..., Outcome], items: Bulk[Item]
     ) -> Coroutine[Any, Any, Sequence[Outcome | Exception]]:
-        """Write many items in a transaction of their own; the outcomes in their order. Raises as `write`."""
+        """Write many items in a transaction of their own; return the outcomes in order. Raises as `write` does."""
         return self.many[write](items)
 
     async def read(
@@ -131,7 +126,7 @@ class Operations:
         answer: T = await self.query(partial(self.database.read, query, *args, **kwargs))
         return answer
 
-    def batcher(
+    def _batcher(
         self,
         name: str,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]],
@@ -140,11 +135,8 @@ class Operations:
         batch_limit: int | None = None,
         too_late: type[Interruption] = OutcomeUnknown,
     ) -> Batcher[Item, Outcome]:
-        """A batcher as the settings say, unless told otherwise.
-
-        One task writes, also on PostgreSQL: what comes while it commits makes the next batch larger, and each call in
-        it cheaper, where a second task would halve the batches.
-        """
+        # One task writes, also on PostgreSQL: calls that arrive while it commits make the next batch larger and each
+        # call in it cheaper, where a second task would halve the batches.
         batcher = Batcher(
             name,
             run,
@@ -157,34 +149,30 @@ class Operations:
         self.batchers.append(batcher)
         return batcher
 
-    def coalesce(
-        self, write: IsolatedWrite[Item, P, Outcome], *args: P.args, **kwargs: P.kwargs
-    ) -> Calls[Item, Outcome]:
-        """Single calls of a crud function that writes many; those that need a locked row wait without the others."""
+    def _coalesce(self, write: IsolatedWrite[Item, ..., Outcome], *args: Any) -> Call[Item, Outcome]:
+        """Return what calls `write` for a single item; items that need a locked row wait without the others."""
 
         async def run(items: Sequence[Item]) -> list[Outcome | Exception]:
             try:
-                return await self.database.write(write, items, *args, **kwargs)
+                return await self.database.write(write, items, *args)
             except Locked as locked:
                 if len(items) == 1:
                     return [locked]
             middle = len(items) // 2
             return [*await run(items[:middle]), *await run(items[middle:])]
 
-        aside: Batcher[Item, Outcome] = self.batcher(f"{write.__name__}_aside", run, batch_limit=1)
-        return self.patient(self.batcher(write.__name__, run), aside)
+        aside: Batcher[Item, Outcome] = self._batcher(f"{write.__name__}_aside", run, batch_limit=1)
+        return self._patient(self._batcher(write.__name__, run), aside)
 
-    def coalesce_postings(
-        self, write: Callable[..., Awaitable[list[Posted | Exception]]]
-    ) -> Callable[[Any], Coroutine[Any, Any, Posted]]:
-        """Single calls of a crud function that moves money; those that need a locked account wait without the others.
+    def _coalesce_postings(self, write: IsolatedWrite[Item, ..., Posted]) -> Call[Item, Posted]:
+        """Return what calls `write` for a single item; items that need a locked account wait without the others.
 
         A batch waits for an account as long as other batches hold one: milliseconds. Where that is not enough, it is
         run again without waiting, as are all batches until half of LOCK_TIMEOUT is over.
         """
         waits_from = 0.0
 
-        async def run(items: Sequence[Any]) -> list[Posted | Exception]:
+        async def run(items: Sequence[Item]) -> list[Posted | Exception]:
             nonlocal waits_from
             if time.monotonic() >= waits_from:
                 try:
@@ -193,14 +181,18 @@ class Operations:
                     waits_from = time.monotonic() + self.settings.lock_timeout / 2
             return await self.database.write(write, items, wait=False)
 
-        calls = self.batcher(write.__name__, run)
-        return self.patient(calls, calls)
+        batcher = self._batcher(write.__name__, run)
+        return self._patient(batcher, batcher)
 
-    def patient(self, first: Batcher[Item, Outcome], again: Batcher[Item, Outcome]) -> Calls[Item, Outcome]:
-        """Calls that are tried until no other transaction's lock is in the way; Locked is raised after LOCK_TIMEOUT."""
+    def _patient(self, first: Batcher[Item, Outcome], again: Batcher[Item, Outcome]) -> Call[Item, Outcome]:
+        """Return what retries an item while another transaction has the lock; after LOCK_TIMEOUT, Locked is raised."""
 
-        async def try_again(item: Item, give_up: float) -> Outcome:
-            pause = 0.05
+        async def call(item: Item) -> Outcome:
+            give_up = time.monotonic() + self.settings.lock_timeout
+            try:
+                return await first(item)
+            except Locked:
+                pause = 0.05
             while True:
                 await asyncio.sleep(random.uniform(pause / 2, pause))
                 pause = min(2 * pause, 0.5)
@@ -210,37 +202,25 @@ class Operations:
                     if time.monotonic() >= give_up:
                         raise
 
-        async def try_first(item: Item) -> Outcome:
-            give_up = time.monotonic() + self.settings.lock_timeout
-            try:
-                return await first(item)
-            except Locked:
-                return await try_again(item, give_up)
+        return call
 
-        return try_first
-
-    def bulk(
-        self,
-        name: str,
-        write: IsolatedWrite[Item, P, Outcome],
-        write_all: Write[Item, P, Outcome],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Calls[Bulk[Any], Sequence[Any]]:
-        """Calls of many items each, every call in a transaction of its own."""
+    def _bulk(
+        self, name: str, write: IsolatedWrite[Item, ..., Outcome], write_all: Write[Item, ..., Outcome], *args: Any
+    ) -> Call[Bulk[Item], Sequence[Any]]:
+        """Return what writes many items in one call, in a transaction of its own."""
 
         async def run(calls: Sequence[Bulk[Item]]) -> list[Sequence[Outcome | Exception]]:
             [call] = calls
             if call.all_or_nothing:
-                return [await self.database.write(write_all, call.items, *args, **kwargs)]
-            return [await self.database.write(write, call.items, *args, **kwargs)]
+                return [await self.database.write(write_all, call.items, *args)]
+            return [await self.database.write(write, call.items, *args)]
 
-        calls = self.batcher(name, run, batch_limit=1)
-        return self.patient(calls, calls)
+        batcher = self._batcher(name, run, batch_limit=1)
+        return self._patient(batcher, batcher)
 
     async def close(self) -> None:
-        """Refuse what comes from now on, finish what was accepted, and close the connections."""
-        # Whoever still waits after the deadline was told so, and a transaction that hangs must not hold up the end.
+        """Refuse new calls, finish those that were accepted, and close the connections."""
+        # After the deadline all callers have been answered, and a transaction that hangs must not delay the shutdown.
         await asyncio.wait(
             [asyncio.create_task(batcher.close()) for batcher in self.batchers], timeout=self.settings.request_timeout
         )

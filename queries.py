@@ -1,5 +1,6 @@
 """The SELECTs that crud.py executes, each rendered once for each dialect."""
 
+from dataclasses import fields
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -8,33 +9,35 @@ from sqlmodel import col, select
 
 from db.prepared import prepared
 from db.statements import among, table_of
-from ledger import CONTENT, OPERATOR
+from ledger import CONTENT, OPERATOR, Holding
 from models import AccessToken, Account, AccountPublic, Entry, EntryPublic, Profile, Transfer, User, UserPublic
 
 
 @prepared
-def imported_statement(dialect: str) -> Any:
-    """SELECT for find_imported."""
+def select_imported(dialect: str) -> Any:
+    """SELECT those of the `keys` that a registration has."""
     key = col(User.registration_key_hash)
     return select(key).where(among(dialect, key, "keys"))
 
 
 @prepared
-def without_token_statement(dialect: str) -> Any:
-    """SELECT for find_without_token."""
+def select_without_token(dialect: str) -> Any:
+    """SELECT id and name of the active users with one of these `keys` who have never had a token."""
     has_token = select(AccessToken.id).where(AccessToken.user_id == User.id).exists()
     is_asked = among(dialect, col(User.registration_key_hash), "keys")
     return select(User.id, User.username).join(Profile).where(is_asked, Profile.status == "active", ~has_token)
 
 
 @prepared
-def token_statement(dialect: str) -> Any:
-    """SELECT for authenticate: columns instead of objects, since every call of a user begins with it."""
+def select_token_owners(dialect: str) -> Any:
+    """SELECT tokens by their `hashes`, with the fields of UserPublic.
+
+    Columns instead of objects, since every call of a user begins with it.
+    """
     token, columns = table_of(AccessToken).c, {**table_of(User).c, "status": table_of(Profile).c.status}
+    user = (columns[name] for name in UserPublic.model_fields)
     return (
-        sa.select(
-            token.token_hash, token.revoked_at, token.expires_at, *(columns[name] for name in UserPublic.model_fields)
-        )
+        sa.select(token.token_hash, token.revoked_at, token.expires_at, *user)
         .join_from(table_of(AccessToken), table_of(User))
         .join(table_of(Profile))
         .where(among(dialect, token.token_hash, "hashes"))
@@ -42,22 +45,22 @@ def token_statement(dialect: str) -> Any:
 
 
 @prepared
-def account_statement(_: str) -> Any:
-    """SELECT of an account's fields."""
+def select_account(_: str) -> Any:
+    """SELECT the fields of AccountPublic."""
     account = table_of(Account).c
     return sa.select(*(account[name] for name in AccountPublic.model_fields)).where(account.id == sa.bindparam("id"))
 
 
 @prepared
-def newest_entry_statement(_: str) -> Any:
-    """SELECT of the balance and seq that an account's newest entry of this instant or before left.
+def select_newest_entry(_: str) -> Any:
+    """SELECT balance_after and seq of an account's newest entry that is not newer than this instant.
 
-    No entry is older than the one before it (Ledger.moment). So this halves what is left to search until one entry
-    is: 20 look-ups by primary key among a million. An index by instant would make each transfer write to it twice.
+    No entry is older than the one before it (Ledger.moment), so this is a binary search: 20 look-ups by primary key
+    among a million. An index by instant would make each transfer write to it twice.
     """
     entry = table_of(Entry).c
     is_the_accounts = entry.account_id == sa.bindparam("id")
-    # It is that of seq `low`, or a newer one up to `high`; 0 is none.
+    # The entry has a seq from `low` to `high`; 0 is none.
     nothing, newest = sa.literal(0, sa.BigInteger), sa.func.max(entry.seq)
     search = sa.select(nothing.label("low"), newest.label("high")).where(is_the_accounts).cte("search", recursive=True)
     low, high = search.c
@@ -72,8 +75,8 @@ def newest_entry_statement(_: str) -> Any:
 
 
 @prepared
-def entries_statement(_: str) -> Any:
-    """SELECT for list_entries: the fields of EntryPublic, and no objects, since a page would need a hundred of them."""
+def select_entries(_: str) -> Any:
+    """SELECT the fields of EntryPublic; no objects, since a page would need a hundred of them."""
     entry, transfer = table_of(Entry).c, table_of(Transfer).c
     counterparty = sa.case((entry.amount < 0, transfer.credit_account_id), else_=transfer.debit_account_id)
     columns = {**transfer, **entry, "counterparty_account_id": counterparty}
@@ -87,13 +90,10 @@ def entries_statement(_: str) -> Any:
 
 
 @prepared
-def holdings_statement(dialect: str, mode: Literal["wait", "skip", "read"]) -> Any:
-    """SELECT … FOR UPDATE for lock_holdings; to read, without FOR UPDATE."""
-    accounts = table_of(Account)
-    account = accounts.c
-    query = sa.select(
-        account.id, account.user_id, account.currency, account.balance, account.version, account.updated_at
-    )
+def select_holdings(dialect: str, mode: Literal["wait", "skip", "read"]) -> Any:
+    """SELECT … FOR UPDATE the accounts of orders, given as four arrays; to read, without FOR UPDATE."""
+    account = table_of(Account).c
+    query = sa.select(*(account[field.name] for field in fields(Holding)))
     if dialect == "sqlite":
         # It has one writer at a time, and locks no rows.
         return query.where(among(dialect, account.id, "debits") | among(dialect, account.id, "credits"))
@@ -101,7 +101,7 @@ def holdings_statement(dialect: str, mode: Literal["wait", "skip", "read"]) -> A
     arrays = (sa.bindparam(name, type_=sa.ARRAY(sa.BigInteger)) for name in names)
     orders = sa.func.unnest(*arrays).table_valued(*names, with_ordinality="place", name="orders")
     order = orders.render_derived().c
-    debit = accounts.alias("debit").c
+    debit = table_of(Account).alias("debit").c
     by_operator = order.callers == sa.literal_column(str(OPERATOR))
     so_far = sa.func.sum(order.amounts).over(partition_by=order.debits, order_by=order.place)
     credit_id = sa.case((by_operator | (debit.balance >= so_far), order.credits))
@@ -116,34 +116,24 @@ def holdings_statement(dialect: str, mode: Literal["wait", "skip", "read"]) -> A
 
 
 @prepared
-def inactive_statement(dialect: str) -> Any:
-    """SELECT for find_inactive."""
+def select_inactive(dialect: str) -> Any:
+    """SELECT those of the users with these `ids` who are suspended or closed."""
     profiles = table_of(Profile).c
     return sa.select(profiles.user_id).where(among(dialect, profiles.user_id, "ids"), profiles.status != "active")
 
 
 @prepared
-def postings_statement(dialect: str) -> Any:
-    """SELECT for find_postings: the transfers, and the balances that they left on both accounts."""
+def select_postings(dialect: str) -> Any:
+    """SELECT the transfers with one of these `keys` and `callers`, and the balances that they left on both accounts."""
     transfers, debit, credit = table_of(Transfer), table_of(Entry).alias(), table_of(Entry).alias()
     transfer = transfers.c
+    content = (transfer[name] for name in CONTENT)
+    balances = (debit.c.balance_after, credit.c.balance_after)
     return (
-        sa.select(
-            transfer.id,
-            transfer.currency,
-            transfer.created_at,
-            debit.c.balance_after,
-            credit.c.balance_after,
-            *(transfer[name] for name in CONTENT),
-        )
+        sa.select(transfer.id, transfer.currency, transfer.created_at, *balances, *content)
         .join_from(
-            transfers,
-            debit,
-            (debit.c.transfer_id == transfer.id) & (debit.c.account_id == transfer.debit_account_id),
+            transfers, debit, (debit.c.transfer_id == transfer.id) & (debit.c.account_id == transfer.debit_account_id)
         )
         .join(credit, (credit.c.transfer_id == transfer.id) & (credit.c.account_id == transfer.credit_account_id))
-        .where(
-            among(dialect, transfer.initiator, "callers"),
-            among(dialect, transfer.idempotency_key, "keys"),
-        )
+        .where(among(dialect, transfer.initiator, "callers"), among(dialect, transfer.idempotency_key, "keys"))
     )

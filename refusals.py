@@ -1,4 +1,4 @@
-"""Everything Savepoint refuses, each in the words that its caller reads."""
+"""All refusals, each with the text that the caller reads."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ class Refusal(Exception):
     """The call was refused."""
 
     field: str | None = None
-    """The field at fault, where there is one."""
+    """The invalid field, if there is one."""
 
     @property
     def detail(self) -> str:
-        """What happened and what to do, for the caller: the docstring of the refusal's class."""
+        """The docstring of the class: what happened, and what the caller can do."""
         return " ".join((type(self).__doc__ or "").split())
 
 
@@ -135,7 +135,7 @@ class BatchRefused(Refusal):
 
 
 class Interruption(Refusal):
-    """A reason why a whole transaction was not done, whatever its items say."""
+    """A refusal of a whole transaction, independent of its items."""
 
 
 class Overloaded(Interruption):
@@ -175,7 +175,7 @@ class OutcomeUnknown(Interruption):
 
 
 class RowsDropped(Exception):
-    """The database did less than it was asked to, and reported no error."""
+    """The database wrote fewer rows than it was asked to, without an error."""
 
     def __init__(self, table: str, asked: int, done: int) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Every setting, from the environment (or a .env file beside it)."""
+"""The settings, from the environment or a .env file in the working directory."""
 
 import os
 import re
@@ -20,18 +20,18 @@ from currencies import ISO_4217, parse_custom_currencies
 
 
 def check_database_url(url: str) -> str:
-    """Refuse what Savepoint cannot run on, in words that say what it can."""
+    """Refuse a database that Savepoint cannot use; the error says which it can."""
     if not url:
         raise ValueError(
             "not set; in production it must name the database: postgresql://user:password@host/name, or a file by its "
             "full path: sqlite:////var/lib/savepoint/savepoint.db"
         )
-    # Hosting providers still hand out the scheme that SQLAlchemy dropped.
+    # Hosting providers still use the scheme that SQLAlchemy dropped.
     url = url.replace("postgres://", "postgresql://", 1)
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        # Without the cause: its text repeats the URL, password included.
+        # Without the cause, whose text repeats the URL with its password.
         raise ValueError(
             "not a database URL; write sqlite:///./file.db or postgresql://user:password@host/name"
         ) from None
@@ -54,8 +54,8 @@ def check_database_url(url: str) -> str:
 
 
 def check_server(url: str, port: int | None) -> None:
-    """Refuse what is no server's address."""
-    # The driver's messages name server and database, which may be what follows an @ in the password.
+    """Refuse an invalid address of a server."""
+    # The driver's messages name server and database, which may be the part of a password after an @.
     if "@" in without_user(url):
         raise ValueError("has an @ too many; write an @ in a user, password, name or parameter as %40")
     if port is not None and not 0 < port < 65_536:
@@ -63,7 +63,7 @@ def check_server(url: str, port: int | None) -> None:
 
 
 def without_user(url: str) -> str:
-    """The URL from its server on, where SQLAlchemy takes that to begin."""
+    """Return the URL from its server on, as SQLAlchemy splits it."""
     return re.sub(r"^[^:]+://([^:/]*(:[^@]*)?@)?", "", url)
 
 
@@ -74,7 +74,7 @@ def check_url_parameters(url: str, parameters: Iterable[str]) -> None:
         raise ValueError("has a parameter without a value; write ?name=value&name=value, a & in a value as %26")
     unknown = set(parameters) - {option.keyword.decode() for option in Conninfo.get_defaults()}
     if unknown:
-        # After an & in a password, it is a part of that.
+        # The unknown name may be the part of a password after an &.
         named = "a name after its ?" if "password" in url else min(unknown)
         raise ValueError(
             f"{named} is not a parameter of a PostgreSQL URL; see the PostgreSQL manual, 34.1.2. "
@@ -99,22 +99,22 @@ def check_token(token: SecretStr) -> SecretStr:
 
 
 def check_custom_currencies(text: str) -> str:
-    """Refuse a list of currencies that cannot be read."""
+    """Refuse an invalid list of currencies."""
     parse_custom_currencies(text)
     return text
 
 
 def check_default_currency(code: str, info: ValidationInfo) -> str:
-    """Refuse a currency that no account could be opened in."""
+    """Refuse a currency that no account can have."""
     if "custom_currencies" not in info.data:
-        return code  # That list is what is wrong, and is reported.
+        return code  # That list is invalid, and is reported.
     if code not in ISO_4217 | parse_custom_currencies(info.data["custom_currencies"]):
         raise ValueError(f"{code!r} is not a currency; use a code of ISO 4217, or list it in CUSTOM_CURRENCIES")
     return code
 
 
 def check_rate(text: str) -> str:
-    """Refuse a limit that cannot be read; an empty one is no limit."""
+    """Refuse an invalid rate; an empty one means no limit."""
     if text:
         parse_rate(text)
     return text
@@ -139,8 +139,7 @@ class Settings(BaseSettings):
         description="Where the data lives: sqlite:///… or postgresql://…; must be set in production",
     )
     prod_database_url: DatabaseUrl | None = Field(
-        default=None,
-        description="The only URL that prod_alembic.ini migrates",
+        default=None, description="The only URL that prod_alembic.ini migrates"
     )
     environment: Literal["development", "production"] = Field(
         default="development",
@@ -206,34 +205,33 @@ class NamedDatabase(Settings):
     @model_validator(mode="before")
     @classmethod
     def require_database_url(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Have check_database_url report it with all else that is wrong."""
+        """Let check_database_url report a missing URL, together with all other errors."""
         return {"database_url": "", **values} if values.get("environment") == "production" else values
 
 
 class SettingsError(Exception):
-    """Settings that are wrong or missing, each in a line that begins with its variable."""
+    """Settings are invalid or missing; the message has a line for each, which begins with its variable."""
 
 
 def settings_from_environment(kind: type[Settings] = NamedDatabase) -> Settings:
-    """The settings from the environment. Raises SettingsError."""
-    # Pydantic passes over what is no regular file.
+    """Return the settings from the environment. Raises SettingsError."""
+    # Pydantic silently ignores what is no regular file.
     if os.path.lexists(".env") and not (Path(".env").is_file() or Path(".env").is_fifo()):
         raise SettingsError(
-            "The file .env cannot be read: it is a folder, or something else than a regular file. Put a file of "
-            "settings there, or remove it."
+            "The file .env cannot be read: it is not a regular file. Put a file of settings there, or remove it."
         )
     try:
         if Path(".env").is_file():
             check_file(Path(".env"))
         return kind()
     except ValidationError as error:
-        raise SettingsError("\n".join(map(in_words, error.errors()))) from None
+        raise SettingsError("\n".join(map(_message_of, error.errors()))) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"The file .env cannot be read: {error}") from None
 
 
 def check_file(path: Path) -> None:
-    """Refuse lines that set nothing, which would be passed over. Raises SettingsError, OSError, UnicodeDecodeError."""
+    """Refuse lines that set nothing, which would be ignored. Raises SettingsError, OSError, UnicodeDecodeError."""
     with path.open(encoding="utf-8") as file:
         for binding in parse_stream(file):
             written = binding.original.string
@@ -246,13 +244,12 @@ def check_file(path: Path) -> None:
                 )
 
 
-def in_words(error: Any) -> str:
-    """What is wrong with a setting, for people who know neither Python nor pydantic."""
-    words = WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+def _message_of(error: Any) -> str:
+    words = MESSAGES.get(error["type"], error["msg"].removeprefix("Value error, "))
     return f"{str(error['loc'][0]).upper()}: {words.format(**error.get('ctx', {}))}"
 
 
-WORDS = {
+MESSAGES = {
     "bool_parsing": "must be true or false",
     "finite_number": "must be a number of seconds, such as 2.5",
     "float_parsing": "must be a number of seconds, such as 2.5",
@@ -264,4 +261,4 @@ WORDS = {
     "less_than_equal": "must be {le:g} or less",
     "literal_error": "must be {expected}",
 }
-"""Pydantic's errors in our words."""
+"""Texts for pydantic's errors that need no knowledge of Python."""

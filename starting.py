@@ -1,4 +1,4 @@
-"""A start that is refused, and ends in words instead of a traceback."""
+"""A start that is refused ends with a message instead of a traceback."""
 
 import sys
 
@@ -6,11 +6,11 @@ from starlette.types import Message, Send
 
 
 class StartRefused(Exception):
-    """Why the service does not start, and what to do: a line for each reason."""
+    """The service does not start; the message has a line for each reason, with what to do."""
 
 
 def in_words(send: Send) -> Send:
-    """Report a start that is refused to the server by its words, where Starlette reports a traceback."""
+    """Send the message of a StartRefused to the server, where Starlette sends a traceback."""
 
     async def send_words(message: Message) -> None:
         error = sys.exception()

@@ -1,4 +1,4 @@
-"""Bearer tokens: how they are made, and the only form in which they are kept."""
+"""Bearer tokens: making and hashing them, and the operator's own."""
 
 import hashlib
 import os
@@ -12,17 +12,17 @@ DEVELOPMENT_OPERATOR_TOKEN = Path(".operator-token")
 
 
 def make_token() -> str:
-    """A new secret: `svp_` and 256 random bits."""
+    """Return a new token: `svp_` and 256 random bits."""
     return "svp_" + secrets.token_urlsafe(32)
 
 
 def hash_secret(secret: str) -> str:
-    """The SHA-256 of a token or key, as 64 hexadecimal digits; they are random enough to need no salt."""
+    """Return the SHA-256 of a token or key in hexadecimal; they are random enough to need no salt."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def operator_token_hash(settings: Settings) -> str | None:
-    """The hash of the operator's token; None where operator calls are refused. Raises SettingsError."""
+    """Return the hash of the operator's token; None if the operator's calls are refused. Raises SettingsError."""
     if settings.operator_token is not None:
         return hash_secret(settings.operator_token.get_secret_value())
     if settings.environment == "production":
@@ -30,7 +30,7 @@ def operator_token_hash(settings: Settings) -> str | None:
     try:
         token = development_operator_token(DEVELOPMENT_OPERATOR_TOKEN)
     except (OSError, UnicodeDecodeError) as error:
-        where, why = DEVELOPMENT_OPERATOR_TOKEN.absolute(), getattr(error, "strerror", "it is no text")
+        where, why = DEVELOPMENT_OPERATOR_TOKEN.absolute(), getattr(error, "strerror", "it is not text")
         raise SettingsError(f"OPERATOR_TOKEN: not set, and {where} cannot be used: {why}. Set it") from None
     try:
         print(f"Development operator token: {token}", flush=True)
@@ -42,23 +42,23 @@ def operator_token_hash(settings: Settings) -> str | None:
 
 
 def metrics_token_hash(settings: Settings) -> str | None:
-    """The hash of the token that may read the metrics; None where that is the operator's only."""
+    """Return the hash of METRICS_TOKEN, or None."""
     return hash_secret(settings.metrics_token.get_secret_value()) if settings.metrics_token is not None else None
 
 
 def development_operator_token(kept_in: Path) -> str:
-    """The token in this file, made at the first start; all workers and restarts share it."""
+    """Return the token in this file, made at the first start; all workers and restarts share it."""
     draft = kept_in.with_name(f"{kept_in.name}.{secrets.token_hex(4)}")
     if not kept_in.exists():
         draft.touch(mode=0o600)
         draft.write_text(make_token())
         try:
-            # A link appears whole or not at all, and only the first of several workers makes it.
+            # A link appears with its whole content, and only the first of several workers makes it.
             os.link(draft, kept_in)
         except FileExistsError:
             pass
         finally:
             draft.unlink()
-    with suppress(PermissionError):  # It is somebody else's, who lets this user read it.
+    with suppress(PermissionError):  # The file of another user, who lets this one read it.
         kept_in.chmod(0o600)
     return kept_in.read_text().strip()
