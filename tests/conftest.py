@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def use_memory_for_temporary_files() -> None:
-    """Keep databases and servers in memory, where Linux has enough: on a disk, CREATE DATABASE takes ten times as long."""
+    """Use memory where Linux has enough: on a disk, CREATE DATABASE can take ten times as long."""
     memory = Path("/dev/shm")  # noqa: S108
     if "TMPDIR" not in os.environ and memory.is_dir() and shutil.disk_usage(memory).free > NEEDED_MEMORY:
         os.environ["TMPDIR"] = tempfile.tempdir = str(memory)

@@ -208,7 +208,7 @@ def busy(url: str, tmp_path: Path) -> Iterator[tuple[httpx2.Client, list[str], l
                 thread.join()
 
 
-def faults(url: str) -> list[audit.Finding]:
+def faults(url: str) -> list[audit.Discrepancy]:
     with audit.open_books(url) as books:
         return list(books.run(lambda rows: None))
 
