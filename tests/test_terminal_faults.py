@@ -296,8 +296,8 @@ def test_output_that_is_lost_is_told_in_one_line_with_a_code_of_its_own(
 
     assert ended.value.code == 74
     assert (tmp_path / "errors").read_text() == (
-        "Standard output cannot be written: No space left on device. What was done until then stays, and the report of "
-        "it is lost.\n"
+        "Standard output cannot be written: No space left on device. What was done until then stays; its report is "
+        "lost.\n"
     )
     assert (tmp_path / "kept.json").exists() == ("save" in command)
 

@@ -1,1 +1,1 @@
-"""`python manage.py doctor`: what is wrong is told apart, the commands that it prints mend it, and it never writes."""
+"""`python manage.py doctor`: each error has its own diagnosis, the commands that it prints fix it, and it never writes."""
