@@ -262,9 +262,9 @@ class Source:
     def __init__(self, source: FileIO | BytesIO) -> None:
         """Raises ImportRefused where it is empty or its first line is not that of a file of users."""
         self.source = source
-        # What is not UTF-8 is read as surrogates, and refused with its record.
-        text = TextIOWrapper(BufferedReader(source, 2**20), "utf-8-sig", "surrogateescape", newline="")
-        pieces = read_pieces(text)
+        # What is not UTF-8 is read as surrogates, and refused with its record. Freed, it would close the file.
+        self.text = TextIOWrapper(BufferedReader(source, 2**20), "utf-8-sig", "surrogateescape", newline="")
+        pieces = read_pieces(self.text)
         first = next((each for each in pieces if not each[1].isspace()), None)
         if first is None:
             raise ImportRefused("There are no lines.")

@@ -54,7 +54,7 @@ def unreadable_database(error: Exception, url: str) -> Diagnosis:
     else:
         step = Next(
             "python manage.py doctor",
-            "Start the database's server, or correct DATABASE_URL (host, port, name, user, password). Then run doctor again:",
+            "Start the server, or correct DATABASE_URL (host, port, name, user, password). Then run doctor again:",
         )
     return Diagnosis("database-unreadable", "The database cannot be read.", [words], [step])
 

@@ -128,7 +128,7 @@ def read_names(assigned: Mapping[str, ast.expr], variable: str) -> tuple[str, ..
         return (value,)
     names = sorted(value) if isinstance(value, set) else (value or ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise RevisionUnreadable(f"line {expression.lineno}: `{variable}` is not a string, several strings, or None")
+        raise RevisionUnreadable(f"line {expression.lineno}: `{variable}` is not a string, strings, or None")
     return tuple(dict.fromkeys(names))
 
 

@@ -1,1 +1,1 @@
-"""`python manage.py doctor`: each error has its own diagnosis, the commands that it prints fix it, and it never writes."""
+"""`python manage.py doctor`: a diagnosis for each error, commands that fix it, and no writing."""

@@ -132,8 +132,9 @@ def test_memory_does_not_grow_with_the_file(url: str, file: Path, monkeypatch: p
         tracemalloc.start()
         try:
             with file.open("rb", 0) as raw:
+                source = importing.Source(raw)
                 found = importing.import_users(
-                    importing.Source(raw),
+                    source,
                     Settings(database_url=url),
                     on_error="rollback",
                     refusals=file.with_suffix(".refused.csv"),
