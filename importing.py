@@ -32,10 +32,10 @@ from settings import Settings
 from terminal import printable
 
 CHUNK = 20_000
-"""How many records are in memory, and in one transaction, at a time."""
+"""The number of records that are in memory, and in one transaction, at a time."""
 
 LIMIT = 4096
-"""How many characters of a record are kept, one more than it may have: a file without line ends, or a quote that is
+"""The number of characters kept of a record, one more than it may have: a file without line ends, or a quote that is
 never closed, must not fill the memory."""
 
 FIELDS = tuple(Registration.model_fields)

@@ -364,7 +364,7 @@ INCOMPLETE = {
     "left over": "was left by a save or load that was killed. The next one removes it.",
     "without description": "has no description beside it, so it cannot be loaded: its save was killed. Remove it.",
 }
-"""What each state of an incomplete copy means."""
+"""The explanation of each state of an incomplete copy."""
 
 
 @app.command("saves")

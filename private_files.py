@@ -59,7 +59,7 @@ def refuse_foreign(found: os.stat_result, path: Path) -> None:
 
 
 def refused(path: Path) -> FileRefused:
-    """What to say of such a file."""
+    """Return the error of such a file."""
     return FileRefused(
         f"{path} is a link, no regular file, or another user's, so nothing private is written to it. Name another file."
     )

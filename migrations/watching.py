@@ -22,7 +22,7 @@ BLOCKS = {
     "ExclusiveLock": "writes",
     "AccessExclusiveLock": "reads and writes",
 }
-"""What each lock on a table blocks, from the weakest to the strongest (PostgreSQL manual, Explicit Locking)."""
+"""The operations that each lock on a table blocks, weakest first (PostgreSQL manual, Explicit Locking)."""
 STRENGTH = {mode: strength for strength, mode in enumerate(BLOCKS)}
 
 OWN = ("alembic_version", "applied_revisions")
@@ -48,7 +48,7 @@ class Lock:
 
     @property
     def blocks(self) -> str:
-        """What it blocks."""
+        """The operations that it blocks."""
         return BLOCKS[self.mode]
 
     @property
