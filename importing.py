@@ -1,4 +1,4 @@
-"""Users from a CSV or NDJSON file of any size: checked like POST /register, imported once however often it is run."""
+"""Users from a CSV or NDJSON file of any size, checked like POST /register; nobody is imported twice."""
 
 import asyncio
 import csv
@@ -6,12 +6,12 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from io import BufferedReader, BytesIO, FileIO, TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
-from queue import Full, Queue
 from threading import Thread
 from typing import Any, Literal, NamedTuple, TextIO
 
@@ -25,50 +25,45 @@ from api.bodies import DECODER
 from api.problems import InvalidFields, cause_of, describe, field_errors
 from db.database import Database
 from models import Registration
-from private_files import FileRefused, keep_older, open_private
+from private_files import keep_older, open_private
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, Refusal, SchemaBehind, SchemaDiffers
 from schema import Schema, get_revision, has_columns
 from settings import Settings
 from terminal import printable
 
 CHUNK = 20_000
-"""How many records are in memory, and in one transaction, at a time."""
+"""The number of records that are in memory, and in one transaction, at a time."""
 
 LIMIT = 4096
-"""How many characters of a record are kept, one more than it may have: no user needs as many, and neither a file
-without line ends nor a quote that is never closed may fill the memory."""
+"""The number of characters kept of a record, one more than it may have: a file without line ends, or a quote that is
+never closed, must not fill the memory."""
 
 FIELDS = tuple(Registration.model_fields)
 REQUIRED = {name for name in FIELDS if Registration.model_fields[name].is_required()}
 
 NOTES = ("line", "field", "refusal")
-"""What a file of refusals says beside each record; an import skips it, so that the fixed file can be imported."""
+"""The columns that a file of refusals adds; an import skips them, so that the fixed file can be imported."""
 
 FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
-"""How a cell begins that a spreadsheet would take for a formula, or that was escaped for that reason."""
+"""The beginning of a cell that a spreadsheet would run as a formula, or that was escaped for that reason."""
 
 OnError = Literal["rollback", "continue"]
 
 
-Raw = FileIO | BytesIO
-"""Without a buffer, whose lock would make closing a pipe wait for who still reads from it."""
-
-
 class ImportRefused(Exception):
-    """Nothing of the file can be imported; the text says why."""
+    """The reason why nothing of a file can be imported."""
 
 
 class TokensNotKept(Interruption):
     """The file of tokens could not be written, so none were issued; the cause is an OSError."""
 
 
+@dataclass(eq=False)
 class LineRefused(Exception):
-    """This record cannot be imported: which field is wrong, and why."""
+    """The reason why a record cannot be imported, and the fields with an error."""
 
-    def __init__(self, detail: str, field: str = "") -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.field = field
+    detail: str
+    field: str = ""
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -89,16 +84,17 @@ class Csv:
 
     def __init__(self) -> None:
         self.columns: list[str] = []
+        self.unescape: Callable[[str], str] = str
         self.line = 0
         self.is_quoted = self.is_open = False
         self.is_at_start = True
 
     def ends(self, piece: str) -> bool:
-        """Whether a record ends with this piece of it, which is a line or the part of one: no quote is open then."""
+        """Return whether a record ends with this piece, a line or a part of one: then no quote is open."""
         if self.is_open or '"' in piece or piece[-1] not in "\r\n":
             for mark in re.findall(r'[",]|[^",]+', piece):
                 if mark == '"' and (self.is_at_start or self.is_quoted):
-                    # A doubled quote closes and opens again.
+                    # A doubled quote closes and reopens.
                     self.is_quoted, self.is_open = True, not self.is_open
                 elif mark == "," and not self.is_open:
                     self.is_quoted, self.is_at_start = False, True
@@ -110,10 +106,10 @@ class Csv:
         return True
 
     def read_header(self, record: Record) -> None:
-        """Learn the columns. Raises ImportRefused where they are not the fields of a registration."""
+        """Read the names of the columns. Raises ImportRefused where they are not the fields of a registration."""
         self.line = record.line
         try:
-            self.columns = split(checked(record))
+            self.columns = split(check_text(record))
         except LineRefused as refused:
             raise ImportRefused(f"Line {self.line}: {refused.detail}") from None
         unknown = set(self.columns) - {*FIELDS, *NOTES}
@@ -122,53 +118,51 @@ class Csv:
                 f"Line {self.line}: the columns are {printable(', '.join(self.columns)[:200])}. Name each of these "
                 f"once, between commas: {', '.join(FIELDS)}. A line of NDJSON begins with {{."
             )
+        if "refusal" in self.columns:
+            self.unescape = _without_escape
 
     def parse(self, text: str) -> dict[str, Any]:
-        """The fields of a record; an empty cell of an optional one is none."""
+        """Return the fields of a record, without empty optional ones. Raises LineRefused."""
         cells = split(text)
         if len(cells) != len(self.columns):
             found = "is 1 column" if len(cells) == 1 else f"are {len(cells)} columns"
             raise LineRefused(f"There {found}, and line {self.line} names {len(self.columns)}.")
-        if "refusal" in self.columns:
-            cells = list(map(without_escape, cells))
-        named = zip(self.columns, cells, strict=True)
+        named = zip(self.columns, map(self.unescape, cells), strict=True)
         return {name: cell for name, cell in named if name not in NOTES and (cell or name in REQUIRED)}
 
     def begin_refusals(self, file: TextIO) -> None:
-        """The columns of a file of refusals."""
+        """Write the names of the columns."""
         csv.writer(file).writerow((*NOTES, *(name for name in self.columns if name not in NOTES)))
 
     def write_refused(self, file: TextIO, notes: Sequence[Any], text: str, is_whole: bool) -> None:
-        """A record to fix: its own cells, after why it was refused; as one cell, which no user is, what is not CSV."""
+        """Write a record to fix: the notes, then its cells; what is not CSV is one cell, which is refused again."""
         try:
             cells = split(text) if is_whole else [text]
         except LineRefused:
             cells = [text]
         if len(cells) == len(self.columns):
-            named = zip(self.columns, cells, strict=True)
-            is_escaped = "refusal" in self.columns
-            cells = [without_escape(cell) if is_escaped else cell for name, cell in named if name not in NOTES]
-        csv.writer(file).writerow(map(with_escape, map(str, (*notes, *cells))))
+            cells = [self.unescape(cell) for name, cell in zip(self.columns, cells, strict=True) if name not in NOTES]
+        csv.writer(file).writerow(map(_with_escape, map(str, (*notes, *cells))))
 
 
 class Ndjson:
-    """Lines of one JSON object each, which end with a line feed: a carriage return alone is white space in JSON."""
+    """Lines of one JSON object each. They end with a line feed: a carriage return alone is white space in JSON."""
 
     suffix = ".ndjson"
 
     def ends(self, piece: str) -> bool:
-        """Whether a line ends with this piece of it."""
+        """Return whether a line ends with this piece of it."""
         return piece[-1] == "\n"
 
     def parse(self, text: str) -> dict[str, Any]:
-        """The fields of a line."""
+        """Return the fields of a line. Raises LineRefused."""
         try:
             found = from_json(text, allow_inf_nan=False)
         except ValueError as error:
             raise LineRefused(f"This is not JSON: {str(error).replace('line 1 column', 'column')}.") from None
         if not isinstance(found, dict):
             raise LineRefused("A JSON object is expected.")
-        # With as many colons as fields, none is there twice; otherwise one may be, or a text has colons.
+        # With as many colons as fields, none is there twice. With more, one may be, or a text has colons.
         if text.count(":") != len(found):
             try:
                 DECODER.decode(text)
@@ -177,10 +171,10 @@ class Ndjson:
         return {name: value for name, value in found.items() if name not in NOTES}
 
     def begin_refusals(self, file: TextIO) -> None:
-        """NDJSON begins with nothing."""
+        """Write nothing: NDJSON has no header."""
 
     def write_refused(self, file: TextIO, notes: Sequence[Any], text: str, is_whole: bool) -> None:
-        """A line to fix: its own fields, after why it was refused; as text, which no user is, what is not JSON."""
+        """Write a line to fix: the notes, then its fields; what is not JSON is a text, which is refused again."""
         fields: dict[str, Any] = {"text": text}
         if is_whole:
             with suppress(LineRefused):
@@ -193,49 +187,45 @@ class Ndjson:
         file.write(line + "\n")
 
 
-def checked(record: Record) -> str:
-    """The text of a record that is short enough, and UTF-8."""
+def check_text(record: Record) -> str:
+    """Return the text of a record. Raises LineRefused where it is too long, or not UTF-8."""
     text = record.text
     if len(text) >= LIMIT:
         lines = f" (lines {record.line} to {record.last})" if record.last > record.line else ""
         why = "Close the quote that is open in it." if lines else "No user needs as many."
         raise LineRefused(f"The record is longer than {LIMIT - 1:,} characters{lines}. {why}")
-    if not text.isascii():
-        try:
-            encode(text).decode()
-        except UnicodeDecodeError as error:
-            byte = encode(text)[error.start]
-            raise LineRefused(
-                f"Byte {error.start + 1} of the record, 0x{byte:02x}, is not UTF-8. Save the file as UTF-8."
-            ) from None
+    try:
+        _encode(text).decode()
+    except UnicodeDecodeError as error:
+        where = f"Byte {error.start + 1} of the record, 0x{error.object[error.start]:02x},"
+        raise LineRefused(f"{where} is not UTF-8. Save the file as UTF-8.") from None
     return text
 
 
-def encode(text: str) -> bytes:
-    """The bytes of a text as they were read."""
+def _encode(text: str) -> bytes:
+    # What was not UTF-8 was read as surrogates.
     return text.encode(errors="surrogateescape")
 
 
 def split(text: str) -> list[str]:
-    """The cells of one record."""
+    """Return the cells of one record. Raises LineRefused."""
     try:
         return next(csv.reader([text], strict=True), [])
     except csv.Error as error:
         raise LineRefused(f"This is not CSV: {error}. Put quotes in pairs.") from None
 
 
-def with_escape(cell: str) -> str:
-    """The cell so that no spreadsheet runs it: a formula has an apostrophe before it."""
+def _with_escape(cell: str) -> str:
+    # No spreadsheet runs a formula with an apostrophe before it.
     return f"'{cell}" if FORMULA.match(cell) else cell
 
 
-def without_escape(cell: str) -> str:
-    """The cell before with_escape."""
+def _without_escape(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def read_pieces(text: TextIO) -> Iterator[tuple[int, str]]:
-    """Each line with its number, in pieces of LIMIT characters at most; lines end with CR, LF or both."""
+    """Yield each line with its number, in pieces of LIMIT characters at most. Lines end with CR, LF or both."""
     number, before = 1, ""
     while piece := text.readline(LIMIT):
         yield number, piece
@@ -245,7 +235,7 @@ def read_pieces(text: TextIO) -> Iterator[tuple[int, str]]:
 
 
 def read_records(pieces: Iterator[tuple[int, str]], form: Csv | Ndjson) -> Iterator[Record]:
-    """Each record that is not blank. Of a longer one than LIMIT the rest is skipped, to its end, wherever that is."""
+    """Yield each record that is not blank. What a record has beyond 2 * LIMIT characters is skipped."""
     for line, piece in pieces:
         text, last = piece, line
         while not form.ends(piece) and (following := next(pieces, None)):
@@ -258,7 +248,7 @@ def read_records(pieces: Iterator[tuple[int, str]], form: Csv | Ndjson) -> Itera
 
 @dataclass(slots=True)
 class Chunk:
-    """Some records of a file: their registrations, by line number, and those refused already."""
+    """Some records of a file: their registrations and refusals, by line number."""
 
     records: list[Record]
     position: int
@@ -269,10 +259,10 @@ class Chunk:
 class Source:
     """A file or pipe of users, read a chunk at a time."""
 
-    def __init__(self, source: Raw) -> None:
+    def __init__(self, source: FileIO | BytesIO) -> None:
         """Raises ImportRefused where it is empty or its first line is not that of a file of users."""
         self.source = source
-        # What is not UTF-8 is read as surrogates, and refused with its record.
+        # What is not UTF-8 is read as surrogates, and refused with its record. Freed, it would close the file.
         self.text = TextIOWrapper(BufferedReader(source, 2**20), "utf-8-sig", "surrogateescape", newline="")
         pieces = read_pieces(self.text)
         first = next((each for each in pieces if not each[1].isspace()), None)
@@ -284,52 +274,43 @@ class Source:
             self.format.read_header(next(self.records))
 
     def chunks(self) -> Iterator[Chunk]:
-        """Every record, checked."""
+        """Yield all records, checked, CHUNK at a time."""
         while records := list(islice(self.records, CHUNK)):
             chunk = Chunk(records, self.source.tell() if self.source.seekable() else 0)
             for record in records:
                 try:
-                    chunk.registrations[record.line] = self.check(record)
+                    fields = self.format.parse(check_text(record))
+                    chunk.registrations[record.line] = Registration.model_validate(fields)
                 except LineRefused as refused:
                     chunk.refused[record.line] = refused
+                except ValidationError as error:
+                    found = field_errors(error)
+                    details, names = (each.detail for each in found), (each.field for each in found)
+                    chunk.refused[record.line] = LineRefused("; ".join(details), "; ".join(names))
             yield chunk
-
-    def check(self, record: Record) -> Registration:
-        """The registration in a record. Raises LineRefused."""
-        fields = self.format.parse(checked(record))
-        try:
-            return Registration.model_validate(fields)
-        except ValidationError as error:
-            found = field_errors(error)
-            raise LineRefused(
-                "; ".join(each.detail for each in found), "; ".join(each.field for each in found)
-            ) from None
 
 
 async def read_ahead(chunks: Iterator[Chunk]) -> AsyncIterator[Chunk]:
     """Check the next chunk while this one is written."""
-    waiting: Queue[Chunk | Exception | None] = Queue(1)
 
-    def feed() -> None:
-        try:
-            for chunk in chunks:
-                waiting.put(chunk)
-        except Exception as error:
-            waiting.put(error)
-        else:
-            waiting.put(None)
+    def start() -> Future[Chunk | None]:
+        chunk: Future[Chunk | None] = Future()
+        chunk.set_running_or_notify_cancel()
 
-    # A daemon, since nobody can end the wait for a pipe in which nothing comes.
-    Thread(target=feed, daemon=True).start()
-    try:
-        while chunk := await asyncio.to_thread(waiting.get):
-            if isinstance(chunk, Exception):
-                raise chunk
-            yield chunk
-    finally:
-        # End the thread that may still wait for a chunk.
-        with suppress(Full):
-            waiting.put_nowait(None)
+        def run() -> None:
+            try:
+                chunk.set_result(next(chunks, None))
+            except Exception as error:
+                chunk.set_exception(error)
+
+        # A daemon, since nothing can end its wait for a pipe into which nothing is written.
+        Thread(target=run, daemon=True).start()
+        return chunk
+
+    following = start()
+    while chunk := await asyncio.wrap_future(following):
+        following = start()
+        yield chunk
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -337,7 +318,7 @@ async def read_ahead(chunks: Iterator[Chunk]) -> AsyncIterator[Chunk]:
 
 @dataclass(slots=True)
 class Summary:
-    """What became of the records: a line each, unless a quoted cell holds line ends."""
+    """The numbers of records, by outcome. A record is a line, unless a quoted cell holds line ends."""
 
     lines: int = 0
     imported: int = 0
@@ -349,14 +330,14 @@ class Summary:
 
 
 Progress = Callable[[int, Summary], None]
-"""Told after each chunk how many bytes are done, and what became of them."""
+"""Called after each chunk with the number of bytes read, and the outcomes until then."""
 
 
 class Refusals:
-    """The file of records that were refused, made at the first of them."""
+    """The file of refused records, created for the first of them."""
 
     def __init__(self, path: Path, form: Csv | Ndjson) -> None:
-        """What an earlier import left there, perhaps half fixed, is kept under a name with a ~ at its end."""
+        """An older file of that name, perhaps half fixed, is kept: see keep_older."""
         self.path = path
         self.format = form
         self.files = ExitStack()
@@ -364,29 +345,29 @@ class Refusals:
         keep_older(path)
 
     def write(self, record: Record, refused: LineRefused) -> None:
-        """Add a record, with its line number and why it was refused; of one that is too long, its beginning."""
+        """Add a record with its line number and the reason; of one that is too long, the beginning."""
         if self.file is None:
             self.file = self.files.enter_context(open_private(self.path, "x"))
             self.format.begin_refusals(self.file)
-        text = encode(record.text).decode(errors="replace").rstrip("\r\n")
+        text = _encode(record.text).decode(errors="replace").rstrip("\r\n")
         is_whole = len(record.text) < LIMIT
         notes = (record.line, refused.field, refused.detail)
         self.format.write_refused(self.file, notes, text if is_whole else f"{text[:100]}…", is_whole)
 
 
 class Tokens:
-    """The file of tokens, which grows with each import: a user that is listed twice has the later token."""
+    """The file of tokens. Each import appends to it: of a user who is in it twice, the later token is valid."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
         self.count = 0
 
     def keep(self, tokens: Sequence[tuple[str, str]]) -> None:
-        """Have the tokens on disk before their hashes are. Raises TokensNotKept."""
+        """Write the tokens to disk, before their hashes are committed. Raises TokensNotKept."""
         try:
             if self.file.tell() == 0:
                 csv.writer(self.file).writerow(("username", "access_token"))
-            csv.writer(self.file).writerows((with_escape(username), token) for username, token in tokens)
+            csv.writer(self.file).writerows((_with_escape(username), token) for username, token in tokens)
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
@@ -397,30 +378,24 @@ class Tokens:
 # --- import -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class Import:
-    """One run over a source: what it found, and where it puts what it refuses and issues."""
+    """One run over a source, with the files that it writes."""
 
-    def __init__(
-        self,
-        source: Source,
-        refusals: Refusals,
-        keep_tokens: crud.KeepTokens | None,
-        progress: Progress,
-    ) -> None:
-        self.source = source
-        self.refusals = refusals
-        self.keep_tokens = keep_tokens
-        self.progress = progress
-        self.summary = Summary()
+    source: Source
+    refusals: Refusals
+    keep_tokens: crud.KeepTokens | None
+    progress: Progress
+    summary: Summary = field(default_factory=Summary)
 
     async def run(self, settings: Settings, on_error: OnError) -> None:
         """Import everything that is not refused, chunk by chunk, or with "rollback" all or nothing.
 
-        Raises SchemaBehind, SchemaDiffers and what Database.write does. What was committed until then stays.
+        Raises SchemaBehind, SchemaDiffers and what Database.write raises. What was committed until then stays.
         """
         database = Database(settings)
         if database.is_sqlite:
-            event.listen(database.engine.sync_engine, "connect", prepare_for_many_rows)
+            event.listen(database.engine.sync_engine, "connect", _prepare_for_many_rows)
         try:
             if Schema().compare(await database.read(get_revision)).status == "behind":
                 raise SchemaBehind
@@ -434,24 +409,22 @@ class Import:
             await database.close()
 
     async def write_each(self, database: Database, currency: str) -> None:
-        """Each chunk in a transaction of its own."""
+        """Write each chunk in its own transaction."""
         async for chunk in read_ahead(self.source.chunks()):
             registrations = list(chunk.registrations.values())
-            outcomes = await database.write(crud.import_users, registrations, currency, self.keep_tokens)
-            self.note(chunk, outcomes)
+            self.note(chunk, await database.write(crud.import_users, registrations, currency, self.keep_tokens))
 
     async def write_all(self, session: AsyncSession, currency: str) -> None:
-        """All chunks in one transaction, which is rolled back in the end where a line was refused."""
+        """Write all chunks in one transaction, and roll it back if a line was refused."""
         async with session.begin() as transaction:
             # The writer's turn on SQLite: until here, another try is possible.
             await session.connection()
             try:
                 async for chunk in read_ahead(self.source.chunks()):
                     registrations = list(chunk.registrations.values())
-                    outcomes = await crud.import_users(session, registrations, currency, self.keep_tokens)
-                    self.note(chunk, outcomes)
+                    self.note(chunk, await crud.import_users(session, registrations, currency, self.keep_tokens))
             except Conflict as error:
-                # What was read cannot be read again from a pipe.
+                # A pipe cannot be read again.
                 raise DatabaseUnavailable from error
             if self.summary.refused:
                 await transaction.rollback()
@@ -459,14 +432,16 @@ class Import:
                 self.summary.imported = 0
 
     def note(self, chunk: Chunk, outcomes: Sequence[bool | Exception]) -> None:
-        """Count what became of a chunk, and write down what was refused."""
-        for number, outcome in zip(chunk.registrations, outcomes, strict=True):
-            if outcome is True:
-                self.summary.imported += 1
-            elif outcome is False:
-                self.summary.imported_before += 1
+        """Count the outcomes of a chunk, and write its refused records."""
+        for line, outcome in zip(chunk.registrations, outcomes, strict=True):
+            if isinstance(outcome, bool):
+                self.summary.imported += outcome
+                self.summary.imported_before += not outcome
+            elif isinstance(outcome, Refusal):
+                chunk.refused[line] = LineRefused(outcome.detail, outcome.field or "username")
             else:
-                chunk.refused[number] = explain(outcome)
+                what = describe(outcome).splitlines()[0]
+                chunk.refused[line] = LineRefused(f"Unexpected error of the database: {what}")
         for record in chunk.records if chunk.refused else ():
             if record.line in chunk.refused:
                 self.refusals.write(record, chunk.refused[record.line])
@@ -475,8 +450,8 @@ class Import:
         self.progress(chunk.position, self.summary)
 
 
-def explain_stop(stop: Interruption) -> str:
-    """Why an import was stopped."""
+def describe_interruption(stop: Interruption) -> str:
+    """Return why an import was stopped, as a sentence for the operator."""
     if isinstance(stop, SchemaBehind | SchemaDiffers):
         return stop.detail
     if isinstance(stop, TokensNotKept):
@@ -486,15 +461,8 @@ def explain_stop(stop: Interruption) -> str:
     return f"The database cannot be reached, or is too busy{cause_of(stop)}."
 
 
-def explain(error: Exception) -> LineRefused:
-    """Why a registration was refused by what is in the database."""
-    if isinstance(error, Refusal):
-        return LineRefused(error.detail, error.field or "username")
-    return LineRefused(f"Unexpected error of the database: {describe(error).splitlines()[0]}")
-
-
-def prepare_for_many_rows(dbapi_connection: Any, _: Any) -> None:
-    """Keep more of the indexes in memory, and write less often what changed in them twice."""
+def _prepare_for_many_rows(dbapi_connection: Any, _: Any) -> None:
+    # Keep more of the indexes in memory, and write pages that change often less often.
     cursor = dbapi_connection.cursor()
     cursor.execute("PRAGMA cache_size = -65536")
     cursor.execute("PRAGMA wal_autocheckpoint = 50000")
@@ -502,31 +470,20 @@ def prepare_for_many_rows(dbapi_connection: Any, _: Any) -> None:
 
 
 def import_users(
-    source: Raw,
-    settings: Settings,
-    *,
-    on_error: OnError,
-    refusals: Callable[[str], Path],
-    tokens: Path | None,
-    progress: Progress,
+    source: Source, settings: Settings, *, on_error: OnError, refusals: Path, tokens: Path | None, progress: Progress
 ) -> Summary:
-    """Import the users in a file or pipe, which is closed then; `refusals` names the file of refusals, by its suffix.
+    """Import users; refused records and new tokens are written into these files.
 
-    Raises ImportRefused, an Interruption where the database stops it, and OSError. Then, unless all was to be rolled
-    back, the chunks until there stay, and the same import can be run again.
+    Raises FileRefused, an Interruption where the database stops it, and OSError. Unless everything was to be rolled
+    back, the chunks until then stay, and the same import can be run again.
     """
-    with source, ExitStack() as files:
-        users = Source(source)
-        kept_in = refusals(users.format.suffix)
-        try:
-            issued = Tokens(files.enter_context(open_private(tokens, "a"))) if tokens else None
-            refused = Refusals(kept_in, users.format)
-        except FileRefused as error:
-            raise ImportRefused(str(error)) from None
+    with ExitStack() as files:
+        issued = Tokens(files.enter_context(open_private(tokens, "a"))) if tokens else None
+        refused = Refusals(refusals, source.format)
         files.enter_context(refused.files)
-        run = Import(users, refused, issued.keep if issued else None, progress)
+        run = Import(source, refused, issued.keep if issued else None, progress)
         asyncio.run(run.run(settings, on_error))
         run.summary.tokens = issued.count if issued and not run.summary.rolled_back else 0
         if run.summary.refused:
-            run.summary.refusals = str(kept_in)
+            run.summary.refusals = str(refusals)
     return run.summary

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from io import FileIO
@@ -10,34 +10,27 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
-import sqlalchemy.exc
 import typer
 from alembic.util import CommandError
 from rich.box import SIMPLE
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import Progress, TaskID
+from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from typer.core import TyperGroup
 
 import importing
 from audit import Totals, open_books
 from db.engines import create_migration_engine
 from db.sqlite_file import is_part_of
 from migrations import rehearsal_report, saves
-from migrations.applied import Applied, read_applied
-from migrations.comparison import Finding, check_schema
-from migrations.diagnosis import EXIT_CODES, Diagnosis, Next
+from migrations.applied import read_applied
+from migrations.comparison import check_schema
+from migrations.diagnosis import EXIT_CODES, Diagnosis
 from migrations.doctor import diagnose
 from migrations.graph import as_json, as_svg, as_text
 from migrations.migrating import only_migrator
@@ -50,58 +43,74 @@ from schema import ALEMBIC_INI, as_typed, chosen_settings, url_setting
 from settings import Settings, SettingsError
 from terminal import Messages, Output, OutputLost, Terminal, plural, printable, url_text
 
+
+class Commands(TyperGroup):
+    """The commands. An error that a command does not handle ends it with one line on standard error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Exit code 1: a save was refused. 2: any other error."""
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            for line in str(error).splitlines():
+                messages.print_line(line, "bold red")
+            raise typer.Exit(2) from None
+        except saves.SaveRefused as refusal:
+            _fail(str(refusal), 1)
+        except OSError as error:
+            _fail(_os_error_text(error))
+        except (KeyError, IndexError):  # Errors of this code, unlike other LookupErrors.
+            raise
+        except (CommandError, FileRefused, LookupError, saves.SaveError, SQLAlchemyError) as error:
+            _fail(_first_line(error))
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
-    help="What an operator does with a Savepoint database. DATABASE_URL says which one; with ALEMBIC_CONFIG set, the "
-    "setting that this ini file names, as for `alembic`. Exit code 74: the output could not be written.",
+    help="Operate a Savepoint database: the one that DATABASE_URL names or, with ALEMBIC_CONFIG set, the setting that "
+    "this ini file names, as for `alembic`. Exit code 74: the output could not be written.",
 )
 # In a file or pipe, a table is as wide as its numbers.
 output = Terminal(width=None if sys.stdout and sys.stdout.isatty() else 160)
 messages = Terminal(stderr=True)
 
-
-@app.callback()
-def manage() -> None:
-    """Have subcommands, even where there is only one."""
+AsDocument = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 
 @app.command()
 def audit() -> None:
     """Prove that no money was made or lost.
 
-    Reads all accounts, entries and transfers as they are at one instant, while the service goes on, and checks that
+    Reads all accounts, entries and transfers as they are at one instant, while the service runs, and checks that
 
     * the balances of each currency add up to 0, those of the system included
     * each transfer has two entries, as much minus as plus, and a reversal is the mirror of what it reverses
     * each balance is what the account's entries add up to, and what the newest one left
     * entries are numbered and dated in order, without a gap, and no user's balance was ever below 0
 
-    Exit code 0: proven. 1: not so; each account, transfer or currency at fault is named. 2: the books cannot be read.
+    Exit code 0: proven. 1: not proven; each finding is listed. 2: the books cannot be read.
     """
-    faults = 0
-    try:
-        with open_books(existing_database()) as books, progress_bar() as progress:
-            task = progress.add_task("Auditing", total=books.count_rows())
-            for finding in books.run(lambda rows: progress.advance(task, rows)):
-                faults += 1
-                text = Text.assemble((printable(finding.subject), "red"), f": {printable(finding.fault)}")
-                output.print(text, soft_wrap=True)
-    except (LookupError, sqlalchemy.exc.SQLAlchemyError) as error:
-        fail(str(getattr(error, "orig", error)).splitlines()[0])
-    output.print(totals_table(books.totals))
-    if faults:
-        messages.print_line(f"The books are wrong: {plural(faults, 'finding')}.", "bold red")
-        raise typer.Exit(1)
+    findings = 0
+    with open_books(_require_database().database_url) as books, _progress_bar() as progress:
+        task = progress.add_task("Auditing", total=books.count_rows())
+        for finding in books.run(lambda rows: progress.advance(task, rows)):
+            findings += 1
+            text = Text.assemble((printable(finding.subject), "red"), f": {printable(finding.fault)}")
+            output.print(text, soft_wrap=True)
+    output.print(_totals_table(books.totals))
+    if findings:
+        _fail(f"The books are wrong: {plural(findings, 'finding')}.", 1)
     messages.print_line("The books are right.", "bold green")
 
 
 @app.command()
 def graph(
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into this file as well.")] = None,
-    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+    as_document: AsDocument = False,
 ) -> None:
     """Show which revisions are applied, pending, or unknown to these files.
 
@@ -112,16 +121,16 @@ def graph(
 
     Exit code 0: shown. 2: there is no folder of revisions, or FILE cannot be written.
     """
+    history, applied = read_history(versions_folder()), None
     try:
-        history, applied = read_history(versions_folder()), applied_if_reachable()
-        if svg is not None:
-            with suppress(SettingsError):
-                keep_off_database(svg, chosen_settings().database_url)
-            svg.write_text(as_svg(history, applied), encoding="utf-8")
-    except OSError as error:
-        fail(f"{os_error_text(error)} Name another file.")
-    except (CommandError, FileRefused) as error:
-        fail(str(error))
+        applied = read_applied(chosen_settings().database_url)
+    except (SettingsError, LookupError, CommandError, SQLAlchemyError) as error:
+        reason = _first_line(error)
+        messages.print_line(f"Only the files are shown, since the database cannot be read: {reason}", "yellow")
+    if svg is not None:
+        with suppress(SettingsError):
+            _keep_off_database(svg, chosen_settings().database_url)
+        svg.write_text(as_svg(history, applied), encoding="utf-8")
     if as_document:
         output.print_json(data=as_json(history, applied))
     else:
@@ -130,83 +139,60 @@ def graph(
         output.print(text, soft_wrap=True)
 
 
-def applied_if_reachable() -> Applied | None:
-    """What the database says was applied to it; None, and why, where it says nothing."""
-    try:
-        return read_applied(chosen_settings().database_url)
-    except SettingsError as error:
-        reason = str(error)
-    except (LookupError, CommandError, sqlalchemy.exc.SQLAlchemyError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-    messages.print_line(f"Only the files are shown, since the database cannot be read: {reason}", "yellow")
-    return None
-
-
 @app.command()
-def check(
-    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
-) -> None:
+def check(as_document: AsDocument = False) -> None:
     """Find what is not as it should be in the schema, its revisions, and models.py.
 
     Compares the database with what its revisions make on an empty one, and that with models.py. It sees what `alembic
     check` sees, and what that does not: CHECK constraints and the values in them, conditions of indexes, constraints
-    without a name, files edited after they were applied, several heads. Changes nothing, and nobody waits for it.
+    without a name, files edited after they were applied, several heads. Changes nothing, and blocks nobody.
 
     Example: `python manage.py check --json`
 
-    Exit code 0: nothing found. 1: something was; each is named, with what to do. 2: the database cannot be read.
+    Exit code 0: nothing found. 1: findings; each says what to do. 2: the database cannot be read.
     """
-    try:
-        findings = check_schema(existing_database())
-    except (LookupError, CommandError, sqlalchemy.exc.SQLAlchemyError) as error:
-        fail(str(getattr(error, "orig", None) or error).splitlines()[0])
+    findings = check_schema(_require_database().database_url)
     if as_document:
         output.print_json(data=[asdict(finding) for finding in findings])
     else:
-        print_findings(findings)
+        for advice, same in groupby(findings, key=attrgetter("advice")):
+            for finding in same:
+                output.print_line(f"{finding.kind}: {finding.text}", "red")
+            output.print_line(f"  {advice}")
     if findings:
-        messages.print_line(f"Not as it should be: {plural(len(findings), 'finding')}.", "bold red")
-        raise typer.Exit(1)
+        _fail(f"Not as it should be: {plural(len(findings), 'finding')}.", 1)
     messages.print_line("The schema is as it should be.", "bold green")
 
 
-def print_findings(findings: list[Finding]) -> None:
-    """Each finding in a line, and what to do once for all of a kind."""
-    for advice, same in groupby(findings, key=attrgetter("advice")):
-        for finding in same:
-            output.print_line(f"{finding.kind}: {finding.text}", "red")
-        output.print_line(f"  {advice}")
-
-
-# -1 is a target, and no option.
+# Otherwise -1 would be read as an option.
 @app.command("rehearse", context_settings={"ignore_unknown_options": True})
 def rehearse_migration(
     target: Annotated[str, typer.Argument(help="As for alembic: head, base, a revision, +1 or -1.")] = "head",
     copy: Annotated[bool, typer.Option("--copy", help="Try it on a copy of the database instead.")] = False,
-    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+    as_document: AsDocument = False,
 ) -> None:
     """Run a migration for real, watch it, and roll it back.
 
     Shows each statement with its time, the rows it touches and the locks it takes on PostgreSQL, what a downgrade
     loses, and what is unsafe: by [squawk's rules](https://squawkhq.com/docs/rules) on PostgreSQL, and on SQLite by what
-    the rebuild of a table loses. It is one transaction on the database itself, and others wait for it as they will for
-    the migration; on a copy nobody does. What no transaction takes back is tried on a copy anyway. What a revision does
-    outside of the database is done.
+    the rebuild of a table loses. It is one transaction on the database itself, and others wait for its locks as they
+    will for the migration's; with `--copy` nobody waits. What cannot be rolled back is always tried on a copy. What a
+    revision does outside the database is not undone.
 
     Example: `python manage.py rehearse -1 --copy`
 
-    Exit code 0: it works, without warnings. 1: with warnings, or it fails. 2: it could not be tried. The database is as
-    it was, always.
+    Exit code 0: it works, without warnings. 1: with warnings, or it fails. 2: it could not be tried. In each case, the
+    database is unchanged.
     """
-    url, settings = existing_database(), read_settings()
+    settings = _require_database()
     if target.startswith("--"):
         raise typer.BadParameter(f"There is no option {target}.")
     try:
-        # What a revision prints is for people.
-        with steps() as progress, redirect_stdout(sys.stderr):
-            rehearsal = rehearse(url, target, settings=settings, copy=copy, progress=progress)
+        # What a revision prints is not part of the report.
+        with _steps() as progress, redirect_stdout(sys.stderr):
+            rehearsal = rehearse(settings.database_url, target, settings=settings, copy=copy, progress=progress)
     except KeyboardInterrupt:
-        fail("Interrupted and rolled back: the database is as it was.")
+        _fail("Interrupted and rolled back: the database is as it was.")
     if as_document:
         output.print_json(data=rehearsal_report.as_json(rehearsal))
     else:
@@ -224,68 +210,58 @@ def doctor_command(
     accepted: Annotated[
         str | None, typer.Option("--accept", metavar="REVISION", help="Record its file as it is: the edit was meant.")
     ] = None,
-    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+    as_document: AsDocument = False,
 ) -> None:
     """Find out what is wrong with the revisions or the schema, and what to run next.
 
-    Reads the revision files without executing them, the database and its record, and git, all branches of it; broken
-    files and a database that is not there are no hindrance. It never writes. Only to compare schemas, and where the
-    files make a history, does it run them, on a scratch database that is gone afterwards.
+    Reads the revision files without executing them, the database and its record, and all branches in git, also where
+    files are broken or the database is missing. It never writes. Only to compare schemas, and only where the files form
+    a history, it runs them, on a scratch database that is removed afterwards.
 
-    `--repair` may write: where alembic_version is empty, or names a revision of which nothing is known, or another one
-    than the schema shows, and exactly one revision makes the schema that is there. It writes that one, after asking,
-    and records what it replaced. `--accept REVISION` adds one row to the record: the checksum that the file of this
-    revision has now, so that it is `edited-file` no more. Nothing else in the database is touched.
+    `--repair` may write: where alembic_version is empty, or names an unknown revision, or another one than the schema
+    shows, and exactly one revision has that schema. It writes this one, after asking, and records what it replaced.
+    `--accept REVISION` adds one row to the record: the checksum that the file of this revision has now, so that it is
+    no longer an `edited-file`. Nothing else in the database is changed.
 
     Example: `python manage.py doctor --json`
     """
-    settings = read_settings()
-    url, root = settings.database_url, ALEMBIC_INI.parent
-    try:
-        folder = versions_folder()
-        if accepted is not None:
-            accept_edit(existing_database(), accepted, folder, settings.migration_timeout)
-        found = diagnose(url, folder, root)
+    settings, folder = chosen_settings(), versions_folder()
+    if accepted is not None:
+        _accept_edit(accepted, folder)
+    found = diagnose(settings.database_url, folder, ALEMBIC_INI.parent)
+    if not as_document:
+        messages.print_line(f"Database: {url_text(settings.database_url)}", "dim")
+        _print_diagnoses(found)
+    if repair and _repair(settings, found, folder, yes):
+        found = diagnose(settings.database_url, folder, ALEMBIC_INI.parent)
         if not as_document:
-            messages.print_line(f"Database: {url_text(url)}", "dim")
-            print_diagnoses(found)
-        if repair and mend(url, found, folder, settings.migration_timeout, yes):
-            found = diagnose(url, folder, root)
-            if not as_document:
-                print_diagnoses(found)
-    except (CommandError, sqlalchemy.exc.SQLAlchemyError) as error:
-        fail(str(getattr(error, "orig", None) or error).splitlines()[0])
+            _print_diagnoses(found)
     code = found[0].exit_code if found else 0
     if as_document:
-        diagnoses = [{"kind": each.kind, "exit_code": each.exit_code, **asdict(each)} for each in found]
-        for step in (step for each in diagnoses for step in each["next_commands"]):
-            step["command"] = step["command"] and as_typed(step["command"])
-        output.print_json(data={"exit_code": code, "diagnoses": diagnoses})
+        output.print_json(data={"exit_code": code, "diagnoses": [_diagnosis_as_json(each) for each in found]})
     raise typer.Exit(code)
 
 
-def accept_edit(url: str, revision: str, folder: Path, patience: float) -> None:
-    """Take the file of a revision, as it is, for what was applied; ends the command where it is not an edited one."""
+def _accept_edit(revision: str, folder: Path) -> None:
+    settings = _require_database()
     try:
-        accept(url, revision, folder, patience)
+        accept(settings.database_url, revision, folder, settings.migration_timeout)
     except RepairRefused as refusal:
         raise typer.BadParameter(printable(str(refusal))) from None
     messages.print_line(f"Accepted, and recorded: the file of {revision} as it is now.", "bold green")
 
 
-def mend(url: str, found: list[Diagnosis], folder: Path, patience: float, yes: bool) -> bool:
-    """Restamp the database, if that is what helps and somebody wants it; whether it was done."""
+def _repair(settings: Settings, found: list[Diagnosis], folder: Path, yes: bool) -> bool:
+    """Write the right revision into alembic_version, after asking; return whether that was done."""
     if all(each.kind == "behind" for each in found):
         messages.print_line("There is nothing to repair.")
         return False
     try:
-        plan = plan_repair(found, url)
+        plan = plan_repair(found, settings.database_url)
         messages.print_line(f"To be written: {plan}.")
-        if not yes and not is_asked():
-            raise RepairRefused("There is nobody to ask. To write it without a question: --yes")
-        if not yes and not typer.confirm("Write it?", err=True):
-            raise RepairRefused("It was not wanted.")
-        restamp(url, plan, folder, patience)
+        if not yes and (reason := _why_not("Write it?")):
+            raise RepairRefused(reason)
+        restamp(settings.database_url, plan, folder, settings.migration_timeout)
     except RepairRefused as refusal:
         messages.print_line(f"Nothing was changed. {refusal}", "bold red")
         return False
@@ -293,23 +269,35 @@ def mend(url: str, found: list[Diagnosis], folder: Path, patience: float, yes: b
     return True
 
 
-def is_asked() -> bool:
-    """Whether there is somebody to ask."""
+def _why_not(question: str) -> str | None:
+    """Ask, and return why not to go on, or None for a yes."""
+    if not is_interactive():
+        return "Standard input is not a terminal, so nobody can be asked. To confirm in advance: --yes"
+    return None if typer.confirm(question, err=True) else "Cancelled."
+
+
+def is_interactive() -> bool:
+    """Return whether a question can be answered."""
     return sys.stdin.isatty()
 
 
-def print_diagnoses(found: list[Diagnosis]) -> None:
-    """Each one: what it is, why we say so, and what to run, in lines of their own that can be copied."""
+def _diagnosis_as_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    steps = [{**asdict(step), "command": step.command and as_typed(step.command)} for step in diagnosis.next_commands]
+    return {"kind": diagnosis.kind, "exit_code": diagnosis.exit_code, **asdict(diagnosis), "next_commands": steps}
+
+
+def _print_diagnoses(found: list[Diagnosis]) -> None:
     for each in found:
         style = "bold red" if each.exit_code else "bold yellow"
         output.print(Text(printable(f"{each.kind}: {each.summary} (exit code {each.exit_code})"), style))
-        for mark, lines in (("•", each.evidence), ("→", each.next_commands)):
-            for line in lines:
-                row = Table.grid(padding=(0, 1))
-                row.add_row(f"  {mark}", printable(line.what if isinstance(line, Next) else line))
-                output.print(row)
-                if isinstance(line, Next) and line.command:
-                    output.print_line(f"      {as_typed(line.command)}", "bold cyan")
+        evidence = [("•", text, None) for text in each.evidence]
+        for mark, text, command in (*evidence, *(("→", step.what, step.command) for step in each.next_commands)):
+            # A grid indents all lines of a long text.
+            row = Table.grid(padding=(0, 1))
+            row.add_row(f"  {mark}", printable(text))
+            output.print(row)
+            if command:
+                output.print_line(f"      {as_typed(command)}", "bold cyan")
         output.print()
     if not found:
         output.print_line("Healthy: files, record, alembic_version and schema say the same.", "bold green")
@@ -319,20 +307,20 @@ def print_diagnoses(found: list[Diagnosis]) -> None:
 
 @app.command("save")
 def save_database(
-    name: Annotated[str | None, typer.Argument(help="What to call it: the revision and the time, if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Its name; by default, the revision and the time.")] = None,
 ) -> None:
-    """Save a copy of the database as it is at one instant, while the service goes on.
+    """Save a copy of the database as it is at one instant, while the service runs.
 
-    In SAVES_DIR it is two files that only you can read: the copy, and its description (revision, time, rows of each
-    table, SHA-256). PostgreSQL's `pg_dump` has to be installed, of the server's version or newer.
+    Writes two files into SAVES_DIR that only you can read: the copy, and its description (revision, time, rows of each
+    table, SHA-256). For PostgreSQL, `pg_dump` has to be installed, of the server's version or newer.
 
     Example: `python manage.py save before-the-sale`
 
-    Exit code 0: saved. 1: refused, since there is a save of that name, or nothing to save. 2: it could not be done.
+    Exit code 0: saved. 1: refused, since there is a save of that name, or nothing to save. 2: it failed.
     """
-    url, settings = existing_database(), read_settings()
-    with steps() as progress:
-        save = saves.save(url, settings.saves_dir, name, progress, settings.lock_timeout)
+    settings = _require_database()
+    with _steps() as progress:
+        save = saves.save(settings.database_url, settings.saves_dir, name, progress, settings.lock_timeout)
     path = save.copy_in(settings.saves_dir)
     output.print_line(f"Saved {plural(sum(save.rows.values()), 'row')} in {path}")
     messages.print_line(f"To go back to it: {as_typed(f'python manage.py load {save.name}')}")
@@ -343,35 +331,32 @@ def load_save(
     name: Annotated[str, typer.Argument(help="A save, as `saves` lists it.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before data is replaced.")] = False,
 ) -> None:
-    """Replace all that the database holds by a save: whole, or not at all.
+    """Replace the contents of the database with a save: whole, or not at all.
 
-    Refuses a save that is damaged, of the other engine, or of a revision that this code does not have. Shows what is
-    there beside what the save holds, and asks. What is replaced is saved, up to its last change, as replaced-… and the
-    time. The service may go on: its requests wait, or are told to come again (503).
+    Refuses a save that is damaged, of the other engine, or of a revision that this code does not have. Compares the
+    contents with the save's, and asks. What is replaced is saved, up to its last change, as replaced-… and the time.
+    The service may keep running: its requests wait, or are answered 503.
 
     Example: `python manage.py load before-the-sale`
 
-    Exit code 0: loaded. 1: refused, or not wanted. 2: it could not be done. But for 0, the database is as it was; only
-    an interruption in the last moment may come too late, and then the save is there, whole.
+    Exit code 0: loaded. 1: refused or cancelled. 2: it failed. Unless it is 0, the database is unchanged; only an
+    interruption at the last moment may come too late, and then the save is loaded, whole.
     """
-    settings = read_settings()
+    settings = chosen_settings()
     url, folder, lock_timeout = settings.database_url, settings.saves_dir, settings.lock_timeout
-    with steps() as progress:
+    with _steps() as progress:
         save = saves.verify(url, folder, name, progress)
         there = saves.contents(url, lock_timeout)
-    output.print(comparison_table(there, save))
-    if there and not yes:
-        if not sys.stdin.isatty():
-            fail("Nothing was changed: there is nobody to ask. To replace what is there without a question: --yes", 1)
-        if not typer.confirm("Replace what is there?"):
-            fail("Nothing was changed.", 1)
-    with steps() as progress, only_migrator(create_migration_engine(url), settings.migration_timeout):
+    output.print(_comparison_table(there, save))
+    if there and not yes and (reason := _why_not("Replace what is there?")):
+        _fail(f"Nothing was changed. {reason}", 1)
+    with _steps() as progress, only_migrator(create_migration_engine(url), settings.migration_timeout):
         replaced = saves.load(url, folder, name, progress, lock_timeout)
     output.print_line(f"Loaded {name}.")
     if replaced:
         messages.print_line(f"To go back: {as_typed(f'python manage.py load {replaced.name}')}")
     if set(save.revision) != set(read_history(versions_folder()).heads):
-        messages.print_line(f"The save is older than this code. What comes next: {as_typed('alembic upgrade head')}")
+        messages.print_line(f"The save is older than this code. Next: {as_typed('alembic upgrade head')}")
 
 
 INCOMPLETE = {
@@ -379,27 +364,29 @@ INCOMPLETE = {
     "left over": "was left by a save or load that was killed. The next one removes it.",
     "without description": "has no description beside it, so it cannot be loaded: its save was killed. Remove it.",
 }
-"""What to say of a copy that is no save."""
+"""The explanation of each state of an incomplete copy."""
 
 
 @app.command("saves")
-def list_saves(
-    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
-) -> None:
-    """List the saves in SAVES_DIR, newest first, and name the copies there that are none.
+def list_saves(as_document: AsDocument = False) -> None:
+    """List the saves in SAVES_DIR, newest first, and incomplete copies.
 
     Example: `python manage.py saves --json`
 
-    Exit code 0: listed, also where there are none.
+    Exit code 0: listed, also if there are none.
     """
-    folder = read_settings().saves_dir
+    folder = chosen_settings().saves_dir
     found = saves.list_saves(folder)
     for path, size, moment, state in saves.list_incomplete(folder):
         messages.print_line(f"{path} ({decimal(size)}, {moment:%F %T} UTC) {INCOMPLETE[state]}", "yellow")
     if as_document:
         output.print_json(data=[save.model_dump(mode="json") for save in found])
     elif found:
-        output.print(saves_table(found))
+        table = _make_table("name", "engine", "revision", "time (UTC)", numbers=("size", "rows"))
+        for save in found:
+            revision, rows = printable(", ".join(save.revision)), f"{sum(save.rows.values()):,}"
+            table.add_row(save.name, save.engine, revision, f"{save.created_at:%F %T}", decimal(save.size), rows)
+        output.print(table)
     else:
         messages.print_line(f"There are no saves in {folder}. To make one: {as_typed('python manage.py save')}")
 
@@ -414,99 +401,86 @@ def import_users(
         Path | None, typer.Option(metavar="FILE", help="Where refused lines go: users.refused.csv for users.csv.")
     ] = None,
     tokens: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Issue a token to each user who never had one, and add it to this file."),
+        Path | None, typer.Option(metavar="FILE", help="Issue a token to each user who never had one, into this file.")
     ] = None,
-    as_document: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+    as_document: AsDocument = False,
 ) -> None:
-    """Register users from a file, as many as there are, each as POST /register does.
+    """Register users from a file of any size, each as POST /register does.
 
-    CSV begins with a line that names the columns: username, email, and phone_number, where there are any. A cell in
-    quotes may hold commas and line ends (RFC 4180). NDJSON is a JSON object with these fields in each line. Both are
-    UTF-8. Each user gets a profile and an account in DEFAULT_CURRENCY, and a token only with `--tokens`: users without
-    one cannot call the service themselves.
+    CSV (RFC 4180) begins with a line that names the columns: username, email and, optionally, phone_number. NDJSON is a
+    JSON object with these fields in each line. Both are UTF-8. Each user gets a profile and an account in
+    DEFAULT_CURRENCY, and a token only with `--tokens`: users without one cannot call the service themselves.
 
-    It can be interrupted, even killed, and run again, also from standard input: each user's key in the database is made
-    of its fields, so what was imported before is skipped, and not taken for a name that somebody else has. Run again
-    with `--tokens`, it issues tokens to the users of this file who were imported without.
+    An import that was interrupted, or killed, can be run again, also from standard input: the users of this file who
+    were imported before are skipped. With `--tokens`, those of them without a token are issued one.
 
     * `--on-error rollback` is one transaction: all or nothing. On SQLite, others cannot write meanwhile.
     * `--on-error continue` commits 20,000 lines at a time, and keeps what it committed when it is interrupted.
 
-    Refused lines go to a file of their own, with line number, field and reason. Fix it, and import it as it is. An
-    older file of that name is kept as FILE~. In the file of tokens, the last line of a user counts. Only you can read
-    these files. In both, an apostrophe stands before a value that a spreadsheet would run as a formula (= + - @); an
-    import of refused lines takes it away again.
+    Refused lines go to a file of their own, with line number, field and reason. Fix and import that file. An older one
+    is kept as FILE~. In the file of tokens, a user's last line counts. Only you can read these files. Against
+    formulas in spreadsheets, values that begin with = + - @ are written with an apostrophe, which an import removes.
 
     Example: `python manage.py import users.csv --on-error continue --tokens tokens.csv`
 
-    Exit code 0: all users are there. 1: lines were refused. 2: it could not be done, or not to its end.
+    Exit code 0: all users are there. 1: lines were refused. 2: it failed, or was interrupted.
     """
-    settings = read_settings()
-    named = refusals_of(file, refusals, tokens, existing_database())
+    _print_summary(_import_users(file, on_error, refusals, tokens), bool(tokens), as_document)
+
+
+def _import_users(
+    file: str, on_error: importing.OnError, refusals: Path | None, tokens: Path | None
+) -> importing.Summary:
+    settings = _require_database()
     again = "Run it again: nobody is imported twice."
-    with open_source(file) as source:
-        try:
-            with import_bar(source) as progress:
-                summary = importing.import_users(
-                    source, settings, on_error=on_error, refusals=named, tokens=tokens, progress=progress
+    try:
+        # Without a buffer, whose lock would make closing a pipe wait for a thread that reads from it.
+        with open(sys.stdin.fileno() if file == "-" else file, "rb", 0, closefd=file != "-") as raw:
+            source = importing.Source(raw)
+            default = Path("refused" if file == "-" else file).with_suffix(f".refused{source.format.suffix}")
+            refusals = refusals or default
+            if len({refusals.absolute(), Path(file).absolute(), tokens and tokens.absolute()}) < 3:
+                raise FileRefused("Name different files for users, refusals and tokens.")
+            for written in filter(None, (refusals, older_name(refusals), tokens)):
+                _keep_off_database(written, settings.database_url)
+            with _import_bar(raw) as progress:
+                return importing.import_users(
+                    source, settings, on_error=on_error, refusals=refusals, tokens=tokens, progress=progress
                 )
-        except KeyboardInterrupt:
-            fail(f"Interrupted. {again}")
-        except Interruption as stop:
-            fail(f"{importing.explain_stop(stop)} {again}")
-        except OSError as error:
-            fail(f"{os_error_text(error)} Fix that, and run it again: nobody is imported twice.")
-        except importing.ImportRefused as refused:
-            fail(f"Nothing was imported. {refused}")
+    except KeyboardInterrupt:
+        _fail(f"Interrupted. {again}")
+    except Interruption as stop:
+        _fail(f"{importing.describe_interruption(stop)} {again}")
+    except OSError as error:
+        _fail(f"{_os_error_text(error)} Fix that. {again}")
+    except (importing.ImportRefused, FileRefused) as refused:
+        _fail(f"Nothing was imported. {refused}")
+
+
+def _print_summary(summary: importing.Summary, with_tokens: bool, as_document: bool) -> None:
     if as_document:
         output.print_json(data=asdict(summary))
     else:
         counts = f"{plural(summary.lines, 'line')}: {plural(summary.imported, 'user')} imported"
-        issued = f" {plural(summary.tokens, 'token')} issued." if tokens else ""
+        issued = f" {plural(summary.tokens, 'token')} issued." if with_tokens else ""
         output.print_line(f"{counts}, {summary.imported_before:,} before, {summary.refused:,} refused.{issued}")
+    lines = f"{plural(summary.refused, 'line')} {'was' if summary.refused == 1 else 'were'} refused"
+    if summary.rolled_back:
+        _fail(f"Nothing was imported, since {lines}; {summary.refusals} says why. Fix that, and import all again.", 1)
     if summary.refused:
-        lines = f"{plural(summary.refused, 'line')} {'was' if summary.refused == 1 else 'were'} refused"
-        if summary.rolled_back:
-            fail(
-                f"Nothing was imported, since {lines}; {summary.refusals} says why. Fix that, and import all again.", 1
-            )
-        fail(f"{lines}. Fix what is in {summary.refusals}, and import that file.", 1)
+        _fail(f"{lines}. Fix what is in {summary.refusals}, and import that file.", 1)
 
 
-def open_source(file: str) -> FileIO:
-    """The file, or standard input; ends the command where it cannot be read."""
-    try:
-        return open(sys.stdin.fileno() if file == "-" else file, "rb", 0, closefd=file != "-")
-    except FileNotFoundError:
-        fail(f"There is no file {file}. Nothing was imported.")
-    except OSError as error:
-        fail(f"{os_error_text(error)} Nothing was imported.")
+def _first_line(error: Exception) -> str:
+    # The lines after the first may repeat what is in the rows.
+    return str(getattr(error, "orig", None) or error).splitlines()[0]
 
 
-def os_error_text(error: OSError) -> str:
-    """What the operating system says, and of which file."""
+def _os_error_text(error: OSError) -> str:
     return f"{error.filename or 'A file'}: {error.strerror or error}."
 
 
-def refusals_of(file: str, refusals: Path | None, tokens: Path | None, url: str) -> Callable[[str], Path]:
-    """Where the lines that are refused go, once it is known of which format they are."""
-
-    def named(suffix: str) -> Path:
-        path = refusals or Path("refused" if file == "-" else file).with_suffix(f".refused{suffix}")
-        if len({path.absolute(), Path(file).absolute(), tokens and tokens.absolute()}) < 3:
-            raise importing.ImportRefused("Name different files for users, refusals and tokens.")
-        try:
-            for written in filter(None, (path, older_name(path), tokens)):
-                keep_off_database(written, url)
-        except FileRefused as refused:
-            raise importing.ImportRefused(str(refused)) from None
-        return path
-
-    return named
-
-
-def keep_off_database(path: Path, url: str) -> None:
+def _keep_off_database(path: Path, url: str) -> None:
     """Raise FileRefused for a file of the SQLite database, which nothing else may be written into."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and is_part_of(path, str(parsed.database)):
@@ -514,109 +488,69 @@ def keep_off_database(path: Path, url: str) -> None:
 
 
 @contextmanager
-def import_bar(source: FileIO) -> Iterator[importing.Progress]:
-    """A bar with rate and time left; there is no telling how much is left in a pipe."""
-    size = os.fstat(source.fileno()).st_size or None
-    columns = ("{task.fields[summary].lines:,} lines", "{task.fields[rate]:,.0f} a second")
-    with Progress(
-        TextColumn("Importing"),
-        BarColumn(),
-        TaskProgressColumn(),
-        *map(TextColumn, columns),
-        TimeRemainingColumn(),
-        console=messages,
-        transient=True,
-        disable=not messages.is_terminal,
-    ) as bar:
-        task = bar.add_task("", total=size, summary=importing.Summary(), rate=0)
+def _import_bar(source: FileIO) -> Iterator[importing.Progress]:
+    with _progress_bar() as bar:
+        # The size of a pipe is not known.
+        task = bar.add_task("Importing", total=os.fstat(source.fileno()).st_size or None)
         started = monotonic()
 
         def show(position: int, summary: importing.Summary) -> None:
             rate = summary.lines / (monotonic() - started)
-            bar.update(task, completed=position, summary=summary, rate=rate)
+            text = f"Importing, {summary.lines:,} lines, {rate:,.0f} a second"
+            bar.update(task, completed=position, description=text)
 
         yield show
 
 
 @contextmanager
-def steps() -> Iterator[saves.Progress]:
-    """Show a bar for each thing that is done; end the command where it cannot be."""
-    try:
-        with progress_bar() as bar:
-            tasks: dict[str, TaskID] = {}
+def _steps() -> Iterator[saves.Progress]:
+    """Show a bar for each step."""
+    with _progress_bar() as bar:
+        tasks: dict[str, TaskID] = {}
 
-            def show(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(printable(what), total=total)
-                bar.update(tasks[what], completed=done, total=total)
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
 
-            yield show
-    except saves.SaveRefused as refusal:
-        fail(str(refusal), 1)
-    except (saves.SaveError, CommandError) as error:
-        fail(str(error))
-    except sqlalchemy.exc.DBAPIError as error:
-        fail(str(error.orig).splitlines()[0])
+        yield show
 
 
-def read_settings() -> Settings:
-    """The settings, of the database that alembic would migrate; ends the command where they cannot work."""
-    try:
-        return chosen_settings()
-    except CommandError as error:
-        fail(str(error))
-    except SettingsError as error:
-        *others, last = str(error).splitlines()
-        for line in others:
-            messages.print_line(line, "bold red")
-        fail(last)
-
-
-def existing_database() -> str:
-    """The URL of the database, which must be there: SQLite would make an empty one."""
-    url = read_settings().database_url
-    parsed = make_url(url)
+def _require_database() -> Settings:
+    """Return the settings, of a database that exists: SQLite would create an empty one."""
+    settings = chosen_settings()
+    parsed = make_url(settings.database_url)
     if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
-        fail(f"There is no file {parsed.database}. {url_setting().upper()} says which database is meant.")
-    return url
+        _fail(f"There is no file {parsed.database}. {url_setting().upper()} says which database is meant.")
+    return settings
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    """End with this exit code, in one line."""
+def _fail(message: str, code: int = 2) -> NoReturn:
     messages.print_line(message, "bold red")
     raise typer.Exit(code)
 
 
-def progress_bar() -> Progress:
-    """A bar on standard error, where that is a terminal."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=messages,
-        transient=True,
-        disable=not messages.is_terminal,
-    )
+def _progress_bar() -> Progress:
+    return Progress(console=messages, transient=True, disable=not messages.is_terminal)
 
 
-def totals_table(totals: dict[str, Totals]) -> Table:
-    """What the audit added up, by currency."""
-    table = Table(title="Totals, in minor units", title_justify="left", box=SIMPLE)
-    table.add_column("currency")
-    for name in ("accounts", "users hold", "system holds", "transfers", "transferred"):
-        table.add_column(name, justify="right", overflow="fold")
+def _make_table(*texts: str, numbers: Sequence[str], title: str | None = None) -> Table:
+    columns = [Column(name, overflow="fold") for name in texts]
+    columns += [Column(name, justify="right", overflow="fold") for name in numbers]
+    return Table(*columns, title=title, title_justify="left", box=SIMPLE)
+
+
+def _totals_table(totals: dict[str, Totals]) -> Table:
+    names = ("accounts", "users hold", "system holds", "transfers", "transferred")
+    table = _make_table("currency", numbers=names, title="Totals, in minor units")
     for currency, each in sorted(totals.items()):
         numbers = (each.accounts, each.held_by_users, each.held_by_system, each.transfers, each.transferred)
         table.add_row(printable(currency), *(f"{number:,}" for number in numbers))
     return table
 
 
-def comparison_table(there: saves.Contents | None, save: saves.Save) -> Table:
-    """What the database holds, beside what is to replace it."""
-    table = Table(title="What is there, and what the save holds", title_justify="left", box=SIMPLE)
-    for name in ("", "there", "save"):
-        table.add_column(name, justify="right" if name else "left", overflow="fold")
+def _comparison_table(there: saves.Contents | None, save: saves.Save) -> Table:
+    table = _make_table("", numbers=("there", "save"), title="What is there, and what the save holds")
     both = (there, save)
     table.add_row("revision", *(printable(", ".join(each.revision)) or "none" if each else "" for each in both))
     table.add_row("time (UTC)", *(f"{each.created_at:%F %T}" if each else "" for each in both))
@@ -625,37 +559,18 @@ def comparison_table(there: saves.Contents | None, save: saves.Save) -> Table:
     return table
 
 
-def saves_table(found: list[saves.Save]) -> Table:
-    """The saves, one a line."""
-    table = Table(box=SIMPLE)
-    for name in ("name", "engine", "revision", "time (UTC)", "size", "rows"):
-        table.add_column(name, justify="right" if name in ("size", "rows") else "left", overflow="fold")
-    for save in found:
-        size, rows = decimal(save.size), f"{sum(save.rows.values()):,}"
-        revision = printable(", ".join(save.revision))
-        table.add_row(save.name, save.engine, revision, f"{save.created_at:%F %T}", size, rows)
-    return table
-
-
-OUTPUT_LOST = os.EX_IOERR
-"""The exit code of any command whose output cannot be written; no command has it for something else."""
-
-
 def main() -> None:
     """Run a command."""
     if sys.stderr:
         sys.stderr = Messages(sys.stderr)
     try:
         if sys.stdout is None:
-            raise OutputLost("is closed, so nothing was done. To do without it: >/dev/null")
+            raise OutputLost("is closed, so nothing was done. To run without output: >/dev/null")
         sys.stdout = Output(sys.stdout)
         app()
     except OutputLost as lost:
         messages.print_line(f"Standard output {lost}", "bold red")
-        sys.exit(OUTPUT_LOST)
-    except OSError as error:
-        messages.print_line(os_error_text(error), "bold red")
-        sys.exit(2)
+        sys.exit(os.EX_IOERR)
 
 
 if __name__ == "__main__":

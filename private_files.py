@@ -1,4 +1,4 @@
-"""Files for personal data and secrets: only their owner reads them, and no link leads to another one."""
+"""Files for personal data and secrets: readable only by their owner, and never written through a link."""
 
 import errno
 import os
@@ -8,13 +8,13 @@ from typing import Literal, TextIO
 
 
 class FileRefused(Exception):
-    """Why a file is not written to."""
+    """The reason why a file is not written to."""
 
 
 def open_private(path: Path, mode: Literal["a", "x"]) -> TextIO:
-    """A text file of mode 0600, a new one ("x") or also one to add to ("a").
+    """Open a text file of mode 0600: a new one ("x"), or also an existing one to append to ("a").
 
-    Raises FileRefused for anything but a regular file with one name and of this user, and OSError.
+    Raises OSError, and FileRefused for anything but this user's regular file without other names.
     """
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "a" else os.O_EXCL)
     try:
@@ -34,7 +34,7 @@ def open_private(path: Path, mode: Literal["a", "x"]) -> TextIO:
 
 
 def keep_older(path: Path) -> None:
-    """Rename a file, if there is one, to its name with a ~ at the end, which only its owner reads then.
+    """Rename a file, if it exists, to its name with a ~ at the end, and make it readable only by its owner.
 
     Raises FileRefused as open_private does, and OSError.
     """
@@ -48,7 +48,7 @@ def keep_older(path: Path) -> None:
 
 
 def older_name(path: Path) -> Path:
-    """The name under which keep_older keeps a file."""
+    """Return the name under which keep_older keeps a file."""
     return Path(f"{path}~")
 
 
@@ -59,7 +59,7 @@ def refuse_foreign(found: os.stat_result, path: Path) -> None:
 
 
 def refused(path: Path) -> FileRefused:
-    """What to say of such a file."""
+    """Return the error of such a file."""
     return FileRefused(
         f"{path} is a link, no regular file, or another user's, so nothing private is written to it. Name another file."
     )

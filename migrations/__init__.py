@@ -1,1 +1,1 @@
-"""The schema: its history, and what makes migrations safe to run."""
+"""The schema: its history, and safe migrations."""

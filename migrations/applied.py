@@ -1,4 +1,4 @@
-"""What the database says was applied to it."""
+"""The database's own record of its revisions."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,13 +23,13 @@ RECORD = sa.Table(
     sa.Column("applied_at", UTCDateTime(), nullable=False),
     sa.Column("seconds", sa.Float(), nullable=False),
 )
-"""What was done to the schema, in order; rows are only added. It belongs to no revision, as alembic_version does."""
+"""All changes of the schema, in order; rows are only added. Like alembic_version, it belongs to no revision."""
 VERSIONS = sa.table("alembic_version", sa.column("version_num", sa.String))
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A row of the record: what was done with a revision ("upgrade", "accept" …), and when."""
+    """A row of the record: an action ("upgrade", "accept" …) on a revision, and its time."""
 
     id: int
     action: str
@@ -43,21 +43,21 @@ class Event:
 
 @dataclass(frozen=True)
 class Applied:
-    """The revisions that alembic_version holds, which are in no file perhaps, and the record, oldest first."""
+    """The revisions in alembic_version, for which files may be missing, and the record, oldest first."""
 
     current: list[str]
     record: list[Event]
 
     @cached_property
     def recorded(self) -> dict[str, Event]:
-        """The newest event of each revision that tells something of its file."""
+        """The newest event of each revision that has its file's checksum."""
         return {event.revision: event for event in self.record if event.checksum}
 
 
 def read_applied(url: str) -> Applied:
-    """What a database holds now; a table that is not there is empty. No migration file is needed or executed.
+    """Return what a database holds now; a missing table counts as empty. No migration file is needed or executed.
 
-    Raises LookupError where there is no SQLite file, and SQLAlchemyError where the database cannot be read.
+    Raises LookupError if the SQLite file does not exist, and SQLAlchemyError if the database cannot be read.
     """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
@@ -67,7 +67,7 @@ def read_applied(url: str) -> Applied:
 
 
 def applied_in(connection: sa.Connection) -> Applied:
-    """The same through this connection."""
+    """Return the same, read through this connection."""
     tables = sa.inspect(connection)
     versions = sa.select(VERSIONS).order_by(VERSIONS.c.version_num)
     current = [revision_text(each) for each in connection.scalars(versions)] if tables.has_table(VERSIONS.name) else []
@@ -77,13 +77,13 @@ def applied_in(connection: sa.Connection) -> Applied:
 
 
 def revision_text(value: object) -> str:
-    """A value of alembic_version as text; SQLite keeps a value of any type in any column."""
+    """Return a value of alembic_version as text; SQLite stores values of any type in any column."""
     if value is None:
         return "NULL"
     return f"x'{value.hex()}'" if isinstance(value, bytes) else str(value)
 
 
 def as_event(row: sa.Row[tuple[object, ...]]) -> Event:
-    """A row of the record, its parents apart."""
+    """Return a row of the record, with its parents as a tuple."""
     values = dict(row._mapping)
     return Event(**{**values, "parents": tuple(filter(None, values["parents"].split(", ")))})

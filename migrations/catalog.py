@@ -1,4 +1,4 @@
-"""The tables of a database, as its engine tells them."""
+"""The tables of a database, read from the engine's catalog."""
 
 import re
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ import sqlalchemy as sa
 from migrations.applied import RECORD, VERSIONS
 
 LEFT_OUT = (RECORD.name, VERSIONS.name)
-"""Alembic's own table and the record, which belong to no revision."""
+"""Alembic's table and the record, which belong to no revision."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A column, constraint or index, or the table itself, in the engine's own words.
+    """A column, constraint or index, or the table itself, as the engine describes it.
 
-    On PostgreSQL a constraint that was made without a name has the one that the engine gave it; on SQLite it has "".
+    A constraint created without a name has the one that PostgreSQL gave it; on SQLite, "".
     """
 
     kind: str
@@ -27,28 +27,28 @@ class Part:
 
     @property
     def is_constraint(self) -> bool:
-        """Whether it is a constraint, which alone may be without a name."""
+        """Return whether it is a constraint, the only kind of part that may have no name."""
         return self.kind not in ("table", "column", "index")
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What is compared with each other: the same kind of the same name; without a name, the same text."""
+        """The key for comparisons: kind and name; without a name, kind and text."""
         return self.kind, self.name, self.text if self.is_constraint and not self.name else ""
 
 
 Schema = dict[str, frozenset[Part]]
-"""The parts of each table; in which order its columns are does not count."""
+"""The parts of each table; the order of columns does not count."""
 
 
 def schema_of(connection: sa.Connection) -> Schema:
-    """The tables of the current schema. Views, triggers, functions and comments are not looked at."""
+    """Return the tables of the current schema; views, triggers, functions and comments are ignored."""
     read = sqlite_parts if connection.dialect.name == "sqlite" else postgresql_parts
     return {table: frozenset(parts) for table, parts in read(connection) if table not in LEFT_OUT}
 
 
 # --- PostgreSQL -------------------------------------------------------------------------------------------------------
 
-# What belongs to an extension is nobody's to migrate. NOT NULL is a constraint since version 18, but a column tells it.
+# Extensions migrate their own tables. NOT NULL is a constraint since version 18, but is read with the column.
 POSTGRESQL = r"""
 WITH tables AS (
     SELECT oid AS id, relname::text AS "table", relpersistence FROM pg_class
@@ -84,19 +84,19 @@ ORDER BY 1
 
 
 def postgresql_parts(connection: sa.Connection) -> Iterator[tuple[str, list[Part]]]:
-    """Each table with its parts, as PostgreSQL would write them."""
+    """Yield each table with its parts, as PostgreSQL writes them."""
     for table, rows in groupby(connection.exec_driver_sql(POSTGRESQL), key=lambda row: str(row[0])):
-        # As ChooseConstraintName in the server's pg_constraint.c puts them together.
+        # Built like ChooseConstraintName in the server's pg_constraint.c.
         given = re.compile(rf"{re.escape(table)}(_.+)?_(pkey|key|fkey|check|excl)\d*")
         parts = (Part(kind, name, condition(text)) for _, kind, name, text in rows)
         yield table, [replace(part, is_named=not (part.is_constraint and given.fullmatch(part.name))) for part in parts]
 
 
 def condition(text: str) -> str:
-    """What a CHECK demands, without the word and its parentheses; any other text as it is."""
+    """Return the condition of a CHECK, without the keyword and its parentheses; any other text as it is."""
     if not (text.startswith("CHECK (") and text.endswith(")")):
         return text
-    # A CHECK that was dumped and restored has its casts among types of text elsewhere.
+    # Dump and restore move a CHECK's casts between text types.
     plain = re.sub(r"::(?:text|character varying)(?:\[\])?", "", text[len("CHECK (") : -1])
     return re.sub(r"(?<!\w)(?<!ANY )(?<!ALL )\((ARRAY\[[^]]*\]|'(?:[^']|'')*'|\w+)\)", r"\1", plain)
 
@@ -105,7 +105,7 @@ def condition(text: str) -> str:
 
 
 def sqlite_parts(connection: sa.Connection) -> Iterator[tuple[str, list[Part]]]:
-    """Each table with its parts, in SQLite's words, or in those of its text in one spelling."""
+    """Yield each table with its parts, from SQLite's pragmas, or from its SQL in one spelling."""
     tables = connection.exec_driver_sql(
         "SELECT name, wr, strict, sql FROM pragma_table_list JOIN sqlite_master USING (name, type)"
         " WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
@@ -129,13 +129,13 @@ SQLITE_COLUMNS = """
 SELECT name, upper(type) || CASE WHEN "notnull" THEN ' NOT NULL' ELSE '' END || coalesce(' DEFAULT ' || dflt_value, '')
 FROM pragma_table_xinfo(?)
 """
-# Those without a text belong to constraints.
+# Indexes without SQL belong to constraints.
 SQLITE_INDEXES = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL"
 
 
-# --- the text of a SQLite table ---------------------------------------------------------------------------------------
+# --- the SQL of a SQLite table ----------------------------------------------------------------------------------------
 
-# SQLite keeps it as it was typed, and tells constraints only there.
+# SQLite keeps it as it was typed, and reports constraints nowhere else.
 TOKEN = re.compile(
     r"""\s+ | --[^\n]* | /\*.*?\*/ | (?P<token> '(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | \[[^]]*\]
     | (?:PRIMARY|FOREIGN)\s+KEY\b | (?:NOT|SET)\s+NULL\b | SET\s+DEFAULT\b | [\w$.]+ | <> | [<>=!]= | \|\| | . )""",
@@ -150,7 +150,7 @@ KINDS = {
     "COLLATE": "column",
     "AS": "column",
 }
-"""What is told of a constraint, by the word that it begins with; of a column, pragma_table_xinfo tells the rest."""
+"""The kind of each constraint, by its first keyword; the rest of a column is in pragma_table_xinfo."""
 BEGINNINGS = {*KINDS, "CONSTRAINT", "NOT NULL", "NULL", "DEFAULT", "GENERATED"}
 OTHER_WORDS = """
 ACTION ALWAYS AND ASC AUTOINCREMENT BETWEEN CASCADE CASE CONFLICT CREATE DEFERRABLE DEFERRED DELETE DESC ELSE END GLOB
@@ -161,9 +161,9 @@ WORDS = {*BEGINNINGS, *OTHER_WORDS.split(), "SET NULL", "SET DEFAULT"}
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A constraint, written as one of the table; of kind "column" what else is said of a column, such as a collation.
+    """A constraint, written as one of the table; of kind "column", other clauses of a column, such as a collation.
 
-    The name is "" where there is none, and so is the column where it was written for the table. In the text, white
+    The name is "" if it has none, and the column "" if it was written for the table. In the text, white
     space, comments, needless quotes and the case of SQL's own words do not count.
     """
 
@@ -174,7 +174,7 @@ class Constraint:
 
 
 def constraints(sql: str) -> Iterator[Constraint]:
-    """The constraints in a CREATE TABLE."""
+    """Yield the constraints in a CREATE TABLE."""
     name = ""
     for column, clause in clauses(tokens_of(sql)):
         if clause[0] == "CONSTRAINT":
@@ -186,13 +186,13 @@ def constraints(sql: str) -> Iterator[Constraint]:
 
 
 def index_text(sql: str) -> str:
-    """What a CREATE INDEX says but for the names: whether it is unique, of which columns, and under which condition."""
+    """Return a CREATE INDEX without the names: UNIQUE, columns, and condition."""
     tokens = tokens_of(sql)
     return as_text([*["UNIQUE"][: "UNIQUE" in tokens[:2]], *tokens[tokens.index("ON") + 2 :]])
 
 
 def tokens_of(sql: str) -> list[str]:
-    """The words and signs of a statement, each in one spelling."""
+    """Return the tokens of a statement, each in one spelling."""
 
     def normal(token: str) -> str:
         if token[0] in '"`[':
@@ -205,7 +205,7 @@ def tokens_of(sql: str) -> list[str]:
 
 
 def clauses(tokens: list[str]) -> list[tuple[str, list[str]]]:
-    """What is between the outermost parentheses, each column and each constraint apart, with the column ("": none)."""
+    """Split what is between the outermost parentheses into clauses, each with its column, or "" for the table."""
     found: list[tuple[str, list[str]]] = []
     depth, column = 0, ""
     for before, token in pairwise(tokens):
@@ -221,7 +221,7 @@ def clauses(tokens: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def for_table(clause: list[str], column: str) -> list[str]:
-    """The constraint of a column as it would be written for the table."""
+    """Return the constraint of a column as it is written for a table."""
     if not column or clause[0] not in ("PRIMARY KEY", "UNIQUE", "REFERENCES"):
         return clause
     if clause[0] == "REFERENCES":
@@ -230,7 +230,7 @@ def for_table(clause: list[str], column: str) -> list[str]:
 
 
 def as_text(tokens: list[str]) -> str:
-    """The tokens as one would write them."""
+    """Join the tokens with the usual spaces."""
     text = ""
     for earlier, before, token in zip(["", "(", *tokens], ["(", *tokens], tokens, strict=False):
         is_sign = before in "+-" and (earlier in WORDS or re.match(r"[\w)'\"]", earlier) is None)

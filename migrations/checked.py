@@ -1,6 +1,6 @@
-"""What alembic.ini names as the place of this folder, so that each command of Alembic begins with a look at its files.
+"""The `script_location` in alembic.ini: it has the revision files checked before each of Alembic's commands.
 
-Only some commands run env.py: `heads`, `history`, `show` and `merge` would end a broken history in a traceback.
+Only some commands run env.py: for a broken history, `heads`, `history`, `show` and `merge` would print a traceback.
 """
 
 from migrations.revisions import VERSIONS, read_history, refuse_broken_history

@@ -26,11 +26,11 @@ from schema import read_ini
 
 
 class NoScratch(LookupError):
-    """Why there is no place in which a schema could be made to compare with."""
+    """The reason why there is no place to create a schema to compare with."""
 
 
 class RevisionFailed(RuntimeError):
-    """Why the revisions cannot be run from nothing."""
+    """The reason why the revisions fail on an empty database."""
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ class RevisionFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is otherwise than expected; a text of None: it is not there. A constraint without a name has the name ""."""
+    """A part that is not as expected, or (None) missing on one side. A constraint without a name has the name ""."""
 
     table: str
     kind: str
@@ -58,7 +58,7 @@ class Difference:
 
 
 def differences(actual: Schema, expected: Schema) -> list[Difference]:
-    """What is otherwise in the actual schema, table by table; of a table that only one of them has, only that."""
+    """Return the differences of the actual schema, table by table; of a table that only one has, only that."""
     found = []
     for table in sorted(actual.keys() | expected.keys()):
         both = table in actual and table in expected
@@ -78,7 +78,7 @@ def differences(actual: Schema, expected: Schema) -> list[Difference]:
 
 
 def schema_of_models(connection: sa.Connection) -> Schema:
-    """What models.py makes on this engine. Changes nothing, as `scratch` says. Raises NoScratch."""
+    """Return the schema that models.py makes on this engine. Changes nothing: see `scratch`. Raises NoScratch."""
     with scratch(connection) as place:
         SQLModel.metadata.create_all(place, checkfirst=False)
         return schema_of(place)
@@ -90,9 +90,9 @@ def schema_of_revision(
     config: Config | None = None,
     after_each: Callable[[str, sa.Connection], None] | None = None,
 ) -> Schema:
-    """What the revisions make on this engine, run from nothing to this one, these ones, or "heads".
+    """Return the schema that the revisions make on this engine, run from base to this one, these ones, or "heads".
 
-    `after_each` is told each revision that was run, and where it was. Changes nothing, as `scratch` says. Raises
+    `after_each` is called with each revision that was run, and its connection. Changes nothing: see `scratch`. Raises
     RevisionFailed, and NoScratch.
     """
     config, running = config or read_ini(), "their order"
@@ -102,7 +102,7 @@ def schema_of_revision(
         for step in script._upgrade_revs(cast("str", revision), heads) if revision else ():
             running = step.revision.revision
             yield step
-            # Alembic comes for the next one when this one was run.
+            # Alembic asks for the next one when it has run this one.
             if after_each:
                 after_each(running, place)
 
@@ -117,7 +117,7 @@ def schema_of_revision(
                 # All is one transaction that ends in a rollback, and tables without rows need no other.
                 context.get_context().autocommit_block = nullcontext  # type: ignore[method-assign, assignment]
                 context.run_migrations()
-        except Exception as error:  # whatever a file may raise
+        except Exception as error:  # A file may raise anything.
             words = str(getattr(error, "orig", None) or error) or repr(error)
             raise RevisionFailed(f"{running}: {words.splitlines()[0]}") from error
         return schema_of(place)
@@ -125,7 +125,7 @@ def schema_of_revision(
 
 @contextmanager
 def scratch(connection: sa.Connection) -> Iterator[sa.Connection]:
-    """An empty place on the same engine that nobody else sees, and that is gone in the end, however that comes.
+    """An empty schema on the same engine, invisible to others and removed in the end, even after a crash.
 
     On SQLite in memory. On PostgreSQL the temporary schema of a session of its own, in a transaction that is rolled
     back: a role may use that where it may not create schemas, and what a revision commits is gone with the session.
@@ -151,14 +151,14 @@ def scratch(connection: sa.Connection) -> Iterator[sa.Connection]:
 
 
 def without_concurrently(*call: Any) -> tuple[str, Any]:
-    """The statement as it may run in a transaction; nobody else uses the tables anyway."""
+    """Return the statement without CONCURRENTLY, which no transaction allows; nobody else uses these tables."""
     _, _, statement, parameters, *_ = call
     return re.sub(r"\bINDEX\s+CONCURRENTLY\b", "INDEX", statement, flags=re.IGNORECASE), parameters
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep revisions and Alembic from telling of what they do for a comparison only."""
+    """Silence the logs and warnings of revisions that run only for a comparison."""
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -173,7 +173,7 @@ def quiet() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong, of a kind with a stable name, and what to do about it."""
+    """An error of a kind with a stable name, and what to do about it."""
 
     kind: str
     text: str
@@ -181,29 +181,29 @@ class Finding:
 
 
 ADVICE = {
-    "unreadable-file": "Mend the file; git log -p shows how it was.",
-    "duplicate-id": "Give one of the files an id of its own, and let it come after the other.",
-    "missing-parent": "Bring the file back. Where it is: python manage.py doctor",
-    "cycle": "Let down_revision say again what it said when the file was made; git log -p shows it.",
+    "unreadable-file": "Fix the file; git log -p shows how it was.",
+    "duplicate-id": "Give one of the files an id of its own, and the other file as its parent.",
+    "missing-parent": "Restore the file. Where it is: python manage.py doctor",
+    "cycle": "Restore down_revision as it was first committed; git log -p shows it.",
     "several-heads": 'Join them: alembic merge heads -m "…"',
-    "edited-file": "Undo the edit, and put it into a revision of its own; or accept it. How: python manage.py doctor",
+    "edited-file": "Undo the edit, and move it into a revision of its own; or accept it. How: python manage.py doctor",
     "unknown-revision": "Its schema was not compared. The cause, and what to do: python manage.py doctor",
     "behind": "Run: alembic upgrade head",
-    "revisions-fail": "Mend the revision, since no new database can be made.",
-    "not-in-revisions": "models.py says otherwise, and no revision does it. Run: alembic revision --autogenerate -m …, "
-    "and add what that does not see, such as CHECK constraints.",
-    "drift": "It was changed past the revisions. Undo that by hand, or see what is known: python manage.py doctor",
+    "revisions-fail": "Fix the revision: no new database can be created.",
+    "not-in-revisions": "models.py differs, and no revision changes it. Run: alembic revision --autogenerate -m …, "
+    "and add what that does not detect, such as CHECK constraints.",
+    "drift": "It was changed outside the revisions. Undo that by hand, or see what is known: python manage.py doctor",
     "alembic": "Alembic would generate this. Run: alembic revision --autogenerate -m …",
     "unnamed-constraint": "No revision could drop it on both engines. Name it in models.py and in a revision.",
 }
-"""What to do about each kind of finding."""
+"""The advice for each kind of finding."""
 
 
 def check_schema(url: str, config: Config | None = None) -> list[Finding]:
-    """All that is wrong with a database, its revisions and models.py, as far as they show. Changes nothing.
+    """Return all errors in a database, its revisions and models.py. Changes nothing.
 
-    Raises LookupError where there is no SQLite file, NoScratch, SQLAlchemyError where the database cannot be read, and
-    CommandError where there is no folder of revisions.
+    Raises LookupError if the SQLite file does not exist, NoScratch, SQLAlchemyError if the database cannot be read, and
+    CommandError if there is no folder of revisions.
     """
     config = config or read_ini()
     history, applied = read_history(versions_folder(config)), read_applied(url)
@@ -214,7 +214,7 @@ def check_schema(url: str, config: Config | None = None) -> list[Finding]:
 
 
 def faults_of(history: History) -> Iterator[tuple[str, str]]:
-    """What is wrong with the files by themselves."""
+    """Yield the errors in the files themselves."""
     for path, fault in history.unreadable.items():
         yield "unreadable-file", f"{path_text(path)}: {fault}"
     for id, paths in history.duplicates.items():
@@ -222,13 +222,13 @@ def faults_of(history: History) -> Iterator[tuple[str, str]]:
     for id, parents in history.missing_parents.items():
         yield "missing-parent", f"{id} comes after {', '.join(parents)}, which no file has"
     for cycle in history.cycles:
-        yield "cycle", f"{', '.join(cycle)} come after one another in a circle"
+        yield "cycle", f"{', '.join(cycle)} come after one another in a cycle"
     if len(history.heads) > 1:
         yield "several-heads", f"{', '.join(sorted(history.heads))}: nothing comes after any of them"
 
 
 def position_of(history: History, applied: Applied) -> Iterator[tuple[str, str]]:
-    """Whether the database is where the files end, and the files are those that were applied."""
+    """Yield what keeps the database from the newest revision, and files that were edited since."""
     newest = {event.revision: event for event in applied.record}
     for id in edited_revisions(history, applied):
         seen = applied.recorded[id]
@@ -244,19 +244,19 @@ def position_of(history: History, applied: Applied) -> Iterator[tuple[str, str]]
 
 
 def is_known(history: History, applied: Applied) -> bool:
-    """Whether the files have each revision at which the database is."""
+    """Return whether the files have each revision that the database is at."""
     return all(id in history.by_id for id in applied.current)
 
 
 def applied_revisions(history: History, applied: Applied) -> list[str]:
-    """The revisions in files that are applied, from the oldest."""
+    """Return the applied revisions that files have, oldest first."""
     current = [id for id in applied.current if id in history.by_id]
     done = {*current, *history.ancestors(*current)}
     return [revision.id for revision in history.in_order() if revision.id in done]
 
 
 def pending_revisions(history: History, applied: Applied) -> list[str]:
-    """The revisions in files that are not applied, from the oldest; none where the database may be ahead of them."""
+    """Return the revisions that are not applied, oldest first; none where the database may be ahead of the files."""
     if not is_known(history, applied):
         return []
     done = set(applied_revisions(history, applied))
@@ -264,7 +264,7 @@ def pending_revisions(history: History, applied: Applied) -> list[str]:
 
 
 def edited_revisions(history: History, applied: Applied) -> list[str]:
-    """The applied revisions whose files are not what the record has last seen, from the oldest."""
+    """Return the applied revisions whose files no longer have the recorded checksum, oldest first."""
     seen, doubled = applied.recorded, history.duplicates
     ids = [id for id in applied_revisions(history, applied) if id in seen and id not in doubled]
     return [id for id in ids if seen[id].checksum != history.by_id[id].checksum]
@@ -273,7 +273,7 @@ def edited_revisions(history: History, applied: Applied) -> list[str]:
 def faults_of_schema(
     connection: sa.Connection, history: History, applied: Applied, config: Config
 ) -> Iterator[tuple[str, str]]:
-    """What the database, the revisions and models.py make, each against the next."""
+    """Compare the database with the revisions, and the revisions with models.py."""
     actual, wanted = schema_of(connection), schema_of_models(connection)
     known = is_known(history, applied)
     at_head = known and not pending_revisions(history, applied)
@@ -288,8 +288,8 @@ def faults_of_schema(
     yield from (("not-in-revisions", str(difference)) for difference in undone)
     yield from (("drift", str(difference)) for difference in drift)
     if at_head:
-        told = {difference.table for difference in [*undone, *drift]}
-        yield from (("alembic", text) for table, text in generated_by_alembic(connection) if table not in told)
+        reported = {difference.table for difference in [*undone, *drift]}
+        yield from (("alembic", text) for table, text in generated_by_alembic(connection) if table not in reported)
     # Where only the database or the revisions have them, they are differences.
     for table, parts in sorted(wanted.items()):
         unnamed = sorted(f"{part.kind} {part.text}" for part in parts if not part.is_named)
@@ -297,7 +297,7 @@ def faults_of_schema(
 
 
 def generated_by_alembic(connection: sa.Connection) -> Iterator[tuple[str, str]]:
-    """What `alembic revision --autogenerate` would write, by table."""
+    """Yield what `alembic revision --autogenerate` would write, by table."""
     options = {
         "compare_type": True,
         "compare_server_default": True,

@@ -1,4 +1,4 @@
-"""A copy of a database to try things on: it is gone in the end, and nobody else has seen it."""
+"""A copy of a database for a rehearsal, used by nobody else and removed in the end."""
 
 import secrets
 import tempfile
@@ -15,16 +15,16 @@ from db.engines import create_migration_engine
 from migrations import saves
 from migrations.left_over import remove_left_over, temporary_path
 
-LABEL = "A copy that manage.py rehearse made; nobody needs it"
-"""The comment on a database that may be dropped."""
+LABEL = "A copy made by manage.py rehearse; it can be dropped"
+"""The comment on databases that may be dropped."""
 
 PREFIX = "savepoint-copy-"
-"""How the folder of a copy is called, in the system's own for temporary files."""
+"""The prefix of a copy's folder, in the system's folder for temporary files."""
 
 
 @contextmanager
 def copy_of(url: str, lock_timeout: float, progress: saves.Progress) -> Iterator[str]:
-    """The URL of a copy. Whoever calls sees to it that there is one such call at a time. Raises CommandError."""
+    """Make a copy, and yield its URL. The caller ensures that only one call runs at a time. Raises CommandError."""
     remove_left_over(Path(tempfile.gettempdir()), f"{PREFIX}*")
     with temporary_path(partial(tempfile.mkdtemp, prefix=PREFIX)) as folder:
         try:
@@ -47,7 +47,7 @@ def copy_of(url: str, lock_timeout: float, progress: saves.Progress) -> Iterator
 
 @contextmanager
 def scratch_database(url: str) -> Iterator[str]:
-    """The URL of a new, empty database on the same server, which is dropped in the end. Raises CommandError."""
+    """Create an empty database on the same server, yield its URL, and drop it. Raises CommandError."""
     source = sa.make_url(url)
     # Names have 63 bytes at most.
     prefix = f"{(source.database or '')[:40]}_rehearsal_"
@@ -76,7 +76,7 @@ def scratch_database(url: str) -> Iterator[str]:
             connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)")
 
 
-# A process that was killed has left them.
+# Left by killed processes.
 LEFT_OVER = sa.text("""
     SELECT datname FROM pg_database
     WHERE starts_with(datname, :prefix) AND shobj_description(oid, 'pg_database') = :label

@@ -1,4 +1,4 @@
-"""A diagnosis, its kinds with their exit codes, and what it is made from: files, the database's record, and git."""
+"""A diagnosis, its kinds with their exit codes, and its evidence: files, the database's record, and git."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from migrations.revisions import History, Revision, RevisionUnreadable, assignme
 KINDS = {
     "unreadable-file": (10, "a revision file cannot be read"),
     "duplicate-id": (11, "two files have the same revision id"),
-    "cycle": (12, "revisions come after one another in a circle"),
+    "cycle": (12, "revisions come after one another in a cycle"),
     "missing-parent": (13, "a revision comes after one that no file has"),
     "database-unreadable": (2, "the database cannot be read"),
     "lost-file": (20, "the database is at a revision whose file this branch once had"),
@@ -45,7 +45,7 @@ EXIT_CODES = "\n".join(
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """What to do next; the command, or the text to write, is None where words must do."""
+    """The next step: a command, or the text to write, or None where only words can tell."""
 
     command: str | None
     what: str
@@ -53,7 +53,7 @@ class Next:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is wrong, why we say so, and what to run."""
+    """An error, its evidence, and what to run."""
 
     kind: str
     summary: str
@@ -70,7 +70,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Case:
-    """The files, what the database says of itself, and the folder in which git is asked."""
+    """The files, the record of the database, and the folder in which git searches."""
 
     history: History
     applied: Applied
@@ -79,7 +79,7 @@ class Case:
 
     @cached_property
     def claimed(self) -> set[str]:
-        """The ids that files have which cannot be read, as far as their text shows."""
+        """The ids in files that cannot be read, as far as their text shows."""
         texts = (
             path.read_text(encoding="utf-8", errors="replace") for path in self.history.unreadable if path.exists()
         )
@@ -87,36 +87,36 @@ class Case:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the files make no history, so that none may be executed."""
+        """Return whether the files form no history, so that none may be executed."""
         history = self.history
         return bool(history.unreadable or history.duplicates or history.missing_parents or history.cycles)
 
     def named(self, id: str) -> str:
-        """A revision for people: its id, message and file."""
+        """Return a revision to print: its id, message and file."""
         revision = self.history.by_id.get(id)
         return f"{id} {revision.message!r} ({self.history.path_text(id)})" if revision else id
 
     def record_of(self, id: str) -> list[str]:
-        """What the record says of a revision, in lines."""
+        """Return the record's last events of a revision, one a line."""
         events = [event for event in self.applied.record if event.revision == id]
-        return [f"The record of the database: {told(event)}" for event in events[-3:]]
+        return [f"The record of the database: {event_text(event)}" for event in events[-3:]]
 
     def lost(self, id: str) -> list[Lost]:
-        """Where git has the file of a revision."""
+        """Return the commits that have the file of a revision."""
         if id not in self.found_in_git:
             self.found_in_git[id] = find_in_git(id, self.root)
         return self.found_in_git[id]
 
     def lost_of(self, id: str) -> list[str]:
-        """The same in lines."""
+        """Return the same, one a line."""
         return [
             f"Git: commit {lost.commit} of {lost.date} has {lost.path}"
-            f" ({', '.join(map('branch {}'.format, lost.branches)) or 'on no branch any more'})"
+            f" ({', '.join(map('branch {}'.format, lost.branches)) or 'no longer on a branch'})"
             for lost in self.lost(id)
         ]
 
     def parents_of(self, id: str) -> tuple[str, ...]:
-        """What an unknown revision comes after, as the record has it, or git; nothing where neither knows."""
+        """Return the parents of an unknown revision, from the record or git, or none."""
         if id in self.applied.recorded:
             return self.applied.recorded[id].parents
         for lost in self.lost(id)[:1]:
@@ -125,48 +125,48 @@ class Case:
         return ()
 
     def committed(self, commit: str, path: str) -> Revision | None:
-        """The revision in a file as a commit has it; the path is seen from the root."""
+        """Return the revision in a file of a commit; the path is relative to the root."""
         try:
             return read_revision("\n".join(Git(self.root).lines("show", f"{commit}:./{path}")), self.root / path)
         except RevisionUnreadable:
             return None
 
     def in_root(self, path: Path) -> str:
-        """A path as git is told it."""
+        """Return a path for git, relative to the root."""
         return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
 
 
-def told(event: Event) -> str:
-    """An event of the record for people."""
+def event_text(event: Event) -> str:
+    """Return an event of the record to print."""
     after = f", after {', '.join(event.parents)}" if event.parents else ""
     message = f" {event.message!r}" if event.message else ""
     return f"{event.action} {event.revision}{message}{after}, on {event.applied_at:%F %T} UTC"
 
 
 def line_of(revision: Revision, variable: str) -> int:
-    """The line on which the file assigns the variable; the first, where it does not."""
+    """Return the number of the line that assigns the variable, or 1 if none does."""
     assigned = assignments(parse(revision.source)).get(variable)
     return assigned.lineno if assigned else 1
 
 
 def place(revision: Revision, variable: str) -> str:
-    """A line of a file for people."""
+    """Return the file and line that assign a variable, to print."""
     assert revision.path is not None
     return f"{path_text(revision.path)}, line {line_of(revision, variable)}"
 
 
 def assigns(revision: Revision, variable: str) -> str:
-    """Where a file assigns the variable, and what."""
+    """Return the line that assigns a variable, with its place, to print."""
     line = revision.source.splitlines()[line_of(revision, variable) - 1]
     return f"{place(revision, variable)}: {line.strip()}"
 
 
 def write(revision: Revision, variable: str, ids: Sequence[str], why: str = "") -> Next:
-    """Tell what to write into which line of a file."""
+    """Return the step of writing these ids into a variable of a file."""
     value = f'"{ids[0]}"' if len(ids) == 1 else repr(tuple(ids) or None)
     return Next(f"{variable} = {value}", f"{why}In {place(revision, variable)}, write:")
 
 
 def shell(path: Path | str) -> str:
-    """A path as a shell takes it."""
+    """Return a path quoted for a shell."""
     return shlex.quote(path_text(path) if isinstance(path, Path) else path)

@@ -1,4 +1,4 @@
-"""What is wrong with a revision chain or a database's schema: told apart, with evidence and what to run next."""
+"""Diagnoses of errors in a revision chain or a database's schema, with evidence and what to run next."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from db.engines import reading
 from migrations.applied import Applied, read_applied
 from migrations.chain_faults import chain_faults
 from migrations.comparison import edited_revisions, pending_revisions
-from migrations.diagnosis import KINDS, Case, Diagnosis, Next, shell, told
+from migrations.diagnosis import KINDS, Case, Diagnosis, Next, event_text, shell
 from migrations.lost_files import Git
 from migrations.revisions import path_text, read_history
 from migrations.saves_sqlite import is_sqlite
@@ -20,10 +20,10 @@ from schema import read_ini
 
 
 def diagnose(url: str, versions_folder: Path, root: Path) -> list[Diagnosis]:
-    """All that is wrong, the most serious first; git is asked in `root`. Changes nothing.
+    """Return all errors, the most serious first; git searches in `root`. Changes nothing.
 
-    The files are read without being executed; only where they make a history, and to compare schemas, are they run on
-    a scratch database.
+    The files are read without being executed. Only to compare schemas, and only where they form a history, are they
+    run, on a scratch database.
     """
     history = read_history(versions_folder)
     try:
@@ -37,14 +37,14 @@ def diagnose(url: str, versions_folder: Path, root: Path) -> list[Diagnosis]:
 
 
 def config_for(versions_folder: Path) -> Config:
-    """Alembic's configuration for the revisions in this folder."""
+    """Return Alembic's configuration for the revisions in this folder."""
     config = read_ini()
     config.set_main_option("script_location", str(versions_folder.parent).replace("%", "%%"))
     return config
 
 
 def unreadable_database(error: Exception, url: str) -> Diagnosis:
-    """Why the database could not be asked."""
+    """Diagnose a database that cannot be read."""
     words = str(getattr(error, "orig", None) or error).splitlines()[0]
     if isinstance(error, LookupError):
         step = Next("alembic upgrade head", "DATABASE_URL says which database is meant. To create it:")
@@ -54,13 +54,13 @@ def unreadable_database(error: Exception, url: str) -> Diagnosis:
     else:
         step = Next(
             "python manage.py doctor",
-            "Start the database's server, or correct DATABASE_URL (host, port, name, user, password). Then look again:",
+            "Start the server, or correct DATABASE_URL (host, port, name, user, password). Then run doctor again:",
         )
     return Diagnosis("database-unreadable", "The database cannot be read.", [words], [step])
 
 
 def database_faults(case: Case, connection: sa.Connection, config: Config) -> Iterator[Diagnosis]:
-    """What is wrong with where the database is, and with its schema."""
+    """Yield the errors in the database's revision and schema."""
     unknown = [id for id in case.applied.current if id not in case.history.by_id and id not in case.claimed]
     schema = SchemaAtHand(case, connection, config)
     of_schema = [unknown_revision(case, id, schema) for id in unknown] or list(schema_faults(case, schema))
@@ -68,13 +68,13 @@ def database_faults(case: Case, connection: sa.Connection, config: Config) -> It
     yield from schema.obstacles()
     yield from leftover_tables(connection)
     yield from edited_files(case)
-    # What is pending is only known where alembic_version is right.
+    # Pending revisions are known only if alembic_version is right.
     if not case.is_broken and not any(each.kind in ("unversioned", "wrong-revision") for each in of_schema):
         yield from pending(case)
 
 
 def pending(case: Case) -> Iterator[Diagnosis]:
-    """Revisions that are still to be applied."""
+    """Diagnose revisions that are not applied yet."""
     ids = pending_revisions(case.history, case.applied)
     if ids:
         evidence = [f"alembic_version: {', '.join(case.applied.current) or 'no revision'}"]
@@ -85,7 +85,7 @@ def pending(case: Case) -> Iterator[Diagnosis]:
 
 
 def leftover_tables(connection: sa.Connection) -> Iterator[Diagnosis]:
-    """Tables that a rebuild left when it was interrupted, by an Alembic that was not within a transaction perhaps."""
+    """Diagnose tables left by an interrupted rebuild, of an Alembic without a transaction for example."""
     inspector = sa.inspect(connection)
     tables = inspector.get_table_names()
     for table in tables:
@@ -97,12 +97,12 @@ def leftover_tables(connection: sa.Connection) -> Iterator[Diagnosis]:
         evidence = [f"{name}: {count:,} {'row' if count == 1 else 'rows'}" for name, count in counts]
         own_name, quote = table.removeprefix(LEFT_OVER), connection.dialect.identifier_preparer.quote
         if len(counts) == 1:
-            evidence.append(f"{own_name} is not there: the rows may be in {table} only")
+            evidence.append(f"{own_name} is missing: the rows may be only in {table}")
             steps = [
                 Next("python manage.py save", "Take a copy before anything else:"),
                 Next(
                     f"ALTER TABLE {quote(table)} RENAME TO {quote(own_name)};",
-                    "If these are its rows, finish the rebuild, in sqlite3 or psql; doctor then tells what is missing:",
+                    "If these are its rows, finish the rebuild, in sqlite3 or psql; doctor then shows what is missing:",
                 ),
             ]
         else:
@@ -112,35 +112,35 @@ def leftover_tables(connection: sa.Connection) -> Iterator[Diagnosis]:
 
 
 def rows_in(connection: sa.Connection, table: str) -> int:
-    """How many rows a table has."""
+    """Return the number of rows of a table."""
     return connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table))) or 0
 
 
 def edited_files(case: Case) -> Iterator[Diagnosis]:
-    """Applied revisions whose files are not what the record saw."""
+    """Diagnose applied revisions whose files have changed since."""
     for id in edited_revisions(case.history, case.applied):
         event, revision = case.applied.recorded[id], case.history.by_id[id]
         assert revision.path is not None
         path = case.in_root(revision.path)
         evidence = [
-            f"The record of the database: {told(event)}, checksum {event.checksum[:12]}…",
+            f"The record of the database: {event_text(event)}, checksum {event.checksum[:12]}…",
             f"{path_text(revision.path)}: checksum {revision.checksum[:12]}…",
         ]
         commit = commit_with(case, path, event.checksum)
         if commit:
             evidence.append(f"Git: commit {commit} has the file as it was applied")
-            steps = [Next(f"git checkout {commit} -- {shell(path)}", "Bring back what was applied:")]
+            steps = [Next(f"git checkout {commit} -- {shell(path)}", "Restore what was applied:")]
         else:
             steps = [Next(f"git log -p -- {shell(path)}", "See how it was, and undo the edit:")]
-        adds = "If the edit was meant, let what it adds be a revision of its own, since nothing applies it here:"
+        adds = "If the edit is right, move what it adds into a revision of its own, since nothing applies it here:"
         steps.append(Next(f'alembic revision -m "what was edited in {id}"', adds))
-        meant = "Or, if nothing has to be applied for it, accept the file as it is now:"
-        steps.append(Next(f"python manage.py doctor --accept {id}", meant))
+        accepts = "Or, if nothing has to be applied for it, accept the file as it is now:"
+        steps.append(Next(f"python manage.py doctor --accept {id}", accepts))
         yield Diagnosis("edited-file", f"{path_text(revision.path)} was edited after it was applied.", evidence, steps)
 
 
 def commit_with(case: Case, path: str, checksum: str) -> str | None:
-    """The newest commit, of the last 50 of this file, that has it with this checksum."""
+    """Return the newest of the last 50 commits of this file in which it has this checksum."""
     commits = Git(case.root).lines("log", "--all", "--max-count=50", "--format=%h", "--", f":(literal){path}")
     for commit in commits:
         revision = case.committed(commit, path)

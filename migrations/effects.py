@@ -1,4 +1,4 @@
-"""What a revision does to tables: which it drops, and which it rebuilds on SQLite; read without being executed."""
+"""The tables that a revision drops, or rebuilds on SQLite; its file is read without being executed."""
 
 import ast
 import re
@@ -11,53 +11,53 @@ from migrations.revisions import Direction, Revision, assignments, parse
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A table that is dropped, or one of its columns; without a table: something is, and cannot be told from the file.
+    """A dropped table or column; without a table, something that the file does not show.
 
-    The names are those that they have before the function runs, even if it renames them first.
+    The names are those before the function runs, even if it renames them first.
     """
 
     table: str | None
     column: str | None = None
 
 
-UNTOLD = Drop(None)
+UNKNOWN = Drop(None)
 
 
 def drops(revision: Revision, direction: Direction) -> list[Drop]:
-    """What the function drops of what was there before it, as far as the file itself tells.
+    """Return what the function drops of what existed before, as far as the file itself shows.
 
-    Seen are Alembic's operations and SQL, also in functions of the same file; not what imported functions or a Table's
-    own `drop` do.
+    Alembic's operations and SQL are recognized, also in functions of the same file; not imported functions, nor `drop`
+    of a Table.
     """
     return Effects(revision.source, direction).drops
 
 
 def rebuilds(revision: Revision, direction: Direction) -> list[str | None]:
-    """The tables that the function may copy, drop and rename on SQLite (Alembic's batch mode); None: a computed name.
+    """Return the tables that the function may copy, drop and rename on SQLite (batch mode); None: a computed name.
 
-    As `_should_recreate` in alembic/operations/batch.py decides, and where the file does not tell: yes.
+    Follows `_should_recreate` in alembic/operations/batch.py; where the file does not show it, the answer is yes.
     """
     return Effects(revision.source, direction).rebuilds
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A table under batch_alter_table, as long as what was done to it needs no rebuild."""
+    """A table in batch_alter_table, as long as no operation needs a rebuild."""
 
     table: str | None
     decided: bool
-    """Whether `recreate` says it, whatever is done to the table."""
+    """`recreate` decides, whatever is done to the table."""
 
 
 class Effects(ast.NodeVisitor):
-    """What the upgrade or downgrade of a file does to tables, followed from statement to statement."""
+    """The effects of a file's upgrade or downgrade on tables, followed from statement to statement."""
 
     def __init__(self, source: str, direction: Direction) -> None:
         tree = parse(source)
         self.drops: list[Drop] = []
         self.rebuilds: list[str | None] = []
         self.origins: dict[Drop, Drop | None] = {}
-        """What is now called so was called that before; None: it was not there."""
+        """The earlier name of each renamed table or column; None: it did not exist."""
         self.batches: dict[str, Batch] = {}
         self.following: set[str] = set()
         self.definitions: dict[str, ast.AST] = dict(assignments(tree))
@@ -70,35 +70,35 @@ class Effects(ast.NodeVisitor):
         if direction in self.definitions:
             try:
                 self.follow(direction)
-            except RecursionError:  # An expression that is as deep as no person writes it.
-                self.drops, self.rebuilds = [UNTOLD], [None]
+            except RecursionError:  # An expression too deep to be written by hand.
+                self.drops, self.rebuilds = [UNKNOWN], [None]
         elif any(isinstance(node, ast.ImportFrom) and imports(node, direction) for node in tree.body):
-            self.drops, self.rebuilds = [UNTOLD], [None]
+            self.drops, self.rebuilds = [UNKNOWN], [None]
 
     def follow(self, name: str) -> None:
-        """Go on in what the file defines by this name."""
+        """Continue in the file's definition of this name."""
         if name not in self.following:
             self.following.add(name)
             self.visit(self.definitions[name])
             self.following.remove(name)
 
     def drop(self, table: str | None, *column: str | None) -> None:
-        """Note that it is dropped, unless the function made it."""
-        dropped = UNTOLD if table is None or None in column else self.origin(Drop(table, *column))
+        """Note that it is dropped, unless the function created it."""
+        dropped = UNKNOWN if table is None or None in column else self.origin(Drop(table, *column))
         if dropped and dropped not in self.drops:
             self.drops.append(dropped)
 
     def create(self, table: str | None, *column: str | None) -> None:
-        """Note that it was not there before."""
+        """Note that it did not exist before."""
         if table is not None and None not in column:
             self.origins[Drop(table, *column)] = None
 
     def rename(self, old: Drop, new: Drop) -> None:
-        """Note what it was called before."""
+        """Note its earlier name."""
         self.origins[new] = self.origin(old)
 
     def origin(self, name: Drop) -> Drop | None:
-        """What it was called before the function ran; None where it was not there."""
+        """Return its name before the function ran; None if it did not exist."""
         if name in self.origins:
             return self.origins[name]
         if name.column is None:
@@ -112,7 +112,7 @@ class Effects(ast.NodeVisitor):
             self.rebuilds.append(table)
 
     def operate(self, call: ast.Call, batch: Batch | None) -> bool:
-        """Follow one of Alembic's operations, which a batch has without the name of the table; False for any other."""
+        """Follow one of Alembic's operations, without the table's name in a batch; return False for any other."""
         table = batch.table if batch else self.text(call, 0, "table_name")
         column = self.text(call, 0 if batch else 1, "column_name")
         is_new = argument(call, None, "if_not_exists") is None
@@ -131,18 +131,18 @@ class Effects(ast.NodeVisitor):
             case "alter_column":
                 self.rename(Drop(table, column), Drop(table, self.text(call, None, "new_column_name") or column))
             case "batch_alter_table":
-                # Not in a `with … as …`: what is done to the table is done elsewhere.
+                # Not in a `with … as …`, so the operations on the table are elsewhere.
                 self.rebuild(table)
             case _:
                 return False
         return True
 
     def text(self, call: ast.Call, position: int | None, name: str) -> str | None:
-        """The text in an argument; None where there is none, or it cannot be told."""
+        """Return the text in an argument; None if it is missing or computed."""
         return self.literal(argument(call, position, name))
 
     def literal(self, node: ast.expr | None) -> str | None:
-        """The text that is written there, as such, as a constant of the file, or as op.f(…); None where it is none."""
+        """Return the text of a literal, a constant of the file, or op.f(…); None for anything else."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return node.value
         if isinstance(node, ast.Name):
@@ -152,7 +152,7 @@ class Effects(ast.NodeVisitor):
         return None
 
     def visit(self, node: ast.AST) -> None:
-        """Follow any piece of syntax: those that are alike together, others by the name of their class."""
+        """Follow any node: groups of similar ones together, others by the name of their class."""
         if isinstance(node, BRANCHES):
             self.visit_branches(node)
         elif isinstance(node, ast.Constant | ast.JoinedStr):
@@ -161,7 +161,7 @@ class Effects(ast.NodeVisitor):
             super().visit(node)
 
     def visit_Call(self, call: ast.Call) -> None:
-        """An operation, a function of the file, or anything else."""
+        """Follow an operation, a function of the file, or any other call."""
         receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
         batch = self.batches.get(receiver.id) if isinstance(receiver, ast.Name) else None
         if batch and not batch.decided and not keeps_the_table(call):
@@ -172,7 +172,7 @@ class Effects(ast.NodeVisitor):
             self.visit(call.func)
 
     def visit_With(self, node: ast.With) -> None:
-        """Batches, each known by its name inside."""
+        """Follow batches, each under its name."""
         outside = dict(self.batches)
         for item in node.items:
             call, name = item.context_expr, item.optional_vars
@@ -185,7 +185,7 @@ class Effects(ast.NodeVisitor):
         self.batches = outside
 
     def open_batch(self, call: ast.Call) -> Batch:
-        """The table of a batch_alter_table, and whether it is rebuilt anyway."""
+        """Return the batch of a batch_alter_table; note a rebuild that `recreate` demands."""
         table = self.text(call, 0, "table_name")
         recreate = self.text(call, 2, "recreate") if argument(call, 2, "recreate") else "auto"
         if recreate not in ("auto", "never"):
@@ -193,13 +193,13 @@ class Effects(ast.NodeVisitor):
         return Batch(table, decided=recreate != "auto")
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        """Anything of an object or module."""
+        """Note other ways to drop something."""
         if node.attr in OTHER_WAYS:
             self.drop(None)
         self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> None:
-        """Something that the file defines or imports, or a batch that is handed on."""
+        """Follow a name that the file defines or imports, or a batch that is passed on."""
         if node.id in OTHER_WAYS:
             self.drop(None)
         if node.id in self.batches:
@@ -208,7 +208,7 @@ class Effects(ast.NodeVisitor):
             self.follow(node.id)
 
     def visit_branches(self, node: ast.AST) -> None:
-        """What one branch makes is not there in the other, and not for sure after both."""
+        """Follow branches: what one creates is missing in the other, and may be missing after both."""
         for _, field in ast.iter_fields(node):
             before = dict(self.origins)
             for child in field if isinstance(field, list) else [field]:
@@ -217,22 +217,22 @@ class Effects(ast.NodeVisitor):
             self.origins = before
 
     def visit_Raise(self, node: ast.Raise) -> None:
-        """An error's words are no SQL."""
+        """Ignore the text of errors, which is not SQL."""
 
     def visit_Expr(self, node: ast.Expr) -> None:
-        """A statement; docstrings are no SQL."""
+        """Follow a statement, except docstrings, which are not SQL."""
         if not isinstance(node.value, ast.Constant):
             self.visit(node.value)
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
-        """Texts that are put together, or anything else."""
+        """Follow concatenated texts, or any other operation."""
         if isinstance(node.op, ast.Add):
             self.visit_text(node)
         else:
             self.generic_visit(node)
 
     def visit_text(self, node: ast.expr) -> None:
-        """A text, which may be SQL; what is computed in it is not known."""
+        """Read a text that may be SQL; its computed parts are unknown."""
         parts = list(self.parts(node))
         for part in parts:
             if isinstance(part, ast.expr):
@@ -240,7 +240,7 @@ class Effects(ast.NodeVisitor):
         self.read_sql("".join(part if isinstance(part, str) else COMPUTED for part in parts))
 
     def parts(self, node: ast.expr) -> Iterator[str | ast.expr]:
-        """What a text is made of, in order."""
+        """Yield the parts of a text, in order."""
         text = self.literal(node)
         if text is not None or isinstance(node, ast.Constant):
             yield text or ""
@@ -254,7 +254,7 @@ class Effects(ast.NodeVisitor):
             yield node
 
     def read_sql(self, text: str) -> None:
-        """Find what a text drops, makes or renames, if it is SQL."""
+        """Find what a text drops, creates or renames, if it is SQL."""
         for statement in COMMENT.sub(" ", text).split(";"):
             for found in CREATE_TABLE.finditer(statement):
                 self.create(unquote(found["table"]))
@@ -279,13 +279,13 @@ class Effects(ast.NodeVisitor):
                 self.drop(None)
 
 
-# Operations that are mentioned without being called, perhaps to be called by another name; and other ways to drop.
+# Operations that are named without being called, and may be called by another name; and other ways to drop.
 OTHER_WAYS = ("drop_table", "drop_column", "drop_all", "DropTable", "DropTableOp", "DropColumnOp")
 BRANCHES = (ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.TryStar, ast.ExceptHandler, ast.Match, ast.match_case)
 
 COMPUTED = "\0"
 IDENTIFIER = r"""(?:"[^"\0]+"|`[^`\0]+`|\[[^]\0]+\]|[A-Za-z_][\w$]*)"""
-# Whole: not the beginning of a name that goes on with something computed.
+# The whole name: not the literal beginning of a computed one.
 NAME = rf"{IDENTIFIER}(?:\.{IDENTIFIER})*(?![\w$.%{{\0\"`])"
 COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 CREATE_TABLE = re.compile(rf"\bCREATE\s+(?:\w+\s+){{0,2}}TABLE\s+(?!IF\b)(?P<table>{NAME})", re.IGNORECASE)
@@ -302,7 +302,7 @@ RENAME = re.compile(rf"\s*RENAME\s+(?:(?:COLUMN\s+)?(?!TO\b)(?P<column>{NAME})\s
 
 
 def unquote(name: str | None) -> str | None:
-    """The table or column of a name in SQL, without its schema; None for none."""
+    """Return the table or column of a name in SQL, without its schema; None for no name."""
     if not name:
         return None
     last: str = re.findall(IDENTIFIER, name)[-1]
@@ -310,14 +310,14 @@ def unquote(name: str | None) -> str | None:
 
 
 def called(call: ast.Call) -> str:
-    """The name of what is called: `drop_table` in op.drop_table(…)."""
+    """Return the name of the function: `drop_table` in op.drop_table(…)."""
     if isinstance(call.func, ast.Attribute):
         return call.func.attr
     return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
 def argument(call: ast.Call, position: int | None, name: str) -> ast.expr | None:
-    """An argument by its name, or by its position unless that is None; None where it is not given."""
+    """Return an argument by its name, or by its position unless that is None; None if it is missing."""
     for keyword in call.keywords:
         if keyword.arg == name:
             return keyword.value
@@ -325,7 +325,7 @@ def argument(call: ast.Call, position: int | None, name: str) -> ast.expr | None
 
 
 def constants(tree: ast.Module) -> dict[str, str]:
-    """The texts that the file gives a name, where nothing else in it has that name."""
+    """Return the texts that the file assigns to names, if to no other value as well."""
     nodes = list(ast.walk(tree))
     names = Counter(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
     names.update(node.arg for node in nodes if isinstance(node, ast.arg))
@@ -337,18 +337,18 @@ def constants(tree: ast.Module) -> dict[str, str]:
 
 
 def imports(node: ast.ImportFrom, name: str) -> bool:
-    """Whether the statement imports this name."""
+    """Return whether the statement imports this name."""
     return any(name == (alias.asname or alias.name) or alias.name == "*" for alias in node.names)
 
 
 def keeps_the_table(call: ast.Call) -> bool:
-    """Whether SQLite can do this batch operation without a rebuild (alembic/ddl/sqlite.py)."""
+    """Return whether SQLite can do this batch operation without a rebuild (alembic/ddl/sqlite.py)."""
     if called(call) != "add_column":
         return called(call) in ("create_index", "drop_index", "execute", "f", "get_bind", "get_context")
     column = argument(call, 0, "column")
     if not isinstance(column, ast.Call) or len(column.args) > 2:
         return False
-    # A constraint, or a default that is an expression, needs one; so may what cannot be told.
+    # A constraint, or a default that is an expression, needs one; so may anything computed.
     plain = all(
         keyword.arg in ("name", "type_", "nullable", "index", "comment", "default", "autoincrement")
         or (keyword.arg == "server_default" and isinstance(keyword.value, ast.Constant))

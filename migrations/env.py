@@ -1,4 +1,4 @@
-"""How Alembic connects and compares: one history for SQLite and PostgreSQL, each revision whole or not at all."""
+"""Alembic's environment: one history for SQLite and PostgreSQL, each revision whole or not at all."""
 
 import sys
 from configparser import Error as ConfigParserError
@@ -33,12 +33,12 @@ if config.cmd_opts is not None and config.config_file_name is not None:
 
 
 def read_settings() -> Settings:
-    """The settings; where the ini file names another URL, DATABASE_URL may be missing. Raises CommandError."""
+    """Return the settings; if the ini file names another URL, DATABASE_URL may be missing. Raises CommandError."""
     try:
         return settings_from_environment(settings_kind(config))
     except SettingsError as error:
         if config.cmd_opts is not None:
-            sys.exit(f"FAILED: {error}")  # A line for each of them.
+            sys.exit(f"FAILED: {error}")  # One line per setting.
         raise CommandError(str(error)) from None
 
 
@@ -56,7 +56,7 @@ def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | 
 
 
 def include_name(name: str | None, kind: str, parents: Any) -> bool:
-    """Leave the record of what was applied out of every comparison; like alembic_version, it is no model's."""
+    """Leave the record of applied revisions out of every comparison; like alembic_version, it has no model."""
     return (kind, name) != ("table", RECORD.name)
 
 
@@ -69,7 +69,7 @@ def configure(**options: Any) -> MigrationContext:
         render_as_batch=True,
         compare_type=True,
         compare_server_default=True,
-        # Alembic takes SQLite's DDL for not transactional; with our engine it is.
+        # Alembic assumes that SQLite's DDL is not transactional; with our engine it is.
         transactional_ddl=True,
         transaction_per_migration=True,
         **options,
@@ -78,7 +78,7 @@ def configure(**options: Any) -> MigrationContext:
 
 
 def run_revisions() -> None:
-    """Run the revisions in Alembic's transactions, or whatever else the command is."""
+    """Run the revisions, or any other command, in Alembic's transactions."""
     with context.begin_transaction():
         context.run_migrations()
 
@@ -95,7 +95,7 @@ def run_offline(url: str, run: Run) -> None:
 
 
 def run_online(url: str, run: Run) -> None:
-    """Run each revision in a transaction of its own, while nobody else migrates this database."""
+    """Run each revision in its own transaction, while no other process migrates this database."""
     engine = create_migration_engine(url)
     try:
         connection = engine.connect()
@@ -105,7 +105,7 @@ def run_online(url: str, run: Run) -> None:
     with connection:
         migration = configure(connection=connection, on_version_apply=run.record)
         if "destination_rev" not in migration.opts:
-            # It only looks: current, check, revision.
+            # A command that only reads: current, check, revision.
             refuse_unknown(run.history, migration.get_current_heads(), connection)
             run_revisions()
             return
@@ -117,7 +117,7 @@ def run_online(url: str, run: Run) -> None:
 
 
 def main() -> None:
-    """Do what the command asks."""
+    """Run the command."""
     settings = read_settings()
     history = read_history(versions_folder(config))
     refuse_broken_history(history)

@@ -38,18 +38,18 @@ class Node:
     paths: tuple[str, ...]
     created: str | None
     applied_at: datetime | None
-    """When the record has it applied last; None where it has not, or has it undone since."""
+    """Its latest application on record; None if there is none, or it was undone since."""
     is_head: bool
     is_current: bool
-    """Whether the database is at it."""
+    """The database is at this revision."""
 
 
 def nodes_of(history: History, applied: Applied | None) -> list[Node]:
-    """The revisions of the files, the database and its record, newest first; without a database nothing is applied.
+    """Return the revisions of the files, the database and its record, newest first.
 
-    A revision that no file has is drawn where the database is at it, or where another one names it as its parent.
+    A revision that no file has is included if the database is at it, or another one names it as its parent.
     """
-    # A stamp with a revision that no file had tells nothing of it.
+    # A stamp with a revision that no file had says nothing about it.
     recorded = {event.revision: event for event in applied.record if event.checksum} if applied else {}
     needs = with_unknown(history, applied.current if applied else [], recorded)
     states = states_of(needs, history, applied.current if applied else None, recorded)
@@ -75,7 +75,7 @@ def nodes_of(history: History, applied: Applied | None) -> list[Node]:
 
 
 def with_unknown(history: History, current: Sequence[str], recorded: Mapping[str, Event]) -> dict[str, tuple[str, ...]]:
-    """What each revision needs, the files' and those that only the database or another revision names."""
+    """Return what each revision needs, also those that only the database or another revision names."""
     needs: dict[str, tuple[str, ...]] = {}
     todo = [*(id for id in current if id not in history.by_id), *history.needs]
     while todo:
@@ -87,7 +87,7 @@ def with_unknown(history: History, current: Sequence[str], recorded: Mapping[str
 
 
 def parents_of(id: str, history: History, recorded: Mapping[str, Event]) -> tuple[str, ...]:
-    """The parents that the file names; without a file, those that the record names."""
+    """Return the parents that the file names; without a file, those in the record."""
     if id in history.by_id:
         return history.by_id[id].parents
     return recorded[id].parents if id in recorded else ()
@@ -96,9 +96,9 @@ def parents_of(id: str, history: History, recorded: Mapping[str, Event]) -> tupl
 def states_of(
     needs: Mapping[str, Sequence[str]], history: History, current: Sequence[str] | None, recorded: Mapping[str, Event]
 ) -> dict[str, State]:
-    """Whether each is applied: what the database is at, and all that this needs."""
+    """Return each revision's state; applied is what the database is at, and all that this needs."""
     applied = {*(current or ()), *ancestors(needs, current or ())}
-    # What an unknown revision needs is not known either, unless it is recorded.
+    # The ancestors of an unknown revision are unknown too, unless it is recorded.
     gaps = [id for id in applied if id not in history.by_id and id not in recorded]
 
     def state(id: str) -> State:
@@ -115,7 +115,7 @@ def states_of(
 
 
 def notes_of(id: str, history: History) -> Iterator[str]:
-    """What is to be known about a revision besides its message."""
+    """Yield notes about a revision, besides its message."""
     if id not in history.by_id:
         yield "in no file"
         return
@@ -139,17 +139,17 @@ class Place:
     node: Node
     lane: int
     above: frozenset[int]
-    """The lanes with a line that comes from above, the node's own included."""
+    """The lanes with a line from above, the node's own included."""
     joins: tuple[int, ...]
-    """Of these, the ones that end in the node."""
+    """The lanes among these that end in the node."""
     below: frozenset[int]
-    """The lanes with a line that goes on below."""
+    """The lanes with a line that continues below."""
     lanes: Mapping[str, int]
-    """In which lane the line to each parent goes on."""
+    """The lane in which the line to each parent continues."""
 
 
 def arrange(nodes: Sequence[Node]) -> list[Place]:
-    """Give each node a lane, as git does: a first parent goes on below, the others beside it, children meet again."""
+    """Give each node a lane, as git does: the first parent continues below, others beside it, until children meet."""
     places: list[Place] = []
     waiting: dict[int, str] = {}
     below = {node.id for node in nodes}
@@ -174,7 +174,7 @@ def arrange(nodes: Sequence[Node]) -> list[Place]:
 
 
 def free_lane(waiting: Mapping[int, str]) -> int:
-    """The leftmost lane without a line."""
+    """Return the leftmost lane without a line."""
     return next(lane for lane in range(len(waiting) + 1) if lane not in waiting)
 
 
@@ -182,7 +182,7 @@ def free_lane(waiting: Mapping[int, str]) -> int:
 
 
 def as_text(history: History, applied: Applied | None) -> str:
-    """The graph for a terminal, newest first; then what the marks mean and how many there are, and unreadable files."""
+    """Return the graph for a terminal, newest first, then the legend and unreadable files."""
     places = arrange(nodes_of(history, applied))
     rows = [row for place, before in zip(places, [None, *places], strict=False) for row in rows_of(place, before)]
     width = max((len(drawing) for drawing, _ in rows), default=0)
@@ -192,12 +192,12 @@ def as_text(history: History, applied: Applied | None) -> str:
 
 
 def rows_of(place: Place, before: Place | None) -> Iterator[tuple[str, Node | None]]:
-    """The rows of one node: lines that join above it, the node itself, lines that part below it."""
+    """Yield the rows of one node: lines that join above it, the node itself, lines that part below it."""
     passing = place.above - {place.lane, *place.joins}
     if place.joins:
         yield connect(place, place.joins, place.above, "╯┴"), None
     elif before and before.lane == place.lane not in place.above:
-        # What ended there is no child of this one.
+        # The node that ended there is not a child of this one.
         yield spread(dict.fromkeys(passing, "│")), None
     yield spread({**dict.fromkeys(passing, "│"), place.lane: MARKS[place.node.state]}), place.node
     if parting := set(place.lanes.values()) - {place.lane}:
@@ -205,7 +205,7 @@ def rows_of(place: Place, before: Place | None) -> Iterator[tuple[str, Node | No
 
 
 def caption(node: Node, id_width: int) -> str:
-    """The words beside a node."""
+    """Return the text beside a node."""
     words = [set_cell_size(printable(node.id), id_width), printable(node.message)]
     words += [f"({printable(note)})" for note in node.notes]
     words += ["(head)"] * node.is_head + ["← database"] * node.is_current
@@ -213,12 +213,12 @@ def caption(node: Node, id_width: int) -> str:
 
 
 def spread(marks: Mapping[int, str]) -> str:
-    """A row of lanes, a blank between two."""
+    """Return a row of lanes, with a blank between two."""
     return " ".join(marks.get(lane, " ") for lane in range(max(marks, default=-1) + 1))
 
 
 def connect(place: Place, ends: Collection[int], passing: frozenset[int], corners: str) -> str:
-    """The row between two nodes in which lines leave the node's lane, or come back to it."""
+    """Return the row between two nodes in which lines leave the node's lane, or return to it."""
     first, last = min(place.lane, *ends), max(place.lane, *ends)
     row = ""
     for lane in range(max(last, *passing, 0) + 1):
@@ -236,24 +236,24 @@ def connect(place: Place, ends: Collection[int], passing: frozenset[int], corner
 
 
 def count_states(places: Sequence[Place]) -> list[tuple[State, str]]:
-    """How many revisions there are of each state, in words."""
+    """Return the number of revisions of each state, in words."""
     counts = {state: sum(place.node.state == state for place in places) for state in MARKS}
     return [(state, f"{count} {MEANINGS[state]}") for state, count in counts.items() if count]
 
 
 def legend(places: Sequence[Place]) -> str:
-    """The marks, with their meanings and how many there are."""
+    """Return the marks, with their meanings and numbers."""
     return "  ".join(f"{MARKS[state]} {words}" for state, words in count_states(places)) or "No revisions"
 
 
 def faults_of(history: History) -> Iterator[str]:
-    """The files that are not drawn."""
+    """Yield the unreadable files."""
     for path, fault in history.unreadable.items():
         yield f"Unreadable: {printable(path_text(path))}: {printable(fault)}"
 
 
 def printable(text: str) -> str:
-    """The text without what could steer a terminal or is not allowed in XML."""
+    """Return the text without characters that could control a terminal or are not allowed in XML."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
@@ -261,7 +261,7 @@ def printable(text: str) -> str:
 
 
 def as_json(history: History, applied: Applied | None) -> dict[str, Any]:
-    """The graph for a machine, newest first; `current` is null where no database was read."""
+    """Return the graph as a JSON document, newest first; `current` is null if no database was read."""
     nodes = [asdict(node) for node in nodes_of(history, applied)]
     for node in nodes:
         node["applied_at"] = node["applied_at"] and node["applied_at"].isoformat()
@@ -278,9 +278,9 @@ def as_json(history: History, applied: Applied | None) -> dict[str, Any]:
 ROW, LANE, MARGIN, GAP = 28, 20, 20, 14
 """Pixels."""
 CHARACTER = 7.83
-"""How wide a character of 13 pixels is in the fonts that are named below: all are alike."""
+"""The width of a character of 13 pixels, the same in all fonts named below."""
 LONGEST = 72
-"""How many characters of a text are shown; the tooltip has all of them."""
+"""The number of characters shown of a text; the tooltip has all of them."""
 
 SHAPES = """
 text { font: 13px ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", "Liberation Mono", monospace }
@@ -314,7 +314,7 @@ DARK = COLOURS.substitute(
 
 
 def as_svg(history: History, applied: Applied | None) -> str:
-    """The graph as an SVG 1.1 image by itself: tooltips name files and dates, and it follows the viewer's dark mode."""
+    """Return the graph as an SVG 1.1 image: tooltips name files and dates, and it follows the viewer's dark mode."""
     places = arrange(nodes_of(history, applied))
     lanes = 1 + max((lane for place in places for lane in (place.lane, *place.above, *place.below)), default=0)
     columns = Columns(MARGIN + lanes * LANE + GAP, max((cell_len(crop(place.node.id)) for place in places), default=0))
@@ -335,7 +335,7 @@ def as_svg(history: History, applied: Applied | None) -> str:
 
 
 def svg_lines(places: Sequence[Place]) -> Iterator[str]:
-    """A line from each revision to each of its parents, in its lane."""
+    """Yield a line from each revision to each of its parents, in its lane."""
     found = {place.node.id: (row, place.lane) for row, place in enumerate(places)}
     for row, place in enumerate(places):
         x, y = x_of(place.lane), y_of(row)
@@ -350,22 +350,22 @@ def svg_lines(places: Sequence[Place]) -> Iterator[str]:
 
 
 def curve(x: int, y: int, to_x: int) -> str:
-    """Change the lane, within one row."""
+    """Return a change of lane, within one row."""
     return f"C{x} {y + ROW // 2} {to_x} {y + ROW // 2} {to_x} {y + ROW}"
 
 
 def x_of(lane: int) -> int:
-    """The middle of a lane."""
+    """Return the middle of a lane."""
     return MARGIN + LANE // 2 + LANE * lane
 
 
 def y_of(row: float) -> int:
-    """The middle of a row."""
+    """Return the middle of a row."""
     return round(MARGIN + ROW // 2 + ROW * row)
 
 
 class Columns:
-    """The words beside the graph; how far they reach to the right and down is known when all are written."""
+    """The text beside the graph; its extent to the right and down is known when all is written."""
 
     def __init__(self, left: int, id_length: int) -> None:
         self.left = left
@@ -373,7 +373,7 @@ class Columns:
         self.right = self.bottom = 0.0
 
     def node(self, row: int, place: Place) -> str:
-        """A revision: its mark, its words, and what it is a head of."""
+        """Return a revision: its mark, its text, and its labels."""
         node, y = place.node, y_of(row)
         parts = [f"<g><title>{escape(printable_lines(tooltip(node)))}</title>", mark(node.state, x_of(place.lane), y)]
         parts.append(self.words(self.left, y, node.id, "id"))
@@ -390,17 +390,17 @@ class Columns:
         return "".join([*parts, "</g>"])
 
     def words(self, x: float, y: int, text: str, style: str) -> str:
-        """A piece of text, cut where it is too long."""
+        """Return a piece of text, cut if it is too long."""
         self.right = max(self.right, x + cell_len(crop(text)) * CHARACTER)
         self.bottom = max(self.bottom, y + ROW // 2)
         return f'<text class="{style}" x="{x:.1f}" y="{y + 4}">{escape(crop(text))}</text>'
 
     def right_of(self, x: float, text: str) -> float:
-        """Where the next piece begins."""
+        """Return the beginning of the next piece."""
         return x + cell_len(crop(text)) * CHARACTER + GAP
 
     def pill(self, x: float, y: int, word: str, style: str) -> str:
-        """A word with a line around it."""
+        """Return a word with a line around it."""
         width = len(word) * CHARACTER + 6
         self.right = max(self.right, x + width)
         return (
@@ -409,7 +409,7 @@ class Columns:
         )
 
     def footer(self, row: float, places: Sequence[Place], faults: Sequence[str]) -> Iterator[str]:
-        """What the marks mean, and the files that are not drawn."""
+        """Yield the legend, and the unreadable files."""
         x: float = MARGIN + LANE // 2
         for state, words in count_states(places):
             yield mark(state, round(x), y_of(row))
@@ -422,13 +422,13 @@ class Columns:
 
 
 def mark(state: State, x: int, y: int) -> str:
-    """A revision's circle."""
+    """Return a revision's circle."""
     circle = f'<circle class="{state}" cx="{x}" cy="{y}" r="{ {"unknown": 8, "untold": 4}.get(state, 5) }"/>'
     return circle + (f'<text class="small mark" x="{x}" y="{y + 4}">?</text>' if state == "unknown" else "")
 
 
 def tooltip(node: Node) -> Iterator[str]:
-    """All that is known of a revision, line by line."""
+    """Yield everything known about a revision, line by line."""
     yield f"{node.id}  {node.message}".rstrip()
     yield ", ".join([MEANINGS[node.state], *node.notes])
     yield from node.paths
@@ -439,11 +439,11 @@ def tooltip(node: Node) -> Iterator[str]:
 
 
 def printable_lines(lines: Iterable[str]) -> str:
-    """Lines without what is not allowed in XML."""
+    """Return lines without characters that are not allowed in XML."""
     return "\n".join(map(printable, lines))
 
 
 def crop(text: str) -> str:
-    """The text as far as it is shown."""
+    """Return the text, cut to what is shown."""
     text = printable(text)
     return text if cell_len(text) <= LONGEST else set_cell_size(text, LONGEST - 1).rstrip() + "…"

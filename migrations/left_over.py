@@ -12,15 +12,15 @@ except ImportError:  # On Windows nothing is locked, and nothing removed.
     fcntl = None  # type: ignore[assignment]
 
 SIDE_FILES = ("-journal", "-wal", "-shm")
-"""What SQLite adds to the name of a database, for the files beside it."""
+"""The suffixes of the files that SQLite creates beside a database."""
 
 OWN: set[Path] = set()
-"""What this process itself uses: to open and close that once more would end SQLite's own locks on it."""
+"""The paths that this process itself uses: opening and closing them again would end SQLite's locks on them."""
 
 
 @contextmanager
 def temporary_path(make: Callable[[], str]) -> Iterator[Path]:
-    """A new file or folder, as `make` makes and names it, that is gone in the end unless it was renamed."""
+    """Create a file or folder with `make`, which returns its name, and remove it in the end unless it was renamed."""
     descriptor, path = make_and_lock(make)
     OWN.add(path)
     try:
@@ -28,12 +28,12 @@ def temporary_path(make: Callable[[], str]) -> Iterator[Path]:
     finally:
         OWN.discard(path)
         remove(path)
-        # Not before: this ends the lock.
+        # Last, since this ends the lock.
         os.close(descriptor)
 
 
 def make_and_lock(make: Callable[[], str]) -> tuple[int, Path]:
-    """Make a path and lock it, before somebody takes it for left over; the descriptor holds the lock."""
+    """Create a path and lock it, before it is taken for left over; the descriptor holds the lock."""
     while True:
         path = Path(make())
         try:
@@ -47,13 +47,13 @@ def make_and_lock(make: Callable[[], str]) -> tuple[int, Path]:
 
 
 def is_left_over(path: Path) -> bool:
-    """Whether no process that lives uses it."""
+    """Return whether no running process uses it."""
     with locked_if_left_over(path) as is_locked:
         return is_locked
 
 
 def remove_left_over(folder: Path, pattern: str) -> None:
-    """Remove what killed processes of this user left in a folder."""
+    """Remove files that killed processes of this user left in a folder."""
     for path in folder.glob(pattern):
         with locked_if_left_over(path) as is_locked:
             if is_locked:
@@ -62,7 +62,7 @@ def remove_left_over(folder: Path, pattern: str) -> None:
 
 @contextmanager
 def locked_if_left_over(path: Path) -> Iterator[bool]:
-    """Lock what nobody uses; False where somebody does, or that cannot be known."""
+    """Lock an unused path; yield False if it is in use, or that is not known."""
     try:
         descriptor = None if path in OWN else open_path(path)
     except OSError:
@@ -77,14 +77,14 @@ def locked_if_left_over(path: Path) -> Iterator[bool]:
 
 
 def open_path(path: Path) -> int:
-    """A descriptor of a file or folder, but of no link."""
+    """Open a file or folder, but not a link, and return its descriptor."""
     # A network file system locks only what is open for writing, which a folder never is.
     access = os.O_RDONLY if path.is_dir() else os.O_RDWR
     return os.open(path, access | getattr(os, "O_NOFOLLOW", 0))
 
 
 def lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock it until it is closed, or the process ends; whether that was possible."""
+    """Lock it until it is closed, or the process ends; return whether that was possible."""
     if fcntl is None:
         return False
     try:
@@ -95,7 +95,7 @@ def lock(descriptor: int, *, wait: bool) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, or a file with those that SQLite has put beside it."""
+    """Remove a folder with its contents, or a file with SQLite's files beside it."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
         return

@@ -1,4 +1,4 @@
-"""What a downgrade would drop of the data, counted before it does."""
+"""The data that a downgrade would drop, counted before it does."""
 
 import ast
 from collections.abc import Mapping, Set
@@ -9,19 +9,19 @@ from alembic.util import CommandError
 from migrations.effects import drops
 from migrations.revisions import Revision, assignments, parse
 
-UNTOLD = "all"
-"""Stands for what is dropped and cannot be told from the file."""
+UNKNOWN = "all"
+"""The name for drops that the file does not show."""
 
 
 def count_losses(connection: sa.Connection, revision: Revision, *, lock: bool = False) -> dict[str, int]:
-    """How many rows and values the downgrade of a revision would drop, by "table" or "table.column".
+    """Return the number of rows and values that the downgrade of a revision would drop, by "table" or "table.column".
 
-    A revision says in COUNTS_AS_LOSS which rows count, where not all do: {"accounts": "balance <> 0"}. With `lock`,
+    A revision says in COUNTS_AS_LOSS which rows count, if not all do: {"accounts": "balance <> 0"}. With `lock`,
     none can be added before the transaction ends.
     """
     dropped = drops(revision, "downgrade")
     if any(drop.table is None for drop in dropped):
-        return {UNTOLD: 1}
+        return {UNKNOWN: 1}
     inspector = sa.inspect(connection)
     columns = {
         table: {column["name"] for column in inspector.get_columns(table)}
@@ -48,13 +48,13 @@ def count_losses(connection: sa.Connection, revision: Revision, *, lock: bool = 
 
 
 def counts_as_loss(revision: Revision) -> dict[str, str]:
-    """Which rows of a dropped table or column count as a loss, as SQL, where the revision says so."""
+    """Return the conditions in SQL, by table or column, of the rows that count as a loss."""
     said = assignments(parse(revision.source)).get("COUNTS_AS_LOSS")
     return dict(ast.literal_eval(said)) if said else {}
 
 
 def lock_tables(connection: sa.Connection, tables: list[str]) -> None:
-    """Keep everybody else from the tables; on SQLite the transaction does so already."""
+    """Lock the tables against others; on SQLite the transaction does so already."""
     if tables and connection.dialect.name == "postgresql":
         # Children are dropped first, and writers lock parents first.
         names = map(connection.dialect.identifier_preparer.quote, reversed(tables))
@@ -62,12 +62,12 @@ def lock_tables(connection: sa.Connection, tables: list[str]) -> None:
 
 
 def refuse_losses(losses: Mapping[str, int], accepted: Set[str]) -> None:
-    """Stop before anything is lost that was not named. Raises CommandError."""
+    """Raise CommandError for a loss that was not accepted."""
     refused = {name: count for name, count in losses.items() if not {name, "all"} & accepted}
     if not refused:
         return
-    if UNTOLD in refused:
-        found = "what it drops cannot be told from its file"
+    if UNKNOWN in refused:
+        found = "its file does not show what it drops"
     else:
         found = ", ".join(
             f"{name}: {count:,} {'value' if '.' in name else 'row'}{'' if count == 1 else 's'}"

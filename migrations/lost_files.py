@@ -1,4 +1,4 @@
-"""Where git has a revision file that is lost. Changes nothing."""
+"""Lost revision files, found in git. Changes nothing."""
 
 import os
 import shlex
@@ -11,12 +11,12 @@ from pathlib import Path
 from migrations.revisions import RevisionUnreadable, read_revision
 
 GIT_SECONDS = 10
-"""How long git may search."""
+"""The time limit of git's searches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A revision file as a commit has it; the path is seen from the folder that was searched, the date is ISO 8601."""
+    """A revision file in a commit; the path is relative to the folder that was searched, the date is ISO 8601."""
 
     id: str
     commit: str
@@ -26,24 +26,24 @@ class Lost:
 
     @property
     def command(self) -> str:
-        """What brings the file back, typed in that folder."""
+        """The command that restores the file, run in that folder."""
         return f"git checkout {self.commit} -- {shlex.quote(self.path)}"
 
 
 PLAIN_DIFFS = ("--no-renames", "--no-ext-diff", "--no-textconv")
-"""Without the programs that a repository may be set up to run."""
+"""Options that run no programs which a repository may configure."""
 
 
 def find_in_git(id: str, root: Path) -> list[Lost]:
-    """Where git has the file of a revision: on any branch, or in what was thrown away lately. Changes nothing.
+    """Return the commits with the file of a revision, on any branch or in the reflog. Changes nothing.
 
-    Each path once, as the newest commit has it. Empty as well where there is no git or no repository.
+    Each path comes once, from its newest commit. Without git or a repository, the list is empty.
     """
     if not id or "\0" in id:
         return []
     git = Git(root)
     everywhere = ("log", "--all", "--reflog", "--ignore-missing", "--full-history", "--date-order", *PLAIN_DIFFS)
-    # -S takes the id as it is, whatever it holds; which of the files has it for its own is seen below.
+    # -S takes any id literally; which of the files has it as its own is checked below.
     listing = (f"-S{id}", "--diff-filter=A", "--format=", "--name-only", "--relative", "--max-count=100")
     found = []
     for path in dict.fromkeys(git.lines(*everywhere, *listing, "--", ":(glob)**/versions/*.py")):
@@ -57,7 +57,7 @@ def find_in_git(id: str, root: Path) -> list[Lost]:
 
 
 def has_id(source: str, id: str) -> bool:
-    """Whether this is the file of that revision."""
+    """Return whether this is the file of that revision."""
     try:
         return read_revision(source).id == id
     except RevisionUnreadable:
@@ -65,7 +65,7 @@ def has_id(source: str, id: str) -> bool:
 
 
 class Git:
-    """Git in a folder, asked for no longer than GIT_SECONDS in all."""
+    """Git in a folder, for no longer than GIT_SECONDS in all."""
 
     def __init__(self, root: Path) -> None:
         self.command = [shutil.which("git") or "", "--no-pager", "-C", str(root), "-c", "core.quotePath=false"]
@@ -73,7 +73,7 @@ class Git:
         self.deadline = time.monotonic() + GIT_SECONDS
 
     def lines(self, *arguments: str) -> list[str]:
-        """What git answers; nothing where it does not."""
+        """Return git's output; nothing if it fails."""
         try:
             answer = subprocess.run(  # noqa: S603 (no shell takes part)
                 [*self.command, *arguments],
@@ -81,7 +81,7 @@ class Git:
                 check=True,
                 encoding="utf-8",
                 errors="replace",
-                # What a partial clone left out is not fetched.
+                # A partial clone fetches nothing.
                 env={**os.environ, "GIT_NO_LAZY_FETCH": "1"},
                 timeout=max(0.0, self.deadline - time.monotonic()),
             )
@@ -90,6 +90,6 @@ class Git:
         return answer.stdout.splitlines()
 
     def branches_with(self, commit: str) -> tuple[str, ...]:
-        """The branches, also of remotes, that contain a commit; origin/HEAD is only another name of one."""
+        """Return the branches, also of remotes, that contain a commit, without the alias origin/HEAD."""
         name = "--format=%(if)%(symref)%(then)%(else)%(refname:short)%(end)"
         return tuple(filter(None, self.lines("for-each-ref", "--contains", commit, name, "refs/heads", "refs/remotes")))

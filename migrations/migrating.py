@@ -1,4 +1,4 @@
-"""What surrounds a run of migrations: one migrator at a time, each revision whole, its losses counted, and recorded."""
+"""Runs of migrations: one migrator at a time, each revision whole, its losses counted, and recorded."""
 
 import logging
 import os
@@ -31,11 +31,11 @@ from settings import Settings
 
 logger = logging.getLogger("alembic.runtime.migration")
 
-# Any number that nobody else is likely to lock: "savepnt" in ASCII.
+# A number that nothing else is likely to lock: "savepnt" in ASCII.
 ADVISORY_LOCK = int.from_bytes(b"savepnt")
 
 RECENT = timedelta(hours=1)
-"""How old a save may be that was made for a migration."""
+"""The maximum age of a save that was made for a migration."""
 
 
 # --- one at a time ----------------------------------------------------------------------------------------------------
@@ -43,9 +43,9 @@ RECENT = timedelta(hours=1)
 
 @contextmanager
 def only_migrator(engine: sa.Engine, patience: float) -> Iterator[sa.Connection | None]:
-    """Hold the turn to migrate this database; whoever dies gives it back. On PostgreSQL, the connection that holds it.
+    """Hold the lock for migrating this database; it ends with the process. On PostgreSQL, yield its connection.
 
-    Raises CommandError after `patience` seconds, naming who has it.
+    Raises CommandError after `patience` seconds, naming its holder.
     """
     if engine.dialect.name == "sqlite":
         with file_lock(Path(f"{engine.url.database}-migrating"), patience):
@@ -70,7 +70,7 @@ HOLDER = sa.text("""
 
 @contextmanager
 def file_lock(path: Path, patience: float) -> Iterator[None]:
-    """Lock the file, and write into it who did, for whoever waits."""
+    """Lock the file, and write the holder into it, for those who wait."""
     try:
         with FileLock(path, timeout=patience, mode=0o600):
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%F %T} UTC")
@@ -80,10 +80,10 @@ def file_lock(path: Path, patience: float) -> Iterator[None]:
 
 
 def busy(holder: str | None, patience: float) -> str:
-    """What to tell who waited in vain."""
+    """Return the message after waiting in vain."""
     return (
         f"Another process migrates this database ({holder or 'it has just ended'}). Waited {patience:g} seconds and "
-        "changed nothing. Let it end, then try again; MIGRATION_TIMEOUT says how long to wait."
+        "changed nothing. Try again when it has ended; MIGRATION_TIMEOUT is the time to wait."
     )
 
 
@@ -91,7 +91,7 @@ def busy(holder: str | None, patience: float) -> str:
 
 
 def refuse_unknown(history: History, heads: Sequence[str], connection: sa.Connection) -> None:
-    """Stop where the database is at a revision that no file has. Raises CommandError."""
+    """Raise CommandError if the database is at a revision that no file has."""
     unknown = [id for id in heads if id not in history.by_id]
     if unknown:
         record = {event.revision: event for event in applied_in(connection).record}
@@ -107,7 +107,7 @@ def refuse_unknown(history: History, heads: Sequence[str], connection: sa.Connec
 
 
 def contradicts_version(error: DBAPIError) -> bool:
-    """Return whether what a revision makes was there already, or what it changes was not."""
+    """Return whether something to be created existed already, or something to be changed did not."""
     # SQLite has one code for all errors of SQL.
     return getattr(error.orig, "sqlstate", None) in MISMATCHES or SQLITE_MISMATCH.search(str(error.orig)) is not None
 
@@ -119,11 +119,11 @@ SQLITE_MISMATCH = re.compile(r"^(table|index|view|trigger) .* already exists|^du
 
 
 def other_schema(step: RevisionStep, heads: Sequence[str], error: DBAPIError) -> str:
-    """What to tell where the schema is not that of the revision in alembic_version."""
+    """Return the message for a schema that is not that of the revision in alembic_version."""
     at = " and ".join(heads) or "no revision"
     return (
         f"{step.name.capitalize()} {step.revision.revision}: {str(error.orig).splitlines()[0]}. alembic_version names "
-        f"{at}, and the schema is another. This revision changed nothing. {ASK_DOCTOR} Where you know which revision "
+        f"{at}, and the schema is another. This revision changed nothing. {ASK_DOCTOR} If you know which revision "
         "made the schema: alembic stamp REVISION"
     )
 
@@ -132,7 +132,7 @@ def other_schema(step: RevisionStep, heads: Sequence[str], error: DBAPIError) ->
 
 
 class Run:
-    """The revisions that one command goes through, up or down, each in a transaction of its own."""
+    """The revisions that one command runs, up or down, each in its own transaction."""
 
     def __init__(self, url: str, history: History, settings: Settings, options: dict[str, str]) -> None:
         self.url = url
@@ -146,7 +146,7 @@ class Run:
         self.waiting_since: float | None = None
 
     def plan(self, context: MigrationContext, heads: tuple[str, ...], find_steps: Callable[..., Any]) -> None:
-        """Find the steps; refuse what would lose data, and save what is dangerous, before anything is changed."""
+        """Find the steps; before any change, refuse to lose data, and save it before dangerous steps."""
         connection = context.connection
         assert connection is not None
         if not context.purge:
@@ -162,7 +162,7 @@ class Run:
                 lost |= count_losses(connection, self.file_of(step))
             step.migration_fn = self.whole(connection, step, heads)
         refuse_losses(lost, self.accepted)
-        # Before anybody else waits for this connection.
+        # Before others wait for this connection.
         connection.rollback()
         engine = connection.dialect.name
         endangering = [step for step in moves if heads and self.endangers(step, engine)]
@@ -170,17 +170,17 @@ class Run:
             self.save_before(endangering[0], engine, heads)
 
     def file_of(self, step: RevisionStep) -> Revision:
-        """The revision of a step, as its file is written."""
+        """Return the revision of a step, from its file."""
         return self.history.by_id[step.revision.revision]
 
     def steps(self, heads: tuple[str, ...], context: MigrationContext) -> Iterator[Any]:
-        """What is still to be done; Alembic runs each step in a transaction."""
+        """Yield the remaining steps; Alembic runs each in a transaction."""
         while self.planned:
             self.began = time.monotonic()
             yield self.planned[0]
 
     def whole(self, connection: sa.Connection, step: RevisionStep, heads: Sequence[str]) -> Callable[..., None]:
-        """What Alembic runs for this step, within what makes it safe."""
+        """Return the function of this step, with its time-out and checks."""
         migrate = step.migration_fn
 
         @wraps(migrate)
@@ -202,14 +202,14 @@ class Run:
         return run
 
     def record(self, ctx: MigrationContext, step: MigrationInfo, **_: Any) -> None:
-        """Write down what was done, in the transaction in which it was done."""
+        """Record a step, in its own transaction."""
         if self.planned:
             self.planned.pop(0)
         self.waiting_since = None
         write_record(ctx, step, self.history, time.monotonic() - self.began)
 
     def save_before(self, step: RevisionStep, engine: str, heads: Sequence[str]) -> None:
-        """Keep a copy of what the step could lose; in production on PostgreSQL, ask for one. Raises CommandError."""
+        """Save what the step could lose; in production on PostgreSQL, demand a recent save. Raises CommandError."""
         what = f"{step.name.capitalize()} {step.revision.revision} drops or rebuilds something"
         folder = self.settings.saves_dir
         if engine == "postgresql" and self.in_production:
@@ -218,7 +218,7 @@ class Run:
                 return
             raise CommandError(
                 f"{what}, and {folder} holds no save of the last hour. Nothing was changed. Take one: DATABASE_URL=… "
-                "python manage.py save. Where copies are kept elsewhere (a snapshot, pg_basebackup), say so: "
+                "python manage.py save. If copies are kept elsewhere (a snapshot, pg_basebackup): "
                 "alembic -x saved=elsewhere …"
             )
         try:
@@ -229,16 +229,16 @@ class Run:
                 f"{what}, and no copy could be taken first. {error} Nothing was changed. To go on without one, set "
                 "SAVE_BEFORE_MIGRATIONS=false."
             ) from None
-        logger.info("Saved as %s; python manage.py load %s brings it back", save.name, save.name)
+        logger.info("Saved as %s; to restore it: python manage.py load %s", save.name, save.name)
 
     def endangers(self, step: RevisionStep, engine: str) -> bool:
-        """Whether the step drops a table or column, or rebuilds a table."""
+        """Return whether the step drops a table or column, or rebuilds a table."""
         direction: Direction = "upgrade" if step.is_upgrade else "downgrade"
         revision = self.file_of(step)
         return bool(drops(revision, direction) or (engine == "sqlite" and rebuilds(revision, direction)))
 
     def until_done(self, attempt: Callable[[], None], connection: sa.Connection, holder: sa.Connection | None) -> None:
-        """Run what is left; let others pass and try again where a lock could not be had. Raises CommandError."""
+        """Run the remaining steps; without a lock, let others pass and try again. Raises CommandError."""
         with blockers_of(connection, holder) as blockers:
             while True:
                 try:
@@ -250,7 +250,7 @@ class Run:
                     if time.monotonic() - self.waiting_since > self.settings.migration_timeout:
                         raise CommandError(blocked(self.planned[0], blockers, self.settings)) from None
                     logger.info("%s; trying again", str(error.orig).splitlines()[0])
-                # Jitter, so that it does not meet the same work again.
+                # Jitter, so that it does not collide with the same work again.
                 time.sleep(random.uniform(0.1, self.settings.migration_lock_timeout))
 
 
@@ -266,7 +266,7 @@ BLOCKERS = sa.text("""
 
 @contextmanager
 def blockers_of(connection: sa.Connection, observer: sa.Connection | None) -> Iterator[list[str]]:
-    """Who was last seen in the way of a connection, while another one looks; afterwards there is nobody to see."""
+    """Yield the latest blockers of a connection, which another one looks for while it waits."""
     blockers: list[str] = []
     if observer is None:
         yield blockers
@@ -290,16 +290,16 @@ def blockers_of(connection: sa.Connection, observer: sa.Connection | None) -> It
 
 
 def blocked(step: Any, blockers: Sequence[str], settings: Settings) -> str:
-    """What to tell where the locks could not be had."""
+    """Return the message for locks that were not acquired."""
     return (
-        f"{step}: its locks could not be had in {settings.migration_timeout:g} seconds, although it tried again and "
-        f"again. In the way: {'; '.join(blockers) or 'nobody any more'}. This revision changed nothing. Let that "
+        f"{step}: its locks could not be acquired in {settings.migration_timeout:g} seconds, in repeated attempts. "
+        f"Blocked by: {'; '.join(blockers) or 'nothing any more'}. This revision changed nothing. Wait for that to "
         "end, or end it (SELECT pg_terminate_backend(…)), then run the same command again."
     )
 
 
 def check_foreign_keys(connection: sa.Connection) -> None:
-    """Refuse to commit rows that refer to nothing; foreign keys were off while tables were rebuilt."""
+    """Raise CommandError for rows that refer to nothing; foreign keys were off while tables were rebuilt."""
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     if broken:
         tables = ", ".join(sorted({f"{table} → {parent}" for table, _, parent, _ in broken}))
@@ -310,7 +310,7 @@ def check_foreign_keys(connection: sa.Connection) -> None:
 
 
 def write_record(context: MigrationContext, step: MigrationInfo, history: History, seconds: float) -> None:
-    """Add what was done to the record, which is made where it is missing; with `--sql`, print that."""
+    """Add a step to the record, which is created if it is missing; with `--sql`, print that."""
     context.execute(CreateTable(RECORD, if_not_exists=True))
     for id in step.up_revision_ids or ("base",):
         revision = history.by_id.get(id)

@@ -1,52 +1,52 @@
-"""What a rebuild of a table on SQLite loses: Alembic's batch mode copies a table, drops it, and renames the copy."""
+"""Losses of a table's rebuild on SQLite: Alembic's batch mode copies a table, drops it, and renames the copy."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from migrations.catalog import Part, schema_of
-from migrations.watching import Finding, Watch, mentions
+from migrations.watching import UnsafeStep, Watch, mentions
 
 TYPES = ("null", "integer", "real", "text", "blob")
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a table holds."""
+    """The contents of a table, as numbers."""
 
     rows: int
     values: dict[str, dict[str, int]]
-    """How many values of each type a column has."""
+    """The number of values of each type, by column."""
     children: dict[str, int]
-    """The rows of each table that refers to it."""
+    """The number of rows of each table that refers to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a table is, and what hangs on it."""
+    """The definition of a table, and what depends on it."""
 
     parts: frozenset[Part]
     """Its columns, constraints and indexes."""
     triggers: list[str]
     readers: list[str]
-    """The views, and the triggers of other tables, that name it."""
+    """The views, and triggers of other tables, that name it."""
 
 
 class Rebuilds:
     """The tables that one revision rebuilds."""
 
     def __init__(self, meant: str) -> None:
-        """`meant` is the revision's text: what it names itself is changed on purpose."""
+        """`meant` is the revision's text: what it names is changed on purpose."""
         self.meant = meant
         self.copies = ""
         self.shapes: dict[str, Shape] = {}
-        """Of each table, before it was rebuilt for the first time."""
+        """The shape of each table before its first rebuild."""
         self.dropped: dict[str, Contents] = {}
-        """Of each table that is gone and to come again."""
-        self.found: list[Finding] = []
+        """The contents of each table that was dropped and is to be renamed back."""
+        self.found: list[UnsafeStep] = []
 
     def look(self, watch: Watch, sql: str) -> None:
-        """See a statement before it runs: remember a table whose rows were copied before this drops it."""
+        """Look at a statement before it runs: if it drops a table whose rows were copied, remember the table."""
         self.look_at_rebuilt(watch)
         if COPIES.match(sql):
             self.copies += f"\n{sql}"
@@ -57,12 +57,12 @@ class Rebuilds:
                 self.dropped[name] = contents_of(watch, name)
 
     def look_at_rebuilt(self, watch: Watch) -> None:
-        """Compare what a table holds once it is there again, before anything else is done to it."""
+        """Compare the contents of each table that exists again, before anything else is done to it."""
         for name in [name for name in self.dropped if has_table(watch, name)]:
             self.found += compare_contents(name, self.dropped.pop(name), contents_of(watch, name))
 
-    def losses(self, watch: Watch) -> Iterator[Finding]:
-        """What the rebuilds have lost when the revision ends."""
+    def losses(self, watch: Watch) -> Iterator[UnsafeStep]:
+        """Yield what the rebuilds have lost by the end of the revision."""
         self.look_at_rebuilt(watch)
         yield from self.found
         for name, before in self.shapes.items():
@@ -73,23 +73,23 @@ class Rebuilds:
                     if trigger not in after.triggers and not mentions(self.meant, trigger):
                         yield lost(f"the trigger {trigger} on {name}")
 
-    def obstacles(self) -> Iterator[Finding]:
-        """What stands in the way of rebuilds that did not come to an end."""
+    def obstacles(self) -> Iterator[UnsafeStep]:
+        """Yield what prevented rebuilds that did not finish."""
         for name in self.dropped:
             for reader in self.shapes[name].readers:
-                yield Finding(
+                yield UnsafeStep(
                     "rebuild-under-reader",
                     f"The {reader} reads {name}, and SQLite rebuilds no table under it.",
-                    "Drop it in the revision before, and create it again after.",
+                    "Drop it in the revision before that, and create it again after.",
                 )
 
     def is_meant(self, table: str, name: str) -> bool:
-        """Whether the revision names it, perhaps without the prefix that the naming convention gives a CHECK."""
+        """Return whether the revision names it, also without the naming convention's prefix of a CHECK."""
         short = name.removeprefix(f"ck_{table}_")
         return mentions(self.meant, name) or f"drop_constraint({short!r}" in self.meant
 
-    def compare_parts(self, name: str, before: Shape, after: Shape) -> Iterator[Finding]:
-        """Columns, constraints and indexes that are gone or say less."""
+    def compare_parts(self, name: str, before: Shape, after: Shape) -> Iterator[UnsafeStep]:
+        """Yield columns, constraints and indexes that are gone or changed."""
         kept = {(part.kind, part.text) for part in after.parts if part.kind != "column"}
         columns = {part.name: part.text for part in after.parts if part.kind == "column"}
         gone = [part.name for part in before.parts if part.kind == "column" and part.name not in columns]
@@ -108,8 +108,8 @@ class Rebuilds:
                 yield lost(f"{part.kind} {part.name or 'without a name'} on {name}: {part.text}")
 
 
-def compare_contents(name: str, before: Contents, after: Contents) -> Iterator[Finding]:
-    """Rows that are gone, and values that are of another type."""
+def compare_contents(name: str, before: Contents, after: Contents) -> Iterator[UnsafeStep]:
+    """Yield lost rows, and values that changed their type."""
     if after.rows < before.rows:
         yield lost(f"{before.rows - after.rows:,} of the {before.rows:,} rows of {name}")
     for child, rows in before.children.items():
@@ -119,28 +119,28 @@ def compare_contents(name: str, before: Contents, after: Contents) -> Iterator[F
         now = after.values.get(column, values)
         changes = [f"{values[type]:,} {type} are now {now[type]:,}" for type in TYPES if values[type] != now[type]]
         if changes and after.rows == before.rows:
-            yield Finding(
+            yield UnsafeStep(
                 "rebuild-changed-values",
                 f"The rebuild changes the type of values in {name}.{column}: {', '.join(changes)}.",
-                "SQLite makes of what it copies what the new column is declared as.",
+                "SQLite converts what it copies to the declared type of the new column.",
             )
 
 
-def lost(what: str) -> Finding:
-    """What to say of a loss."""
-    return Finding("rebuild-loss", f"The rebuild loses {what}.", "Make it again in the revision, after the rebuild.")
+def lost(what: str) -> UnsafeStep:
+    """Return a loss."""
+    return UnsafeStep("rebuild-loss", f"The rebuild loses {what}.", "Recreate it in the revision, after the rebuild.")
 
 
-# --- a table as SQLite tells it ---------------------------------------------------------------------------------------
+# --- a table, read from SQLite's catalog ------------------------------------------------------------------------------
 
 
 def has_table(watch: Watch, name: str) -> bool:
-    """Whether there is such a table now."""
+    """Return whether the table exists now."""
     return bool(watch.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
 
 
 def shape_of(watch: Watch, name: str) -> Shape:
-    """What a table is now."""
+    """Return the definition of a table now."""
     others = watch.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master")
     return Shape(
         parts=schema_of(watch.connection)[name],
@@ -154,7 +154,7 @@ def shape_of(watch: Watch, name: str) -> Shape:
 
 
 def contents_of(watch: Watch, name: str) -> Contents:
-    """What a table holds now."""
+    """Return the contents of a table now."""
     tables = watch.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name <> ?", (name,))
     return Contents(
         rows=count(watch, name),
@@ -168,7 +168,7 @@ def contents_of(watch: Watch, name: str) -> Contents:
 
 
 def values_of(watch: Watch, table: str) -> dict[str, dict[str, int]]:
-    """How many values of each type the columns have, counted in one pass."""
+    """Return the number of values of each type, by column, counted in one pass."""
     columns = [name for _, name, *_ in watch.execute(f"PRAGMA table_xinfo({quoted(table)})")]
     sums = [f"coalesce(sum(typeof({quoted(column)}) = '{type}'), 0)" for column in columns for type in TYPES]
     (counts,) = watch.execute(f"SELECT {', '.join(sums)} FROM {quoted(table)}")  # noqa: S608
@@ -177,13 +177,13 @@ def values_of(watch: Watch, table: str) -> dict[str, dict[str, int]]:
 
 
 def count(watch: Watch, table: str) -> int:
-    """How many rows a table has."""
+    """Return the number of rows of a table."""
     ((rows,),) = watch.execute(f"SELECT count(*) FROM {quoted(table)}")  # noqa: S608
     return int(rows)
 
 
 def quoted(name: str) -> str:
-    """A name as SQL has it."""
+    """Return a name quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 

@@ -1,4 +1,4 @@
-"""A migration run for real, watched, and rolled back; or run on a copy, where nothing could roll it back."""
+"""A migration run for real, watched, and rolled back; or run on a copy if it cannot be rolled back."""
 
 import re
 import signal
@@ -44,10 +44,10 @@ def rehearse(
     config: Config | None = None,
     progress: saves.Progress = saves.silent,
 ) -> Rehearsal:
-    """Run the migration to `target`, which is what alembic upgrade or downgrade takes, and leave no trace of it.
+    """Run the migration to `target`, as alembic upgrade or downgrade takes it, and leave no trace.
 
-    Without `copy` it is one transaction on the database itself; on a copy only where a revision cannot be in one. A
-    migration that fails is an answer. Raises CommandError, a paragraph for people, where it could not be tried.
+    Without `copy` it is one transaction on the database itself, or on a copy if a revision cannot be in one. A failed
+    migration is a result. Raises CommandError, a paragraph for people, if it could not be tried.
     """
     config = config or read_ini()
     history = read_history(versions_folder(config))
@@ -75,7 +75,7 @@ def rehearse(
 
 @contextmanager
 def reached() -> Iterator[None]:
-    """Say so where the database does not answer, or is none."""
+    """Raise CommandError if the database does not answer, or is not one."""
     try:
         yield
     except DBAPIError as error:
@@ -84,7 +84,7 @@ def reached() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM end it as Ctrl-C does, so that a copy is removed."""
+    """Handle SIGTERM like Ctrl-C, so that a copy is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -96,7 +96,7 @@ def interruptible() -> Iterator[None]:
 
 
 def look_for_patterns(rehearsal: Rehearsal, connection: sa.Connection) -> None:
-    """Have squawk read the statements; note where it could not."""
+    """Have squawk check the statements, or note why it did not."""
     if rehearsal.engine == "postgresql":
         major, minor, *_ = connection.dialect.server_version_info  # type: ignore[misc]
         statements = [trial.statements for trial in rehearsal.revisions]
@@ -110,7 +110,7 @@ def look_for_patterns(rehearsal: Rehearsal, connection: sa.Connection) -> None:
 def plan(
     engine: sa.Engine, target: str, script: ScriptDirectory, history: History
 ) -> tuple[Rehearsal, list[RevisionStep]]:
-    """The direction, the revisions in order, and their losses. Raises CommandError where there is no way there."""
+    """Return the direction, the revisions in order, and their losses. Raises CommandError if there is no path."""
     with engine.execution_options(no_begin=True).connect() as connection:
         heads = MigrationContext.configure(connection).get_current_heads()
         refuse_unknown(history, heads, connection)
@@ -131,7 +131,7 @@ def plan(
 
 
 def direction_to(target: str, heads: Sequence[str], script: ScriptDirectory, history: History) -> Direction:
-    """Down to what the current revisions come from, up to everything else."""
+    """Return "downgrade" for an ancestor of the current revisions, "upgrade" for any other."""
     if relative := re.search(r"([+-])\d+$", target):
         return "upgrade" if relative[1] == "+" else "downgrade"
     if re.search(r"(^|@)base$", target):
@@ -143,15 +143,15 @@ def direction_to(target: str, heads: Sequence[str], script: ScriptDirectory, his
 
 
 def why_not_in_one_transaction(rehearsal: Rehearsal, history: History) -> str | None:
-    """Why the revisions are not to be tried in a transaction that is rolled back, as their text tells."""
+    """Return why the revisions cannot be tried in a transaction that is rolled back, from their text."""
     for trial in rehearsal.revisions:
         if found := NEEDS_COPY.search(code_of(history.by_id[trial.id], rehearsal.direction)):
             return f"revision {trial.id} has {' '.join(found[0].split())}, which cannot be tried in one transaction"
     return None
 
 
-# An enum's new value is of no use before a COMMIT; no rollback undoes setval. What else PostgreSQL does not do in a
-# transaction (CREATE INDEX CONCURRENTLY, ALTER SYSTEM) it refuses in one, as it will for real.
+# An enum's new value cannot be used before a COMMIT; no rollback undoes setval. Other statements that PostgreSQL does
+# not allow in a transaction (CREATE INDEX CONCURRENTLY, ALTER SYSTEM) fail in one, as they will for real.
 NEEDS_COPY = re.compile(
     r"\bautocommit_block\b|(?<!\bON )\bCOMMIT\b|\bVACUUM\b|\bsetval\b|\bADD\s+VALUE\b", re.IGNORECASE
 )
@@ -162,7 +162,7 @@ NEEDS_COPY = re.compile(
 
 @contextmanager
 def on_a_copy(url: str, settings: Settings, progress: saves.Progress) -> Iterator[sa.Connection]:
-    """A connection to a copy, which is gone afterwards."""
+    """Yield a connection to a copy, which is removed afterwards."""
     with (
         copy_of(url, settings.lock_timeout, progress) as copied,
         create_migration_engine(copied).connect() as connection,
@@ -172,7 +172,7 @@ def on_a_copy(url: str, settings: Settings, progress: saves.Progress) -> Iterato
 
 @contextmanager
 def in_place(url: str, settings: Settings, target: str, holder: sa.Connection | None) -> Iterator[sa.Connection]:
-    """A connection to the database itself, in a transaction that is rolled back, whatever happens in it."""
+    """Yield a connection to the database itself, in a transaction that is always rolled back."""
     engine = create_migration_engine(url)
     if engine.dialect.name == "sqlite":
         limit = f"PRAGMA busy_timeout={round(settings.lock_timeout * 1000)}"
@@ -194,20 +194,20 @@ def in_place(url: str, settings: Settings, target: str, holder: sa.Connection | 
 
 
 def in_the_way(error: DBAPIError, target: str, blockers: Sequence[str], settings: Settings) -> str:
-    """What to tell where a lock could not be had, or the connection broke."""
-    way_out = f"Let that end, or rehearse on a copy: python manage.py rehearse {target} --copy"
+    """Return the message for a lock that was not acquired, or a broken connection."""
+    way_out = f"Wait for that to end, or rehearse on a copy: python manage.py rehearse {target} --copy"
     if sqlstate(error) in LOCK_ERRORS:
         return (
             f"“{' '.join((error.statement or '').split())[:100]}” needs a lock, and did not get it in "
-            f"{settings.migration_lock_timeout:g} seconds (MIGRATION_LOCK_TIMEOUT). In the way: "
-            f"{'; '.join(blockers) or 'nobody any more'}. Nothing was changed. {way_out}"
+            f"{settings.migration_lock_timeout:g} seconds (MIGRATION_LOCK_TIMEOUT). Blocked by: "
+            f"{'; '.join(blockers) or 'nothing any more'}. Nothing was changed. {way_out}"
         )
     if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
         return (
             f"Another process has been writing for {settings.lock_timeout:g} seconds (LOCK_TIMEOUT), so the rehearsal "
-            f"had no turn. Nothing was changed. {way_out}"
+            f"could not begin. Nothing was changed. {way_out}"
         )
-    return f"The rehearsal broke off: {first_line(error)}. Nothing was changed."
+    return f"The rehearsal was aborted: {first_line(error)}. Nothing was changed."
 
 
 # --- sequences --------------------------------------------------------------------------------------------------------
@@ -215,30 +215,30 @@ def in_the_way(error: DBAPIError, target: str, blockers: Sequence[str], settings
 
 @contextmanager
 def sequences_noted(watch: Watch, rehearsal: Rehearsal) -> Iterator[None]:
-    """Roll back what is done meanwhile, with the record's own sequence, and name the others that went on."""
+    """Roll back what is done meanwhile, with the record's own sequence, and note others that advanced."""
     if not watch.is_postgresql or rehearsal.place == "copy":
         yield
         return
     before = dict(watch.execute(SEQUENCES))
     for sequence, following in watch.execute(OWN_SEQUENCE):
-        # A sequence that is restarted is rolled back. Whoever needs it waits, and only migrations need this one.
+        # A restarted sequence is rolled back. Others who need it wait, and only migrations need this one.
         watch.execute(f"ALTER SEQUENCE {sequence} RESTART WITH {following}")
     yield
     watch.connection.rollback()
     for sequence, last in watch.execute(SEQUENCES):
         if before.get(sequence, last) != last and has_used(watch, sequence):
             rehearsal.notes.append(
-                f"The revisions took numbers from {sequence}, and PostgreSQL does not take those back: the next rows "
-                "skip them, which does no harm."
+                f"The revisions took numbers from {sequence}, which PostgreSQL does not roll back: the next rows skip "
+                "them, which does no harm."
             )
 
 
 def has_used(watch: Watch, sequence: str) -> bool:
-    """Whether this connection, and not only others, took a number."""
+    """Return whether this connection, and not only others, took a number."""
     with watch.aside():
         try:
             watch.connection.execute(sa.select(sa.func.currval(sequence)))
-        except OperationalError:  # It has none of its own.
+        except OperationalError:  # It took none.
             return False
         finally:
             watch.connection.rollback()

@@ -1,4 +1,4 @@
-"""A rehearsal in words, and as a JSON document."""
+"""The report of a rehearsal, as text and as a JSON document."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -11,16 +11,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from migrations.losses import UNTOLD
+from migrations.losses import UNKNOWN
 from migrations.trial import Rehearsal, Trial
-from migrations.watching import Finding, Lock, Statement
+from migrations.watching import Lock, Statement, UnsafeStep
 from terminal import plural
 
 # --- for machines -----------------------------------------------------------------------------------------------------
 
 
 def as_json(rehearsal: Rehearsal) -> dict[str, Any]:
-    """All that was seen; times are in milliseconds, and a statement that failed has none."""
+    """Return the report as a JSON document; times are in milliseconds, and null for a failed statement."""
     return {
         "engine": rehearsal.engine,
         "place": rehearsal.place,
@@ -39,7 +39,7 @@ def as_json(rehearsal: Rehearsal) -> dict[str, Any]:
 
 
 def trial_as_json(trial: Trial) -> dict[str, Any]:
-    """One revision; its time is null where it was not reached."""
+    """Return one revision; its time is null if it was not reached."""
     return {
         "id": trial.id,
         "message": trial.message,
@@ -52,17 +52,17 @@ def trial_as_json(trial: Trial) -> dict[str, Any]:
                 "milliseconds": statement.milliseconds,
                 "rows": statement.rows,
                 "locks": [lock_as_json(lock) for lock in statement.locks] if statement.in_transaction else None,
-                "findings": [asdict(finding) for finding in statement.findings],
+                "findings": [asdict(each) for each in statement.unsafe_steps],
             }
             for statement in trial.statements
         ],
         "losses": trial.losses,
-        "findings": [asdict(finding) for finding in trial.findings],
+        "findings": [asdict(each) for each in trial.unsafe_steps],
     }
 
 
 def lock_as_json(lock: Lock) -> dict[str, Any]:
-    """One lock."""
+    """Return one lock."""
     return {**asdict(lock), "blocks": lock.blocks}
 
 
@@ -70,7 +70,7 @@ def lock_as_json(lock: Lock) -> dict[str, Any]:
 
 
 def as_text(rehearsal: Rehearsal) -> Group:
-    """Each revision with its statements, then the sum of it."""
+    """Return each revision with its statements, then a summary."""
     if not rehearsal.revisions:
         return Group(f"There is nothing to do: the database is at {', '.join(rehearsal.heads) or 'base'}.")
     parts: list[RenderableType] = [opening(rehearsal)]
@@ -82,7 +82,7 @@ def as_text(rehearsal: Rehearsal) -> Group:
 
 
 def opening(rehearsal: Rehearsal) -> Text:
-    """Where it was run, and who waited for it."""
+    """Return the first line: where it was run, and who waited."""
     way = f"{', '.join(rehearsal.heads) or 'base'} → {rehearsal.target}"
     if rehearsal.place == "copy":
         return Text(f"{way}, on a copy of the database ({rehearsal.reason}).")
@@ -91,21 +91,21 @@ def opening(rehearsal: Rehearsal) -> Text:
 
 
 def title(trial: Trial, direction: str) -> Text:
-    """A revision, by its id and message."""
+    """Return the title of a revision: its id and message."""
     time = "not reached" if trial.milliseconds is None else duration(trial.milliseconds)
     arrow = "↑" if direction == "upgrade" else "↓"
     return Text.assemble((f"{arrow} {trial.id}  {trial.message}", "bold"), (f"  {direction}, {time}", "dim"))
 
 
 def body(trial: Trial) -> Table:
-    """The statements of a revision, one a line, and below each what it locks and what is unsafe."""
+    """Return the statements of a revision, one a line, and below each its locks and warnings."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(justify="right", min_width=9, no_wrap=True)
     table.add_column(justify="right", min_width=9, no_wrap=True)
     table.add_column()
     if trial.locked_before:
         held = (
-            f"{', '.join(trial.locked_before)}: locked already by a revision above; --copy shows this one's own locks"
+            f"{', '.join(trial.locked_before)}: locked already by a revision above; --copy shows the locks of this one"
         )
         table.add_row("", "", Text(held, "dim"))
     around = [statement for statement in trial.statements if not is_shown(statement)]
@@ -114,13 +114,13 @@ def body(trial: Trial) -> Table:
     if around:
         time = duration(sum(statement.milliseconds or 0 for statement in around))
         table.add_row(Text(time, "dim"), "", Text(f"{len(around)} more, of Alembic and Savepoint", "dim"))
-    for finding in (*losses_of(trial), *trial.findings):
-        table.add_row("", "", words_of(finding))
+    for unsafe in (*losses_of(trial), *trial.unsafe_steps):
+        table.add_row("", "", words_of(unsafe))
     return table
 
 
 def in_loops(statements: Iterable[Statement]) -> Iterator[list[Statement]]:
-    """The statements in order; those that were sent often all at the place of the first."""
+    """Yield the statements in order; repeated ones together, at the place of the first."""
     alike: dict[str, list[Statement]] = {}
     for statement in (listed := list(statements)):
         alike.setdefault(statement.sql, []).append(statement)
@@ -136,17 +136,17 @@ OFTEN = 3
 
 
 def is_shown(statement: Statement) -> bool:
-    """Whether the revision sent it, or somebody waits for it, or it failed."""
+    """Return whether the revision sent it, it blocks others, or it failed."""
     return (
         statement.kind == "revision"
         or statement.milliseconds is None
-        or bool(statement.findings)
+        or bool(statement.unsafe_steps)
         or any(lock.is_felt for lock in statement.locks)
     )
 
 
 def add_statements(table: Table, statements: list[Statement]) -> None:
-    """A statement in one line, however often it was sent, and what is to be said of it."""
+    """Add a statement in one line, however often it was sent, with its locks and warnings."""
     time = duration(sum(statement.milliseconds or 0 for statement in statements))
     rows = [statement.rows for statement in statements if statement.rows is not None]
     sql = " ".join(statements[0].sql.split())
@@ -163,44 +163,44 @@ def add_statements(table: Table, statements: list[Statement]) -> None:
     for _, of_a_mode in groupby(locks, by_strength):
         add_below(table, lock_line(list(of_a_mode)))
     if not all(statement.in_transaction for statement in statements):
-        add_below(table, Text("outside of transactions: its locks are gone before they show", "dim"))
-    findings = {finding.rule: finding for statement in reversed(statements) for finding in statement.findings}
-    for finding in findings.values():
-        add_below(table, words_of(finding))
+        add_below(table, Text("outside of transactions, so its locks are not shown", "dim"))
+    by_rule = {unsafe.rule: unsafe for statement in reversed(statements) for unsafe in statement.unsafe_steps}
+    for unsafe in by_rule.values():
+        add_below(table, words_of(unsafe))
 
 
 def add_below(table: Table, text: Text) -> None:
-    """Something about the statement above."""
+    """Add a line about the statement above."""
     table.add_row("", "", Padding(text, (0, 0, 0, 2)))
 
 
 def lock_line(locks: list[Lock]) -> Text:
-    """What locks of one mode keep from whom, and how long."""
+    """Return a line about the locks of one mode: whom they block, and how long."""
     lock, tables = locks[0], ", ".join(lock.table for lock in locks)
     time = f" for {duration(lock.milliseconds)}" if lock.is_felt else ""
     return Text(f"{tables}: {lock.mode}, blocks {lock.blocks}{time}", "cyan" if lock.is_felt else "dim")
 
 
-def losses_of(trial: Trial) -> Iterator[Finding]:
-    """What a downgrade loses, as one finding."""
+def losses_of(trial: Trial) -> Iterator[UnsafeStep]:
+    """Yield the losses of a downgrade, as one warning."""
     if trial.losses:
         counts = (f"{name}: {plural(count, 'value' if '.' in name else 'row')}" for name, count in trial.losses.items())
-        found = "what it drops cannot be told from its file" if UNTOLD in trial.losses else ", ".join(counts)
+        found = "its file does not show what it drops" if UNKNOWN in trial.losses else ", ".join(counts)
         option = f"-x accept-loss={','.join(trial.losses)}"
-        yield Finding("data-loss", f"It loses data ({found}).", f"The real one has to be told: {option}")
+        yield UnsafeStep("data-loss", f"It loses data ({found}).", f"The migration itself needs {option}")
 
 
-def words_of(finding: Finding) -> Text:
-    """Something unsafe, what to do instead, and the name of the rule."""
-    text = Text.assemble((f"! {finding.message}", "yellow"), f" {finding.help}" if finding.help else "")
-    return text.append(f" [{finding.rule}]", "dim")
+def words_of(unsafe: UnsafeStep) -> Text:
+    """Return a warning, what to do instead, and the name of the rule."""
+    text = Text.assemble((f"! {unsafe.message}", "yellow"), f" {unsafe.help}" if unsafe.help else "")
+    return text.append(f" [{unsafe.rule}]", "dim")
 
 
 by_strength = attrgetter("strength")
 
 
 def closing(rehearsal: Rehearsal) -> Iterator[RenderableType]:
-    """The sum: who would wait, how many warnings, and what to do next."""
+    """Yield the summary: who waits, how many warnings there are, and what to do next."""
     yield from waiting(rehearsal)
     for note in rehearsal.notes:
         yield Text(note, "yellow")
@@ -212,21 +212,21 @@ def closing(rehearsal: Rehearsal) -> Iterator[RenderableType]:
     elif not rehearsal.failure:
         yield Text("No warnings.", "bold green")
     if rehearsal.place == "copy":
-        yield Text("The copy is gone, and the database was only read.")
+        yield Text("The copy is removed, and the database was only read.")
     else:
         yield Text("Rolled back: the database is as it was.")
 
 
 def waiting(rehearsal: Rehearsal) -> Iterator[RenderableType]:
-    """How long it takes, and who waits for it how long."""
+    """Yield how long it takes, and who waits how long."""
     longest = max((trial.milliseconds or 0 for trial in rehearsal.revisions), default=0)
     yield Text(f"{plural(len(rehearsal.revisions), 'revision')} in {duration(rehearsal.milliseconds)}.")
     if rehearsal.engine == "sqlite":
-        yield Text(f"Whoever writes waits until a revision has ended, up to {duration(longest)}; readers do not wait.")
+        yield Text(f"Writers wait until a revision has ended, up to {duration(longest)}; readers do not wait.")
         return
     felt = [lock for lock in rehearsal.locks if lock.is_felt]
     if not felt:
-        yield Text("No table that was there before is locked against reads or writes.")
+        yield Text("No existing table is locked against reads or writes.")
         return
     table = Table.grid(padding=(0, 3, 0, 0))
     for lock in felt:
@@ -236,7 +236,7 @@ def waiting(rehearsal: Rehearsal) -> Iterator[RenderableType]:
 
 
 def duration(milliseconds: float) -> str:
-    """A time in the unit that is read at once."""
+    """Return a time in a suitable unit."""
     if milliseconds < 0.1:
         return "< 0.1 ms"
     if milliseconds < 10:

@@ -1,4 +1,4 @@
-"""What doctor writes where it is told to: the revision whose schema a database has, and that an edit was meant."""
+"""The repairs by doctor: write the revision whose schema a database has, and accept an edited file."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,16 +21,16 @@ from migrations.schema_faults import SchemaAtHand
 from models import now
 
 NEVER = ("unreadable-file", "duplicate-id", "cycle", "missing-parent", "lost-file", "ahead", "foreign-branch")
-"""Where the files have to be mended or found first, another revision would only hide what is wrong."""
+"""Kinds whose files have to be fixed or found first: another revision in alembic_version would only hide the error."""
 
 
 class RepairRefused(Exception):
-    """Why nothing was changed."""
+    """The reason why nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What alembic_version holds, and what it is to hold."""
+    """The contents of alembic_version, before and after."""
 
     was: tuple[str, ...]
     becomes: tuple[str, ...]
@@ -40,21 +40,21 @@ class Repair:
 
 
 def plan_repair(diagnoses: Sequence[Diagnosis], url: str) -> Repair:
-    """What would be written. Raises RepairRefused where a restamp is not what helps."""
+    """Return what would be written. Raises RepairRefused if that would not help."""
     if first := next((each for each in diagnoses if each.kind in NEVER), None):
-        raise RepairRefused(f"A restamp would not mend this ({first.kind}), only hide it. Do what is told above.")
+        raise RepairRefused(f"A restamp would not fix this ({first.kind}), only hide it. Follow the steps above.")
     wanted = {each.restamp for each in diagnoses if each.kind in ("unknown-revision", "unversioned", "wrong-revision")}
     if not wanted:
-        raise RepairRefused("None of this is mended by writing another revision into alembic_version.")
+        raise RepairRefused("None of this is fixed by writing another revision into alembic_version.")
     if len(wanted) > 1 or () in wanted:
-        raise RepairRefused("There is not exactly one revision whose schema this is, so none can be written.")
+        raise RepairRefused("Not exactly one revision has this schema, so none can be written.")
     return Repair(tuple(sorted(read_applied(url).current)), wanted.pop())
 
 
 def restamp(url: str, repair: Repair, versions_folder: Path, patience: float) -> None:
     """Replace the rows of alembic_version, and record it.
 
-    Everything is looked at again first. Raises RepairRefused, and CommandError where another migrates.
+    Everything is checked again first. Raises RepairRefused, and CommandError while another process migrates.
     """
     began, history = time.monotonic(), read_history(versions_folder)
     with turn_to_write(url, patience) as connection:
@@ -68,7 +68,7 @@ def restamp(url: str, repair: Repair, versions_folder: Path, patience: float) ->
         connection.execute(sa.insert(VERSIONS), [{"version_num": id} for id in repair.becomes])
         for id in repair.becomes:
             revision = history.by_id[id]
-            # What was applied, where that is known: a file that was edited since must still be noticed.
+            # The checksum that was applied, if it is known: a file that was edited since must still be noticed.
             checksum = applied.recorded.get(id, revision).checksum
             message, seconds = f"was {', '.join(repair.was) or 'no revision'}", time.monotonic() - began
             record(connection, "repair", revision, checksum=checksum, message=message, seconds=seconds)
@@ -77,21 +77,21 @@ def restamp(url: str, repair: Repair, versions_folder: Path, patience: float) ->
 def accept(url: str, id: str, versions_folder: Path, patience: float) -> None:
     """Record the file of an applied revision as it is now, so that it counts as what was applied.
 
-    Raises RepairRefused where it is not told to be edited, and CommandError where another migrates.
+    Raises RepairRefused if it was not edited, and CommandError while another process migrates.
     """
     history = read_history(versions_folder)
     with turn_to_write(url, patience) as connection:
         edited = edited_revisions(history, applied_in(connection))
         if id not in edited:
-            others = f"those are: {', '.join(edited)}" if edited else "there is none"
-            raise RepairRefused(f"{id} is no applied revision whose file was edited; {others}.")
+            others = f"those are: {', '.join(edited)}" if edited else "there are none"
+            raise RepairRefused(f"{id} is not an applied revision whose file was edited; {others}.")
         revision = history.by_id[id]
         record(connection, "accept", revision, checksum=revision.checksum, message=revision.message)
 
 
 @contextmanager
 def turn_to_write(url: str, patience: float) -> Iterator[sa.Connection]:
-    """One transaction, while nobody else migrates. Raises CommandError where another does for longer than that."""
+    """Begin a transaction while no other process migrates. Raises CommandError after `patience` seconds."""
     engine = create_migration_engine(url)
     with only_migrator(engine, patience), engine.begin() as connection:
         yield connection
@@ -100,7 +100,7 @@ def turn_to_write(url: str, patience: float) -> Iterator[sa.Connection]:
 def record(
     connection: sa.Connection, action: str, revision: Revision, *, checksum: str, message: str, seconds: float = 0.0
 ) -> None:
-    """Add to the record, which is made where it is missing."""
+    """Add to the record, which is created if it is missing."""
     connection.execute(CreateTable(RECORD, if_not_exists=True))
     connection.execute(
         RECORD.insert().values(

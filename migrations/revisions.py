@@ -27,13 +27,13 @@ FILE_NAMED_BY_ITS_ID = re.compile(r"([a-f0-9]+)\.py$")
 ILLEGAL_IN_AN_ID = "@-+:"
 
 VERSIONS = Path(__file__).with_name("versions")
-"""Where the revisions are, unless another configuration of Alembic says otherwise."""
+"""The folder of the revisions, unless another configuration of Alembic names one."""
 
-ASK_DOCTOR = "Run: python manage.py doctor, which tells the cause and the next command."
+ASK_DOCTOR = "Run: python manage.py doctor, which shows the cause and the next command."
 
 
 class RevisionUnreadable(ValueError):
-    """What is wrong with a revision file."""
+    """The error in a revision file."""
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ class RevisionUnreadable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What a revision file says of itself; message is the first line of its docstring."""
+    """The contents of a revision file; message is the first line of its docstring."""
 
     id: str
     parents: tuple[str, ...]
@@ -53,19 +53,19 @@ class Revision:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 in hex; line endings and white space at the end of lines do not count, which checkouts change."""
+        """SHA-256 in hex, without line endings and white space at the end of lines, which checkouts change."""
         lines = (line.rstrip() for line in self.source.split("\n"))
         return sha256("\n".join(lines).rstrip().encode()).hexdigest()
 
     @property
     def created(self) -> str | None:
-        """The date that Alembic wrote into the docstring, as it is written there."""
+        """The date that Alembic wrote into the docstring, as text."""
         found = re.search(r"^Create Date: *(\S.*?) *$", self.source, re.MULTILINE)
         return found and found[1]
 
 
 def read_revision(source: str, path: Path | None = None) -> Revision:
-    """The revision in a file's text. Raises RevisionUnreadable."""
+    """Return the revision in a file's text. Raises RevisionUnreadable."""
     tree = parse(source)
     assigned = assignments(tree)
     if "revision" in assigned:
@@ -91,9 +91,9 @@ def read_revision(source: str, path: Path | None = None) -> Revision:
 
 
 def parse(source: str) -> ast.Module:
-    """The syntax tree of a file's text. Raises RevisionUnreadable."""
+    """Return the syntax tree of a file's text. Raises RevisionUnreadable."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # Old files may hold escapes that Python warns of.
+        with warnings.catch_warnings(action="ignore"):  # Old files may have escapes that Python warns about.
             return ast.parse(source)
     except SyntaxError as error:
         where = f"line {error.lineno}: " if error.lineno else ""
@@ -103,7 +103,7 @@ def parse(source: str) -> ast.Module:
 
 
 def assignments(tree: ast.Module) -> dict[str, ast.expr]:
-    """What the file assigns to its variables, outside of functions; the last assignment counts."""
+    """Return the values of the file's global variables; the last assignment counts."""
     found: dict[str, ast.expr] = {}
     for statement in tree.body:
         if isinstance(statement, ast.Assign):
@@ -114,7 +114,7 @@ def assignments(tree: ast.Module) -> dict[str, ast.expr]:
 
 
 def read_names(assigned: Mapping[str, ast.expr], variable: str) -> tuple[str, ...]:
-    """The names in a variable that holds one, several or None. Raises RevisionUnreadable."""
+    """Return the names in a variable that holds one, several or None. Raises RevisionUnreadable."""
     expression = assigned.get(variable)
     if expression is None:
         return ()
@@ -128,7 +128,7 @@ def read_names(assigned: Mapping[str, ast.expr], variable: str) -> tuple[str, ..
         return (value,)
     names = sorted(value) if isinstance(value, set) else (value or ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise RevisionUnreadable(f"line {expression.lineno}: `{variable}` is neither a text, nor texts, nor None")
+        raise RevisionUnreadable(f"line {expression.lineno}: `{variable}` is not a string, strings, or None")
     return tuple(dict.fromkeys(names))
 
 
@@ -137,20 +137,20 @@ def read_names(assigned: Mapping[str, ast.expr], variable: str) -> tuple[str, ..
 
 @dataclass(frozen=True)
 class History:
-    """The revisions of a folder, in the order of its files, and what is wrong with them."""
+    """The revisions of a folder, in the order of its files, and their errors."""
 
     revisions: tuple[Revision, ...]
     unreadable: dict[Path, str]
-    """Why a file cannot be read."""
+    """The error of each file that cannot be read."""
 
     @cached_property
     def by_id(self) -> dict[str, Revision]:
-        """Each revision; where two files have the same id, the last one, as Alembic has it."""
+        """Each revision; of two files with the same id, the last one, as in Alembic."""
         return {revision.id: revision for revision in self.revisions}
 
     @cached_property
     def needs(self) -> dict[str, tuple[str, ...]]:
-        """What must be applied before each revision: its parents, then what it depends on. No file may have them."""
+        """The ids that must be applied before each revision: parents, then dependencies. Files may be missing."""
         labels = {label: revision.id for revision in self.revisions for label in revision.branch_labels}
         return {
             id: tuple(dict.fromkeys([*revision.parents, *(labels.get(name, name) for name in revision.depends_on)]))
@@ -159,7 +159,7 @@ class History:
 
     @cached_property
     def heads(self) -> list[str]:
-        """The revisions that are nobody's parent."""
+        """The revisions that are not a parent of another."""
         parents = {parent for revision in self.by_id.values() for parent in revision.parents}
         return [id for id in self.by_id if id not in parents]
 
@@ -184,13 +184,13 @@ class History:
 
     @cached_property
     def missing_parents(self) -> dict[str, list[str]]:
-        """The ids that a revision needs and no readable file has."""
+        """The ids that each revision needs and no readable file has."""
         missing = {id: [each for each in needed if each not in self.by_id] for id, needed in self.needs.items()}
         return {id: ids for id, ids in missing.items() if ids}
 
     @cached_property
     def cycles(self) -> list[list[str]]:
-        """The revisions that need themselves, by way of each other."""
+        """The cycles: revisions that need each other, or themselves."""
         try:
             TopologicalSorter(self.needs).prepare()
         except CycleError:
@@ -200,20 +200,20 @@ class History:
         return []
 
     def in_order(self) -> list[Revision]:
-        """Parents before children: `alembic history`, from its end."""
+        """Return all revisions, parents first: `alembic history`, from its end."""
         return [self.by_id[id] for id in reversed(children_first(self.needs))]
 
     def ancestors(self, *ids: str) -> set[str]:
-        """Every revision that must be applied before these; themselves only in a cycle."""
+        """Return every revision that must be applied before these; themselves only in a cycle."""
         return ancestors(self.needs, ids)
 
     def path_text(self, id: str) -> str:
-        """The revision's file for people; its files, where several have the id."""
+        """Return the path of the revision's file to print, or of all files that have the id."""
         return ", ".join(map(path_text, self.paths[id]))
 
 
 def read_history(folder: Path) -> History:
-    """The revisions in a folder, whatever is wrong with them; a folder that is not there has none."""
+    """Return the revisions in a folder, with their errors; a missing folder has none."""
     revisions, unreadable = [], {}
     for path in revision_files(folder):
         try:
@@ -228,7 +228,7 @@ def read_history(folder: Path) -> History:
 
 
 def revision_files(folder: Path) -> Iterator[Path]:
-    """The files that Alembic takes for revisions, by name; a file with two names counts once."""
+    """Yield the files that Alembic takes for revisions, by name; a file with two names counts once."""
     _, _, names = next(os.walk(folder), ("", [], []))
     seen = set()
     for name in sorted(names):
@@ -239,12 +239,12 @@ def revision_files(folder: Path) -> Iterator[Path]:
 
 
 def versions_folder(config: Config | None = None) -> Path:
-    """Where Alembic looks for revisions. Raises Alembic's CommandError where that is nowhere, or several folders."""
+    """Return the folder in which Alembic looks for revisions. Raises CommandError if there is none, or several."""
     return Path(ScriptDirectory.from_config(config).versions) if config else VERSIONS
 
 
 def refuse_broken_history(history: History) -> None:
-    """Stop where the files do not make a history. Raises CommandError with the first fault."""
+    """Raise CommandError, with the first error, if the files form no history."""
     faults = [
         *(f"{path} cannot be read as a revision: {text}" for path, text in history.unreadable.items()),
         *(f"{' and '.join(map(str, paths))} have the same id, {id}" for id, paths in history.duplicates.items()),
@@ -252,21 +252,21 @@ def refuse_broken_history(history: History) -> None:
             f"{history.path_text(id)} needs {', '.join(missing)}, which no file has"
             for id, missing in history.missing_parents.items()
         ),
-        *(f"{', '.join(cycle)} come after one another in a circle" for cycle in history.cycles),
+        *(f"{', '.join(cycle)} come after one another in a cycle" for cycle in history.cycles),
     ]
     if faults:
         raise CommandError(f"{printable(faults[0])}. Nothing was changed. {ASK_DOCTOR}")
 
 
 def path_text(path: Path) -> str:
-    """A path for people: from the working directory if it is in there."""
+    """Return a path to print, relative to the working directory if it is inside."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def children_first(parents: Mapping[str, Sequence[str]]) -> list[str]:
-    """All ids, each before its parents as far as they are among them, in the order of `alembic history`.
+    """Return all ids, each before those of its parents that are among them, in the order of `alembic history`.
 
-    It goes down a line until what comes next has children in another line; then it goes on in that one.
+    It follows a line until the next id has children in another line; then it continues in that one.
     """
     before = {id: ancestors(parents, [id]) for id in parents}
 
@@ -295,7 +295,7 @@ def children_first(parents: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def ancestors(parents: Mapping[str, Sequence[str]], ids: Iterable[str]) -> set[str]:
-    """The parents of these ids, theirs, and so on, as far as they are among them."""
+    """Return the parents of these ids, their parents, and so on, as far as they are known."""
     found: set[str] = set()
     todo = [parent for id in ids for parent in parents[id]]
     while todo:

@@ -17,10 +17,10 @@ from migrations.left_over import temporary_path
 from models import now
 
 Progress = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and how much there is."""
+"""Called with the name of a step, how much of it is done, and how much there is."""
 
 PATIENCE = 3
-"""For how many lock time-outs a load tries to get the tables for itself."""
+"""The number of lock time-outs for which a load tries to lock the tables."""
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 SUFFIXES = {"sqlite": ".sqlite", "postgresql": ".dump"}
@@ -30,29 +30,29 @@ UNCHANGED = "The save was not loaded, and the database is as it was."
 
 
 class SaveError(Exception):
-    """What went wrong and what to do, as a paragraph for people; no database was changed unless it says so."""
+    """An error and what to do, as a paragraph for people; no database was changed unless it says so."""
 
 
 class SaveRefused(SaveError):
-    """What was not even tried, since it would be wrong."""
+    """A save or load that was refused before anything was tried."""
 
 
 class Contents(pydantic.BaseModel):
-    """What a database holds at an instant: its revisions, and how many rows each of its tables has."""
+    """The contents of a database at an instant: its revisions, and the number of rows of each table."""
 
     model_config = pydantic.ConfigDict(frozen=True)
 
     engine: Literal["sqlite", "postgresql"]
     server_version: str
     schema_name: str | None
-    """The schema of PostgreSQL in which the tables are."""
+    """PostgreSQL's schema of the tables."""
     revision: tuple[str, ...]
     created_at: pydantic.AwareDatetime
     rows: dict[str, int]
 
 
 class Save(Contents):
-    """What NAME.json says of the copy beside it."""
+    """The description in NAME.json of the copy beside it."""
 
     name: str
     sha256: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
@@ -60,12 +60,12 @@ class Save(Contents):
     """In bytes."""
 
     def copy_in(self, folder: Path) -> Path:
-        """The copy itself."""
+        """Return the path of the copy."""
         return folder / f"{self.name}{SUFFIXES[self.engine]}"
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def errors_as_save_error(what: str) -> Iterator[None]:
     """Turn the errors of files and engines into SaveError."""
     try:
         yield
@@ -75,7 +75,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 Keep = Callable[[], Save]
-"""Saves what a load replaces."""
+"""Saves the data that a load replaces."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -86,7 +86,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is not a plain file name everywhere."""
+    """Raise SaveRefused for a name that is not a plain file name on all systems."""
     if NAME.fullmatch(name) is None:
         raise SaveRefused(
             f"{name!r} cannot be the name of a save. Use up to 100 letters (a to z), digits, dots, dashes and "
@@ -95,12 +95,12 @@ def check_name(name: str) -> None:
 
 
 def dated(what: str) -> str:
-    """A name with the time in it, which sorts by time."""
+    """Return a name with the time at its end, so that names sort by time."""
     return f"{re.sub(r'[^A-Za-z0-9._-]', '-', what)}-{now():%Y%m%dT%H%M%S.%f}"[:-3] + "Z"
 
 
 def refuse_taken(folder: Path, name: str) -> None:
-    """Refuse the name of a save that exists, of either engine."""
+    """Raise SaveRefused for the name of an existing save, of either engine."""
     taken = [path for suffix in (".json", *SUFFIXES.values()) if (path := folder / f"{name}{suffix}").exists()]
     if taken:
         raise SaveRefused(f"{taken[0]} exists already. Nothing was saved. Choose another name, or remove it first.")
@@ -108,7 +108,7 @@ def refuse_taken(folder: Path, name: str) -> None:
 
 @contextmanager
 def temporary(folder: Path) -> Iterator[Path]:
-    """A new file, only for its owner's eyes, that is gone in the end unless it was renamed."""
+    """Create a file readable only by its owner, and remove it in the end unless it was renamed."""
 
     def make() -> str:
         number, name = tempfile.mkstemp(prefix=".", suffix=".incomplete", dir=folder)
@@ -120,7 +120,7 @@ def temporary(folder: Path) -> Iterator[Path]:
 
 
 def files_without_description(folder: Path) -> Iterator[Path]:
-    """The copies in a folder that are not, or not yet, saves: incomplete ones, and those without a NAME.json."""
+    """Yield the copies in a folder that are not saves, or not yet: incomplete, or without a NAME.json."""
     yield from sorted(folder.glob(INCOMPLETE))
     for suffix in SUFFIXES.values():
         yield from (path for path in sorted(folder.glob(f"[!.]*{suffix}")) if not path.with_suffix(".json").exists())
@@ -134,7 +134,7 @@ def publish(copy: Path, folder: Path, name: str, contents: Contents, progress: P
         for path in (copy, description):
             sync(path)
         try:
-            # Of two that save under one name at the same moment, one makes this file.
+            # Of two simultaneous saves of one name, one creates this file.
             save.copy_in(folder).touch(mode=0o600, exist_ok=False)
         except FileExistsError:
             refuse_taken(folder, name)
@@ -147,7 +147,7 @@ def publish(copy: Path, folder: Path, name: str, contents: Contents, progress: P
 
 @contextmanager
 def discarded_on_failure(replaced: list[Save], folder: Path) -> Iterator[None]:
-    """Remove the save of what was to be replaced where nothing was: it is one more copy of what is still there."""
+    """After a failure, remove the save of the data to be replaced, which still exists."""
     try:
         yield
     except BaseException:
@@ -159,7 +159,7 @@ def discarded_on_failure(replaced: list[Save], folder: Path) -> Iterator[None]:
 
 
 def read(folder: Path, name: str) -> Save:
-    """The save of this name, as its description says. Raises SaveRefused where one of its two files is not there."""
+    """Return the save of this name, from its description. Raises SaveRefused if one of its two files is missing."""
     check_name(name)
     path = folder / f"{name}.json"
     try:
@@ -179,7 +179,7 @@ def read(folder: Path, name: str) -> Save:
 
 
 def checksum(path: Path, progress: Progress) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     total, done, digest = path.stat().st_size, 0, hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -190,7 +190,7 @@ def checksum(path: Path, progress: Progress) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk before anything else happens."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -199,7 +199,7 @@ def sync(path: Path) -> None:
 
 
 def check_contents(save: Save, found: Contents) -> None:
-    """Refuse a save that does not hold what its description says."""
+    """Raise SaveRefused for a save whose contents differ from its description."""
     if (found.rows, found.revision) != (save.rows, save.revision):
         raise SaveRefused(
             f"Save {save.name} does not hold the rows and the revision that {save.name}.json says. Nothing was "

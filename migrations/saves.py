@@ -20,7 +20,7 @@ from migrations.save_files import (
     check_name,
     checksum,
     dated,
-    explained,
+    errors_as_save_error,
     files_without_description,
     publish,
     read,
@@ -58,12 +58,12 @@ __all__ = [
 ]
 
 
-@explained("The save could not be made")
+@errors_as_save_error("The save could not be made")
 def save(url: str, folder: Path, name: str | None = None, progress: Progress = silent, lock_timeout: float = 5) -> Save:
-    """Save the database of this URL as it is at one instant; whoever uses it goes on.
+    """Save the database of this URL as it is at one instant, while it is in use.
 
-    Without a name it is called by its revision and the time. Raises SaveRefused for a name that is taken or cannot be,
-    and where there are no tables; SaveError where the copy cannot be made. What killed saves and loads left is removed.
+    The default name is its revision and the time. Raises SaveRefused for a name that is taken or invalid, and if there
+    are no tables; SaveError if the copy cannot be made. Files of killed saves and loads are removed.
     """
     if name is not None:
         check_name(name)
@@ -74,19 +74,19 @@ def save(url: str, folder: Path, name: str | None = None, progress: Progress = s
 
 
 def make_save(url: str, folder: Path, name: str | None, progress: Progress, lock_timeout: float) -> Save:
-    """Copy the database, and make that a save."""
+    """Copy the database, and turn the copy into a save."""
     take = copy_sqlite if is_sqlite(url) else dump_postgresql
     with temporary(folder) as copy:
         contents = take(url, copy, progress, lock_timeout)
         return publish(copy, folder, name or dated("-".join(contents.revision) or "base"), contents, progress)
 
 
-@explained(UNCHANGED.rstrip("."))
+@errors_as_save_error(UNCHANGED.rstrip("."))
 def load(url: str, folder: Path, name: str, progress: Progress = silent, lock_timeout: float = 5) -> Save | None:
-    """Replace all that the database holds by what the save holds, or change nothing.
+    """Replace the contents of the database with those of the save, or change nothing.
 
-    Answers the save of what was replaced, to which nothing was added before it was replaced; None where there was
-    nothing. Raises SaveRefused as `verify` does, and SaveError. What killed saves and loads left is removed.
+    Return the save of what was replaced, which is complete up to the last change; None if the database was empty.
+    Raises SaveRefused as `verify` does, and SaveError. Files of killed saves and loads are removed.
     """
     chosen = verify(url, folder, name, progress)
     remove_left_over(folder, INCOMPLETE)
@@ -98,9 +98,9 @@ def load(url: str, folder: Path, name: str, progress: Progress = silent, lock_ti
     return replace(url, chosen, folder, keep, progress, lock_timeout=lock_timeout)
 
 
-@explained("The save cannot be read")
+@errors_as_save_error("The save cannot be read")
 def verify(url: str, folder: Path, name: str, progress: Progress = silent) -> Save:
-    """The save of this name, once it is sure that its files are whole and fit this database and this code.
+    """Return the save of this name, after checking that its files are whole and fit this database and code.
 
     Raises SaveRefused.
     """
@@ -127,7 +127,7 @@ def verify(url: str, folder: Path, name: str, progress: Progress = silent) -> Sa
 
 
 def list_saves(folder: Path) -> list[Save]:
-    """The saves in a folder, newest first; what is not a save, or only half of one, is left out."""
+    """Return the saves in a folder, newest first, without incomplete ones."""
     saves = []
     for description in folder.glob("*.json"):
         with suppress(SaveRefused, OSError):
@@ -139,7 +139,7 @@ State = Literal["being written", "left over", "without description"]
 
 
 class Incomplete(NamedTuple):
-    """A copy that is no save; its size is in bytes."""
+    """A copy that is not a save; its size is in bytes."""
 
     path: Path
     size: int
@@ -148,10 +148,10 @@ class Incomplete(NamedTuple):
 
 
 def list_incomplete(folder: Path) -> list[Incomplete]:
-    """What a save or load is writing into a folder, and what those that were killed left there."""
+    """Return the copies that a save or load is writing into a folder, or left there when it was killed."""
     found = []
     for path in files_without_description(folder):
-        with suppress(FileNotFoundError):  # It has just become a save, or was removed.
+        with suppress(FileNotFoundError):  # It has just become a save, or has been removed.
             about = path.stat()
             moment = datetime.fromtimestamp(about.st_mtime, UTC)
             state: State = "left over" if path.suffix == ".incomplete" else "without description"
@@ -159,9 +159,9 @@ def list_incomplete(folder: Path) -> list[Incomplete]:
     return found
 
 
-@explained("The database cannot be read")
+@errors_as_save_error("The database cannot be read")
 def contents(url: str, lock_timeout: float = 5) -> Contents | None:
-    """What the database holds now; None where there is no file or no table. Raises SaveError."""
+    """Return the contents of the database now; None if there is no file or no table. Raises SaveError."""
     if not is_sqlite(url):
         with connect_postgresql(url, lock_timeout) as postgresql:
             found = contents_of_postgresql(postgresql)

@@ -1,4 +1,4 @@
-"""Saves of PostgreSQL: pg_dump, and what it dumped brought back in one transaction."""
+"""Saves of PostgreSQL: pg_dump, and its dump restored in one transaction."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def connect_postgresql(url: str, lock_timeout: float) -> Iterator[psycopg.Connection]:
-    """A connection whose transaction sees one state of all tables, none of which can be altered meanwhile."""
+    """Yield a connection whose transaction sees one state of all tables, none of which can be altered meanwhile."""
     conninfo, environment = libpq(url)
     with psycopg.connect(conninfo, password=environment.get("PGPASSWORD"), autocommit=True) as connection:
         connection.execute(NO_LIMITS)
@@ -47,15 +47,15 @@ def connect_postgresql(url: str, lock_timeout: float) -> Iterator[psycopg.Connec
         tables = tables_of_postgresql(connection)
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         if tables:
-            # Before the state is fixed: a table that a migration rewrites after that would seem to be empty.
+            # Before the snapshot: a table that a migration rewrites later would appear empty.
             connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(identifiers(tables)))
         if tables_of_postgresql(connection) != tables:
-            raise SaveError("A migration made or dropped tables at this moment. Run this again when it has ended.")
+            raise SaveError("A migration created or dropped tables at this moment. Run this again when it has ended.")
         yield connection
 
 
 def libpq(url: str) -> tuple[str, dict[str, str]]:
-    """The connection string for PostgreSQL's own programs, and their environment, which has the password."""
+    """Return the connection string for PostgreSQL's programs, and their environment with the password."""
     parsed = driver_url(url, is_async=False)
     _, parameters = parsed.get_dialect()().create_connect_args(parsed)
     parameters.pop("context", None)
@@ -67,24 +67,24 @@ def libpq(url: str) -> tuple[str, dict[str, str]]:
 
 
 def tables_of_postgresql(connection: psycopg.Connection) -> list[tuple[str, str]]:
-    """The tables of the current schema, each with its schema, in the order in which the service locks them."""
-    # Whoever inserts a user goes on to what refers to it, so who has the users waits for nobody there.
+    """Return the tables of the current schema, each with its schema, in the service's lock order."""
+    # The service inserts a user before the rows that refer to it, so locking users first avoids deadlocks.
     order = {table.name: number for number, table in enumerate(SQLModel.metadata.sorted_tables)}
     return sorted(connection.execute(TABLES), key=lambda table: (order.get(table[1], len(order)), table[1]))
 
 
 def identifiers(tables: list[tuple[str, str]]) -> sql.Composed:
-    """The tables as SQL names them."""
+    """Return the tables as SQL identifiers."""
     return sql.SQL(", ").join(sql.Identifier(*table) for table in tables)
 
 
 def milliseconds(seconds: float) -> str:
-    """A duration as PostgreSQL's settings are written."""
+    """Return a duration for PostgreSQL's settings."""
     return str(max(1, round(seconds * 1000)))
 
 
 def contents_of_postgresql(connection: psycopg.Connection) -> Contents:
-    """What the current schema holds."""
+    """Return the contents of the current schema."""
 
     def select(columns: str, *table: str) -> list[Any]:
         query = sql.SQL("SELECT {} FROM {}").format(sql.SQL(columns), sql.Identifier(*table))
@@ -105,13 +105,13 @@ def contents_of_postgresql(connection: psycopg.Connection) -> Contents:
 
 
 def dump_postgresql(url: str, copy: Path, progress: Progress, lock_timeout: float) -> Contents:
-    """Dump the current schema into an empty file, as it is at the instant at which its rows are counted."""
+    """Dump the current schema into an empty file, from the same snapshot in which its rows are counted."""
     with connect_postgresql(url, lock_timeout) as connection:
         ((snapshot,),) = connection.execute("SELECT pg_export_snapshot()")
         found = contents_of_postgresql(connection)
         if not found.rows:
             raise SaveRefused(NO_TABLES)
-        # In quotes it is a name, and no pattern.
+        # In quotes it is a name, not a pattern.
         schema = str(found.schema_name).replace('"', '""')
         options = ["--format=custom", "--no-owner", f"--snapshot={snapshot}", f'--schema="{schema}"', f"--file={copy}"]
         options += ["--verbose", f"--lock-wait-timeout={milliseconds(lock_timeout)}"]
@@ -129,9 +129,9 @@ def dump_postgresql(url: str, copy: Path, progress: Progress, lock_timeout: floa
 def load_postgresql(
     url: str, chosen: Save, folder: Path, keep: Keep, progress: Progress, *, lock_timeout: float
 ) -> Save | None:
-    """Drop what is in the current schema and restore the save, in one transaction of psql's.
+    """Drop what is in the current schema and restore the save, in one transaction of psql.
 
-    `keep` saves what is there once nobody else can write any more; what it answered is the answer.
+    `keep` saves the old data once nobody else can write; its result is returned.
     """
     with connect_postgresql(url, lock_timeout) as connection:
         tables = tables_of_postgresql(connection)
@@ -152,7 +152,7 @@ def load_postgresql(
             psql.run(f"BEGIN; SET LOCAL lock_timeout = {milliseconds(lock_timeout)};")
             if tables:
                 psql.run(lock_command(tables, "EXCLUSIVE", lock_timeout))
-                # From here on everybody reads what is there, and nobody adds to it.
+                # From here on, others can read, but not write.
                 replaced.append(keep())
                 psql.run(lock_command(tables, "ACCESS EXCLUSIVE", lock_timeout))
             psql.run(DROP)
@@ -162,37 +162,42 @@ def load_postgresql(
             psql.run(CHECK.format(expected=sql.Literal(expected).as_string(), tables=TABLES))
         psql.commit()
     if missing:
-        logger.warning(
-            "The server has no role %s, so nothing was granted to it. To have the grants too: create it (CREATE ROLE "
-            "%s), and load %s again.",
-            ", ".join(sorted(missing)),
-            min(missing),
-            chosen.name,
-        )
+        warn_of_missing_roles(missing, chosen.name)
     return replaced[0] if replaced else None
 
 
+def warn_of_missing_roles(missing: set[str], save: str) -> None:
+    """Log which roles the server lacks, whose grants were therefore not restored."""
+    logger.warning(
+        "The server has no role %s, so nothing was granted to it. To restore its grants, create it (CREATE ROLE "
+        "%s), and load %s again.",
+        ", ".join(sorted(missing)),
+        min(missing),
+        save,
+    )
+
+
 def lock_command(tables: list[tuple[str, str]], mode: str, lock_timeout: float) -> str:
-    """Lock all tables, in several attempts, or name those who hold them."""
+    """Return SQL that locks all tables, in several attempts, or names those who hold them."""
     return LOCK.format(tables=identifiers(tables).as_string(), mode=mode, seconds=PATIENCE * lock_timeout)
 
 
 def entries_of(dump: Path, url: str, server_version: str) -> tuple[bytes, bytes]:
-    """pg_restore's list of what the save holds, and apart from it the grants.
+    """Return pg_restore's list of the save's entries, and separately the grants.
 
-    Without the schema itself, which stays with what is granted on it.
+    The schema itself is left out: it stays, with its grants.
     """
     with start("pg_restore", url, server_version, "--list", str(dump)) as listing:
         entries, said = listing.communicate()
     if listing.returncode:
-        newer = "Where it says unsupported version, a newer pg_dump made the save, and pg_restore has to be as new."
+        newer = "If it says unsupported version, a newer pg_dump made the save, and pg_restore has to be as new."
         raise SaveError(f"{UNCHANGED} pg_restore says: {complaint(said.splitlines())}. {newer}")
     kept = re.sub(ABOUT_THE_SCHEMA, b"", entries)
     return re.sub(GRANTS, b"", kept), b"".join(each[0] for each in re.finditer(GRANTS, kept))
 
 
 def grants_to(roles: set[str], script: Iterable[bytes]) -> tuple[list[bytes], set[str]]:
-    """What a script grants to these roles, and the other roles in it: a save comes to servers that know fewer."""
+    """Return a script's grants to these roles, and its other roles, which this server does not have."""
     granting, missing = [], set[str]()
     for line in script:
         named = re.search(GRANTED_ROLE, line.decode())
@@ -205,14 +210,14 @@ def grants_to(roles: set[str], script: Iterable[bytes]) -> tuple[list[bytes], se
 
 @contextmanager
 def script_of(dump: Path, entries: bytes, url: str, server_version: str) -> Iterator[Iterator[bytes]]:
-    """The lines of a script that restores these entries. Raises SaveError in the end where pg_restore has failed."""
+    """Yield the lines of a script that restores these entries. Raises SaveError in the end if pg_restore failed."""
     with temporary(dump.parent) as listed:
         listed.write_bytes(entries)
         options = ["--no-owner", f"--use-list={listed}", "--file=-", str(dump)]
         with start("pg_restore", url, server_version, *options) as script:
             assert script.stdout is not None
             assert script.stderr is not None
-            # Servers before 17 do not know this setting; others have had it from NO_LIMITS.
+            # Servers before 17 do not have this setting; for others, NO_LIMITS has set it.
             head = [line for line in islice(script.stdout, 20) if not line.startswith(b"SET transaction_timeout ")]
             yield chain(head, script.stdout)
             said = script.stderr.read()
@@ -221,7 +226,7 @@ def script_of(dump: Path, entries: bytes, url: str, server_version: str) -> Iter
 
 
 class Psql:
-    """psql in a transaction that only `commit` ends well: what breaks before, even this process, undoes it."""
+    """psql in a transaction that only `commit` commits: any earlier failure, also of this process, rolls it back."""
 
     def __init__(self, url: str, server_version: str) -> None:
         options = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--output=/dev/null", "--file=-"]
@@ -234,13 +239,13 @@ class Psql:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Cancels what is running; then the input ends, and there was no COMMIT in it.
+        # Cancel what is running; then the input ends, without a COMMIT.
         self.process.send_signal(signal.SIGINT)
         with suppress(BrokenPipeError), self.process:
             pass
 
     def send(self, lines: Iterable[bytes], rows: int, progress: Progress) -> None:
-        """Send SQL in which most lines are rows. Raises SaveError where an earlier line has failed already."""
+        """Send SQL in which most lines are rows. Raises SaveError if an earlier line has failed already."""
         try:
             for number, line in enumerate(lines):
                 self.input.write(line)
@@ -250,7 +255,7 @@ class Psql:
             raise failure(self.messages) from None
 
     def run(self, script: str) -> None:
-        """Send SQL, and wait until it and all before it are done. Raises SaveError where they have failed."""
+        """Send SQL, and wait until it and all before it are done. Raises SaveError if they failed."""
         with suppress(BrokenPipeError):
             self.input.write(f"{script}\n\\warn {DONE}\n".encode())
             self.input.flush()
@@ -262,7 +267,7 @@ class Psql:
         raise failure(said)
 
     def commit(self) -> None:
-        """End the transaction. Raises SaveError, which says whether the database is as it was."""
+        """Commit the transaction. Raises SaveError, which says whether the database is unchanged."""
         with suppress(BrokenPipeError):
             self.input.write(b"COMMIT;\n")
             self.input.close()
@@ -279,7 +284,7 @@ class Psql:
 
 
 def failure(said: Iterable[bytes]) -> SaveError:
-    """What to say when psql has failed before its COMMIT."""
+    """Return the error of a psql that failed before its COMMIT."""
     fault = complaint(said)
     role = re.fullmatch(r"role (\".+\") does not exist", fault)
     advice = f". A policy in the save needs it. Create it, and load again: CREATE ROLE {role[1]}" if role else ""
@@ -287,15 +292,15 @@ def failure(said: Iterable[bytes]) -> SaveError:
 
 
 def complaint(said: Iterable[bytes]) -> str:
-    """The error among what one of PostgreSQL's programs has said, without the lines that repeat what is in rows."""
+    """Return the error in the output of one of PostgreSQL's programs, without lines that repeat what is in rows."""
     lines = [line.decode(errors="replace").strip() for line in said]
-    # psql stops at its first error; where a server's language is not English, that is not called ERROR.
+    # psql stops at its first error, which is not called ERROR if the server's language is not English.
     errors = [line for line in lines if re.match(r"psql:<stdin>:\d+: |\w+: error: ", line)]
     return re.sub(r"^(psql:<stdin>:\d+: )?(\w+: )+\s*", "", (errors[-1:] or lines[-1:] or ["nothing"])[0])
 
 
 def start(program: str, url: str, server_version: str, *options: str) -> subprocess.Popen[bytes]:
-    """Start one of PostgreSQL's own programs. Raises SaveError where it is missing, or older than the server."""
+    """Start one of PostgreSQL's programs. Raises SaveError if it is missing, or older than the server."""
     server = server_version.partition(".")[0]
     path = shutil.which(program)
     if path is None:
@@ -316,7 +321,7 @@ def start(program: str, url: str, server_version: str, *options: str) -> subproc
     )
 
 
-# --- words and SQL ----------------------------------------------------------------------------------------------------
+# --- texts and SQL ----------------------------------------------------------------------------------------------------
 
 INSTALL = (
     "Saves of PostgreSQL need its client programs, of version {server} or newer: install postgresql-client-{server} "
@@ -325,25 +330,25 @@ INSTALL = (
 )
 DONE = "savepoint: done"
 SQL_FAILED = 3
-"""psql's exit code where a statement has failed."""
+"""psql's exit code if a statement failed."""
 
 ABOUT_THE_SCHEMA = re.compile(
     rb"^\d+; \d+ \d+ (SCHEMA|DEFAULT ACL|(ACL|COMMENT|SECURITY LABEL) - SCHEMA) .*\n", re.MULTILINE
 )
-"""Entries in pg_restore's list that are not in the schema, but about it."""
+"""Entries in pg_restore's list about the schema itself."""
 
 GRANTS = re.compile(rb"^\d+; \d+ \d+ ACL .*\n", re.MULTILINE)
 GRANTED_ROLE = re.compile(
     r"""^(?:GRANT .* TO|REVOKE .* FROM|SET SESSION AUTHORIZATION) ("(?:[^"]|"")+"|\w+)"""
     r"(?: WITH GRANT OPTION)?;$"
 )
-"""The role in a line of a script that restores grants, quoted as it is there."""
+"""The role in a line of a script that restores grants, quoted as in SQL."""
 
 NO_LIMITS = """
     SELECT set_config(name, '0', false) FROM pg_settings
     WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout');
 """
-# What belongs to an extension is not dumped.
+# The tables of extensions are not dumped.
 TABLES = """
     SELECT nspname, relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE nspname = current_schema() AND relkind = 'r' AND NOT EXISTS (
@@ -362,7 +367,7 @@ LOCK = r"""
                 IF clock_timestamp() > deadline THEN
                     EXIT;
                 END IF;
-                -- Meanwhile those who came to wait behind this have their turn.
+                -- Meanwhile, those who wait behind this have their turn.
                 PERFORM pg_sleep(random() / 2);
             END;
         END LOOP;
@@ -375,10 +380,10 @@ LOCK = r"""
                 SELECT pg_locks.pid FROM pg_locks JOIN pg_class ON pg_class.oid = relation
                 WHERE granted AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
                 AND (pg_locks.mode <> 'AccessShareLock' OR '{mode}' = 'ACCESS EXCLUSIVE'))
-        ), 'Who used them has ended since');
+        ), 'Their users have ended since');
     END $savepoint$;
 """
-# What is in another schema, or belongs to another role.
+# Objects in another schema, or of another role.
 OTHERS = r"""
     SELECT concat_ws(' ', pg_class.oid::regclass, conname) FROM pg_class
     JOIN pg_namespace ON pg_namespace.oid = relnamespace LEFT JOIN pg_constraint ON conrelid = pg_class.oid
@@ -410,7 +415,7 @@ DROP = f"""
         ) AS objects
         WHERE schema = (SELECT oid FROM pg_namespace WHERE nspname = current_schema()) AND pg_has_role(owner, 'USAGE')
         AND NOT EXISTS (
-            -- What belongs to an extension stays; what is part of a type or table goes with it.
+            -- Objects of an extension stay; parts of a type or table are dropped with it.
             SELECT FROM pg_depend
             WHERE classid = class AND objid = objects.oid AND refobjid <> objid AND deptype IN ('e', 'i'));
         FOREACH command IN ARRAY coalesce(commands, ARRAY[]::text[]) LOOP
@@ -418,8 +423,8 @@ DROP = f"""
         END LOOP;
         SELECT string_agg(name, ', ') INTO lost FROM (SELECT unnest(others) EXCEPT ALL ({OTHERS})) AS gone(name);
         IF lost IS NOT NULL THEN
-            RAISE EXCEPTION '% would go with what the save replaces, and is in another schema or of another role. '
-                'Drop it yourself before, and make it again after', lost;
+            RAISE EXCEPTION '% depends on what the save replaces, and is in another schema or of another role. '
+                'Drop it before the load, and create it again after', lost;
         END IF;
     END $savepoint$;
 """  # noqa: S608 (all of it is written here)

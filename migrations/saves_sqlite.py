@@ -32,22 +32,22 @@ from models import now
 
 
 def is_sqlite(url: str) -> bool:
-    """Whether the database is a file of SQLite's."""
+    """Return whether the URL is of SQLite."""
     return make_url(url).get_backend_name() == "sqlite"
 
 
 def sqlite_path(url: str) -> Path:
-    """The file of the database."""
+    """Return the file of the database."""
     return Path(str(make_url(url).database))
 
 
 def open_sqlite(path: Path, timeout: float) -> sqlite3.Connection:
-    """A connection without transactions of the driver's own; it makes no file."""
+    """Connect without the driver's own transactions, and without creating a file."""
     return sqlite3.connect(sqlite_file.uri(path), uri=True, isolation_level=None, timeout=timeout)
 
 
 def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float) -> Contents:
-    """Copy the database into an empty file. What the copy holds, by its own account."""
+    """Copy the database into an empty file, and return the copy's contents."""
     path = sqlite_path(url)
     if not path.exists():
         raise SaveRefused(f"There is no file {path}, so nothing was saved. DATABASE_URL says which database is meant.")
@@ -56,7 +56,7 @@ def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float) -
         closing(open_sqlite(path, lock_timeout)) as source,
         closing(open_sqlite(copy, lock_timeout)) as target,
     ):
-        # From its first read on, a transaction sees one state. Without it, each write would begin the copy anew.
+        # A transaction sees one state from its first read on. Without it, each write would restart the copy.
         source.execute("BEGIN")
         if not tables_of_sqlite(source):
             raise SaveRefused(NO_TABLES)
@@ -66,7 +66,7 @@ def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float) -
             pages=step_of(source),
             progress=lambda _, remaining, total: progress("Copying", total - remaining, total),
         )
-        # A copy in WAL mode would have more files than one.
+        # A copy in WAL mode would have several files.
         target.execute("PRAGMA journal_mode=DELETE")
         check_integrity(target, path)
         return contents_of_sqlite(target, moment)
@@ -75,9 +75,9 @@ def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float) -
 def load_sqlite(
     url: str, chosen: Save, folder: Path, keep: Keep, progress: Progress, *, lock_timeout: float
 ) -> Save | None:
-    """Write the save over the database in one transaction of SQLite's, after it was tried in a file of its own.
+    """Write the save over the database in one transaction of SQLite, after checking it in a file of its own.
 
-    `keep` saves what is there once nobody else can write any more; what it answered is the answer.
+    `keep` saves the old data once nobody else can write; its result is returned.
     """
     path = sqlite_path(url)
     with temporary(folder) as scratch:
@@ -88,7 +88,7 @@ def load_sqlite(
                 check_contents(chosen, contents_of_sqlite(source, chosen.created_at))
             sqlite_file.make_private(path)
             with sound(path), closing(open_sqlite(path, 0)) as live:
-                # The mode in which readers see what was there before until the transaction commits.
+                # In this mode, readers see the old data until the transaction commits.
                 switch_to_wal(live.cursor())
                 fit_pages(source, live)
                 return replace_sqlite(source, live, folder, keep, progress, seconds=PATIENCE * lock_timeout)
@@ -103,7 +103,7 @@ def replace_sqlite(
     *,
     seconds: float,
 ) -> Save | None:
-    """Copy all pages of `source` into `live`, and save what was there once nobody else can write any more."""
+    """Copy all pages of `source` into `live`, and save the old data once nobody else can write."""
     replaced: list[Save] = []
     unneeded: list[Save] = []
     pages = step_of(source)
@@ -119,9 +119,9 @@ def replace_sqlite(
                 )
             return
         if occupied and not replaced:
-            # The first page has taken the writer's turn, and all still read what was there before.
+            # The first page took the write lock, and all still read the old data.
             replaced.append(keep())
-        # The last step commits, and what interrupts it is only heard after that.
+        # The last step commits, and an interruption of it is only noticed after that.
         unneeded[:] = replaced if remaining > pages else []
         progress("Loading", total - remaining, total)
 
@@ -139,14 +139,14 @@ def fit_pages(source: sqlite3.Connection, live: sqlite3.Connection) -> None:
 
 
 def step_of(source: sqlite3.Connection) -> int:
-    """How many pages to copy at a time: a hundredth, and never all, since the first step takes the writer's turn."""
+    """Return the number of pages to copy at a time: a hundredth, never all, since the first step only locks."""
     (count,) = source.execute("PRAGMA page_count").fetchone()
     return max(1, int(count) // 100)
 
 
 @contextmanager
 def sound(path: Path) -> Iterator[None]:
-    """Say what to do where SQLite finds a file to be damaged, or no database at all."""
+    """Raise SaveError with advice if SQLite finds that a file is damaged, or not a database."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -156,22 +156,22 @@ def sound(path: Path) -> Iterator[None]:
 
 
 def check_integrity(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise SaveError where a page, row or index of this copy of `path` is not as it should be."""
+    """Raise SaveError if a page, row or index of this copy of `path` is damaged."""
     ((fault,),) = connection.execute("PRAGMA integrity_check(1)")
     if fault != "ok":
         raise damaged(path, fault.splitlines()[-1])
 
 
 def damaged(path: Path, fault: str) -> SaveError:
-    """What to say of a file that SQLite cannot read."""
+    """Return the error of a file that SQLite cannot read."""
     return SaveError(
-        f"{path} is damaged ({fault}). Nothing was saved or loaded. If that is the database, a save takes its place "
-        f"once it was moved away, with its -wal and -shm: mv {path} {path}.damaged"
+        f"{path} is damaged ({fault}). Nothing was saved or loaded. If that is the database, move it away, with its "
+        f"-wal and -shm, and load a save: mv {path} {path}.damaged"
     )
 
 
 def tables_of_sqlite(connection: sqlite3.Connection) -> list[str]:
-    """The tables, but for SQLite's own."""
+    """Return the tables, except SQLite's own."""
     return [
         table
         for (table,) in connection.execute(
@@ -181,7 +181,7 @@ def tables_of_sqlite(connection: sqlite3.Connection) -> list[str]:
 
 
 def contents_of_sqlite(connection: sqlite3.Connection, moment: datetime) -> Contents:
-    """What a file holds."""
+    """Return the contents of a file."""
 
     def select(columns: str, table: str) -> list[Any]:
         quoted = table.replace('"', '""')

@@ -1,4 +1,4 @@
-"""The schema that a database has, against those that its revisions make: drift, and which revision it is like."""
+"""The schema of a database, compared with those of its revisions: drift, and the most similar revision."""
 
 import re
 import sys
@@ -12,18 +12,18 @@ from sqlmodel import SQLModel
 
 from migrations.catalog import Schema, schema_of
 from migrations.comparison import Difference, NoScratch, RevisionFailed, differences, schema_of_revision
-from migrations.diagnosis import Case, Diagnosis, Next, told
+from migrations.diagnosis import Case, Diagnosis, Next, event_text
 
 LEFT_OVER = "_alembic_tmp_"
-"""How Alembic names the table that it fills on SQLite before it drops the old one."""
+"""Alembic's prefix of the table that it fills on SQLite before it drops the old one."""
 
 MOST = 20
-"""How many differences are told of a schema that is like no revision's."""
+"""The number of differences listed for a schema that no revision has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """Which revisions, or heads together, have the schema at hand: in lines as well, and what to run."""
+    """The revisions, or heads together, that have the schema at hand, the evidence, and what to run."""
 
     exact: list[tuple[str, ...]]
     lines: list[str]
@@ -31,12 +31,12 @@ class Likeness:
 
     @property
     def restamp(self) -> tuple[str, ...]:
-        """What a repair would write; nothing where there is not exactly one."""
+        """The revisions that a repair would write; empty unless exactly one fits."""
         return self.exact[0] if len(self.exact) == 1 else ()
 
 
 class SchemaAtHand:
-    """The schema of the database, to be compared with what the revisions make."""
+    """The schema of the database, to be compared with those of the revisions."""
 
     def __init__(self, case: Case, connection: sa.Connection, config: Config) -> None:
         self.case = case
@@ -46,19 +46,19 @@ class SchemaAtHand:
             table: parts for table, parts in schema_of(connection).items() if not table.startswith(LEFT_OVER)
         }
         self.obstacle: str | None = None
-        """Why it could not be compared."""
+        """The reason why it could not be compared."""
 
     @property
     def is_unversioned(self) -> bool:
-        """Whether there are tables of ours, and no revision."""
+        """Return whether there are tables of models.py, and no revision."""
         return not self.case.applied.current and bool(self.actual.keys() & SQLModel.metadata.tables.keys())
 
     def made_by(
         self, revisions: Sequence[str], after_each: Callable[[str, sa.Connection], None] | None = None
     ) -> Schema | None:
-        """What these revisions make; None, and an obstacle, where that cannot be told."""
+        """Return the schema that these revisions make; None, and an obstacle, if that is not known."""
         if self.case.is_broken:
-            self.obstacle = "nothing is executed before the revision files make a history"
+            self.obstacle = "nothing is executed before the revision files form a history"
         if self.obstacle:
             return None
         try:
@@ -71,27 +71,27 @@ class SchemaAtHand:
         return None
 
     def against(self, revisions: Sequence[str]) -> list[Difference]:
-        """What is otherwise than these revisions make it; nothing, and an obstacle, where that cannot be told."""
+        """Return the differences from these revisions; none, and an obstacle, if they are not known."""
         made = self.made_by(revisions)
         return [] if made is None else differences(self.actual, made)
 
     def against_all(self) -> dict[tuple[str, ...], list[Difference]]:
-        """What is otherwise than at each revision, and at all heads together; nothing where one cannot be told."""
+        """Return the differences from each revision, and all heads together; empty if one is not known."""
         history = self.case.history
         positions: list[tuple[str, ...]] = [(revision.id,) for revision in history.in_order()]
-        # Where one depends on another, that one is not written into alembic_version.
+        # If one depends on another, the other is not written into alembic_version.
         heads = set(history.heads) - history.ancestors(*history.heads)
         if len(heads) > 1:
             positions.append(tuple(sorted(heads)))
         found: dict[tuple[str, ...], list[Difference]] = {}
-        # From the last one on: the way to it leads through all others but those of other branches.
+        # From the last one on: the path to it passes all others except those of other branches.
         for position in reversed(positions):
             if position not in found:
                 found |= self.on_the_way_to(position)
         return {} if self.obstacle else {position: found[position] for position in positions}
 
     def on_the_way_to(self, position: Sequence[str]) -> dict[tuple[str, ...], list[Difference]]:
-        """The same for this position, and for each revision before it at which nothing of another branch is applied."""
+        """Return the same for this position, and each revision before it without anything of another branch."""
         found: dict[tuple[str, ...], list[Difference]] = {}
         applied: set[str] = set()
 
@@ -104,7 +104,7 @@ class SchemaAtHand:
         return {} if made is None else {**found, tuple(position): differences(self.actual, made)}
 
     def likeness(self) -> Likeness:
-        """Which revisions have this schema."""
+        """Return the revisions that have this schema."""
         found = self.against_all()
         exact = [position for position, differs in found.items() if not differs]
         lines = [f"Its schema is exactly that of {self.named(position)}" for position in exact]
@@ -113,11 +113,9 @@ class SchemaAtHand:
             return Likeness(exact, lines, [step])
         if exact:
             stamps = [f"alembic stamp --purge {' '.join(each)}" for each in exact]
-            choose = "Doctor does not choose between them. Where you know which one was applied last, say so:"
+            choose = "Several revisions have this schema. If you know which one was applied last:"
             return Likeness(exact, lines, [Next(stamps[0], choose), *(Next(stamp, "Or:") for stamp in stamps[1:])])
-        load = Next(
-            "python manage.py saves", "See which copies there are; `python manage.py load NAME` brings one back:"
-        )
+        load = Next("python manage.py saves", "List the saves; `python manage.py load NAME` restores one:")
         if not found:
             why = f"The schema was not compared: {self.obstacle or 'there are no revisions'}"
             return Likeness([], [why], [load])
@@ -126,22 +124,22 @@ class SchemaAtHand:
         lines += [str(difference) for difference in found[nearest][:MOST]]
         if (more := len(found[nearest]) - MOST) > 0:
             lines.append(f"and {more} more")
-        return Likeness([], lines, [Next(None, "Undo by hand what should not be so, and run doctor again."), load])
+        return Likeness([], lines, [Next(None, "Undo by hand what differs by mistake, and run doctor again."), load])
 
     def named(self, position: Sequence[str]) -> str:
-        """Revisions for people."""
+        """Return revisions to print."""
         return " and ".join(map(self.case.named, position))
 
     def obstacles(self) -> Iterator[Diagnosis]:
-        """That it could not be compared, unless other diagnoses say why."""
+        """Diagnose that it could not be compared, unless other diagnoses say why."""
         if self.obstacle and not self.case.is_broken:
-            step = Next("python manage.py doctor", "When that is mended, look again:")
+            step = Next("python manage.py doctor", "When that is fixed, run doctor again:")
             yield Diagnosis("not-compared", "The schema could not be compared.", [f"Why: {self.obstacle}"], [step])
 
 
 @contextmanager
 def no_bytecode() -> Iterator[None]:
-    """Leave no __pycache__ behind in the folder of revisions."""
+    """Leave no __pycache__ in the folder of revisions."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -150,13 +148,13 @@ def no_bytecode() -> Iterator[None]:
 
 
 def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
-    """The schema against what its revision makes, where all revisions of the database have files."""
+    """Compare the schema with that of its revision, if all revisions of the database have files."""
     current = case.applied.current
     if schema.is_unversioned:
         evidence = [f"Tables: {', '.join(sorted(schema.actual))}", "alembic_version: no revision"]
-        evidence += [f"The record of the database: {told(event)}" for event in case.applied.record[-1:]]
+        evidence += [f"The record of the database: {event_text(event)}" for event in case.applied.record[-1:]]
         like = schema.likeness()
-        why = "There are tables, but alembic_version, which says what made them, is empty or missing."
+        why = "There are tables, but alembic_version, which holds their revision, is empty or missing."
         yield Diagnosis("unversioned", why, [*evidence, *like.lines], like.steps, like.restamp)
     before = set() if case.is_broken else case.history.ancestors(*current)
     newest, older = ([id for id in current if (id in before) is is_older] for is_older in (False, True))
@@ -175,38 +173,38 @@ def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
     else:
         count = "1 difference" if len(differs) == 1 else f"{len(differs)} differences"
         why = f"The schema is not what {', '.join(current)} makes: {count}."
-        yield Diagnosis("drift", why, evidence, mending(schema, differs))
+        yield Diagnosis("drift", why, evidence, steps_against_drift(schema, differs))
 
 
 def undone_by_hand(schema: SchemaAtHand, differs: list[Difference], like: Likeness) -> tuple[list[str], list[Next]]:
-    """Doubt whether alembic_version is wrong, where all may be as it says but for what was dropped since."""
+    """Return the evidence and steps for the other explanation: alembic_version is right, and something was dropped."""
     current = schema.case.applied.current
     earlier = [each for each in like.exact if set(each) <= schema.case.history.ancestors(*current)]
     if not earlier:
         return [], []
     record = [line for id in current for line in schema.case.record_of(id)]
     doubt = (
-        f"Either is possible: alembic_version is wrong, or what came after {' and '.join(earlier[-1])} was applied"
-        " and undone by hand"
+        f"Either alembic_version is wrong, or what came after {' and '.join(earlier[-1])} was applied and undone by"
+        " hand"
     )
-    first, *rest = mending(schema, differs)
+    first, *rest = steps_against_drift(schema, differs)
     return [*record, doubt], [replace(first, what=f"Or, if it was undone by hand: {first.what}"), *rest]
 
 
-def mending(schema: SchemaAtHand, differs: list[Difference]) -> list[Next]:
-    """The SQL where it is clear and loses nothing, and a save for the rest."""
+def steps_against_drift(schema: SchemaAtHand, differs: list[Difference]) -> list[Next]:
+    """Return the SQL if it is clear and loses nothing, and saves for the rest."""
     sketches = [(difference, statement(difference, schema.connection.dialect)) for difference in differs]
     shell_name = "sqlite3" if schema.connection.dialect.name == "sqlite" else "psql"
     steps = [Next(sql, f"In {shell_name}, for {each.kind} {each.name}:") for each, sql in sketches if sql]
     if any(sql is None for _, sql in sketches):
         rest = "the rest" if steps else "it"
-        words = f"Undo {rest} by hand, or bring back a copy with `python manage.py load NAME`. Which there are:"
+        words = f"Undo {rest} by hand, or restore a save with `python manage.py load NAME`. The saves:"
         steps.append(Next("python manage.py saves", words))
-    return [*steps, Next("python manage.py doctor", "Then look again:")]
+    return [*steps, Next("python manage.py doctor", "Then run doctor again:")]
 
 
 def statement(difference: Difference, dialect: sa.Dialect) -> str | None:
-    """The statement that mends a difference; None where that is not clear, or could lose data."""
+    """Return the statement that removes a difference; None if that is not clear, or could lose data."""
     quote = dialect.identifier_preparer.quote
     table, name, wanted = quote(difference.table), quote(difference.name), difference.expected
     if difference.kind == "index":
@@ -214,7 +212,7 @@ def statement(difference: Difference, dialect: sa.Dialect) -> str | None:
         unique, rest = ("UNIQUE ", wanted[7:]) if wanted and wanted.startswith("UNIQUE ") else ("", wanted)
         return f"{drop} CREATE {unique}INDEX {name} ON {table} {rest};".strip() if wanted else drop
     if difference.kind == "column":
-        # Old rows have no value for it, it is computed, or it is of an enum, whose values are told in parentheses.
+        # Old rows have no value for it, it is computed, or it is an enum, whose values are listed in parentheses.
         is_unclear = wanted is None or re.search(r"NOT NULL|GENERATED| AS \(| \('", wanted)
         return None if difference.actual or is_unclear else f"ALTER TABLE {table} ADD COLUMN {name} {wanted};"
     if difference.kind == "table" or not difference.name or dialect.name == "sqlite":

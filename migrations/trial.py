@@ -1,4 +1,4 @@
-"""The trial of a migration: each revision is run, watched and judged; the transaction is its caller's to end."""
+"""The trial of a migration: each revision is run, watched and judged; the caller ends the transaction."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ from migrations.migrating import LOCK_ERRORS, check_foreign_keys, write_record
 from migrations.rebuild_losses import Rebuilds
 from migrations.revisions import Direction, History, Revision, parse, path_text
 from migrations.unsafe import long_held, newly_required, nullable_columns, slow_or_large
-from migrations.watching import Finding, Lock, Statement, Watch, strongest
+from migrations.watching import Lock, Statement, UnsafeStep, Watch, strongest
 from schema import as_typed
 
 # --- what was seen ----------------------------------------------------------------------------------------------------
@@ -32,33 +32,33 @@ from schema import as_typed
 
 @dataclass(slots=True)
 class Trial:
-    """What one revision did; nothing yet, where one before it failed."""
+    """The effects of one revision; none if one before it failed."""
 
     id: str
     message: str
     losses: dict[str, int]
-    """The rows and values that its downgrade drops, by "table" or "table.column"."""
+    """The numbers of rows and values that its downgrade drops, by "table" or "table.column"."""
     locked_before: list[str] = field(default_factory=list)
-    """The tables that a revision before it has locked in the same transaction: its own locks on them do not show."""
+    """The tables that an earlier revision locked in the same transaction: its own locks on them are not seen."""
     milliseconds: float | None = None
     statements: list[Statement] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    """What is unsafe in all of it; what is unsafe in one statement is with that statement."""
+    unsafe_steps: list[UnsafeStep] = field(default_factory=list)
+    """The warnings about the revision; those about one statement are with that statement."""
 
     @property
     def locks(self) -> list[Lock]:
-        """For each table, the strongest that its statements took."""
+        """The strongest lock on each table that its statements took."""
         return strongest(lock for statement in self.statements for lock in statement.locks)
 
     @property
     def warnings(self) -> int:
-        """How many things are to be looked at; all losses are one."""
-        return len(self.findings) + sum(len(each.findings) for each in self.statements) + bool(self.losses)
+        """The number of warnings; all losses are one."""
+        return len(self.unsafe_steps) + sum(len(each.unsafe_steps) for each in self.statements) + bool(self.losses)
 
 
 @dataclass(slots=True)
 class Failure:
-    """What the migration ended with: the statement, if it was one, and the line of the revision's file."""
+    """The error of a migration, with its statement, if it was one, and the line of the revision's file."""
 
     revision: str
     error: str
@@ -68,40 +68,40 @@ class Failure:
 
 @dataclass(slots=True)
 class Rehearsal:
-    """What a migration does, as it was seen."""
+    """The observed effects of a migration."""
 
     engine: str
     target: str
     heads: tuple[str, ...]
-    """Where the database is."""
+    """The revisions of the database."""
     direction: Direction
     revisions: list[Trial] = field(default_factory=list)
     place: Literal["database", "copy"] = "database"
     reason: str | None = None
-    """Why on a copy."""
+    """The reason for a copy."""
     failure: Failure | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def milliseconds(self) -> float:
-        """All revisions together."""
+        """The time of all revisions together."""
         return sum(revision.milliseconds or 0 for revision in self.revisions)
 
     @property
     def command(self) -> str:
-        """What does it for real."""
+        """The command that runs the migration."""
         lost = dict.fromkeys(chain.from_iterable(revision.losses for revision in self.revisions))
         option = f"-x accept-loss={','.join(lost)} " if lost else ""
         return as_typed(f"alembic {option}{self.direction} {self.target}")
 
     @property
     def warnings(self) -> int:
-        """How many things are to be looked at before it is done for real."""
+        """The number of warnings."""
         return sum(revision.warnings for revision in self.revisions)
 
     @property
     def locks(self) -> list[Lock]:
-        """For each table the strongest lock that a revision takes, and the longest of those."""
+        """The strongest lock on each table that a revision takes, and the longest of those."""
         return strongest(chain.from_iterable(revision.locks for revision in self.revisions))
 
 
@@ -109,7 +109,7 @@ class Rehearsal:
 
 
 class TransactionEnded(CommandError):
-    """What a revision tried that would have made the rehearsal last."""
+    """An attempt by a revision to make its changes permanent."""
 
 
 class Trials:
@@ -128,9 +128,9 @@ class Trials:
         self.began = self.watch.clock()
 
     def run(self, config: Config, script: ScriptDirectory, progress: saves.Progress) -> None:
-        """Run them as the alembic command does, and note how they end.
+        """Run them as the alembic command does, and note a failure.
 
-        Raises TransactionEnded, and DBAPIError where a lock could not be had or the connection broke.
+        Raises TransactionEnded, and DBAPIError if a lock was not acquired or the connection broke.
         """
         one_by_one = partial(self.one_by_one, progress)
         try:
@@ -140,7 +140,7 @@ class Trials:
                     target_metadata=SQLModel.metadata,
                     render_as_batch=True,
                     transactional_ddl=True,
-                    # Where somebody else has begun a transaction, this does nothing.
+                    # In a transaction that has begun already, this does nothing.
                     transaction_per_migration=True,
                     on_version_apply=self.record,
                 )
@@ -151,10 +151,10 @@ class Trials:
             if sqlstate(error) in LOCK_ERRORS or getattr(error, "connection_invalidated", False):
                 raise
             self.end(error)
-            self.rehearsal.failure = self.explain(error)
+            self.rehearsal.failure = self.describe_failure(error)
 
     def one_by_one(self, progress: saves.Progress, *_: Any) -> Iterator[RevisionStep]:
-        """Each step, and what is to be seen before and after it."""
+        """Yield each step, with observations before and after it."""
         for number, (step, trial) in enumerate(zip(self.steps, self.rehearsal.revisions, strict=True)):
             progress("Rehearsing", number, len(self.steps))
             self.current, self.watch.statements = trial, trial.statements
@@ -166,7 +166,7 @@ class Trials:
             self.end(None)
 
     def whole(self, step: RevisionStep) -> Callable[..., None]:
-        """What Alembic runs for a step: what migrating.py makes of it, but that no loss is refused."""
+        """Return the function of a step, with the checks of migrating.py, but without refusing losses."""
         migrate, connection, trial = step.migration_fn, self.watch.connection, self.current
 
         @wraps(migrate)
@@ -186,36 +186,36 @@ class Trials:
     def record(
         self, ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
     ) -> None:
-        """Write down what was done, as it will be."""
+        """Record a step, as the real migration will."""
         write_record(ctx, step, self.history, (self.watch.clock() - self.began) / 1000)
 
     def before(self, sql: str) -> None:
-        """See a statement that is about to run. Raises TransactionEnded."""
+        """Check a statement that is about to run. Raises TransactionEnded."""
         if self.rehearsal.place == "database" and LASTS.search(sql):
             refuse_commit()
         if not self.watch.is_postgresql:
             self.rebuilds.look(self.watch, sql)
 
     def end(self, error: Exception | None) -> None:
-        """Judge what the revision did, now that it is over."""
+        """Judge what the revision did."""
         trial, self.watch.kind = self.current, "around"
         trial.milliseconds = self.watch.clock() - self.began
         self.watch.end_locks()
         for statement in trial.statements:
             if statement.kind == "revision":
-                statement.findings += slow_or_large(statement)
+                statement.unsafe_steps += slow_or_large(statement)
         for lock in trial.locks:
-            trial.findings += long_held(lock)
+            trial.unsafe_steps += long_held(lock)
         with self.watch.aside():
             if error is not None:
-                trial.findings += self.rebuilds.obstacles()
+                trial.unsafe_steps += self.rebuilds.obstacles()
             else:
-                trial.findings += self.rebuilds.losses(self.watch)
+                trial.unsafe_steps += self.rebuilds.losses(self.watch)
                 before, self.nullable = self.nullable, nullable_columns(self.watch)
-                trial.findings += newly_required(self.watch, before, self.nullable)
+                trial.unsafe_steps += newly_required(self.watch, before, self.nullable)
 
-    def explain(self, error: Exception) -> Failure:
-        """What failed, for people."""
+    def describe_failure(self, error: Exception) -> Failure:
+        """Return the failure, with its statement and line."""
         original = getattr(error, "orig", None)
         failed = [each.sql for each in self.current.statements if original and each.error is original]
         path = self.history.by_id[self.current.id].path
@@ -229,7 +229,7 @@ class Trials:
 
 
 def check_deferred(connection: sa.Connection) -> None:
-    """Check what PostgreSQL would at the COMMIT that never comes: the deferred constraints."""
+    """Check the deferred constraints, as PostgreSQL would at a COMMIT."""
     connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
     if deferred := connection.scalar(DEFERRED):
         connection.exec_driver_sql(f"SET CONSTRAINTS {deferred} DEFERRED")
@@ -242,9 +242,9 @@ DEFERRED = sa.text("""
 
 
 def refuse_commit(*_: Any) -> None:
-    """Stop before something lasts that is to be rolled back. Raises TransactionEnded."""
+    """Raise TransactionEnded before a change becomes permanent."""
     raise TransactionEnded(
-        "A revision ends the transaction itself, or does what no rollback undoes, so it cannot be rehearsed in one. "
+        "A revision ends the transaction itself, or does what cannot be rolled back, so it cannot be rehearsed in one. "
         "Nothing was changed. Rehearse on a copy: python manage.py rehearse --copy"
     )
 
@@ -256,7 +256,7 @@ LASTS = re.compile(
 
 
 def code_of(revision: Revision, direction: Direction) -> str:
-    """What the file holds for one direction, without comments and docstrings."""
+    """Return the file's code for one direction, without comments and docstrings."""
     other = "downgrade" if direction == "upgrade" else "upgrade"
     tree = parse(revision.source)
     tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == other)]
@@ -267,7 +267,7 @@ def code_of(revision: Revision, direction: Direction) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says; the lines after the first may repeat what is in the rows."""
+    """Return the first line of an error's text; the others may repeat what is in the rows."""
     original = getattr(error, "orig", None)
     if original is None and not isinstance(error, CommandError):
         return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -275,5 +275,5 @@ def first_line(error: Exception) -> str:
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """PostgreSQL's code of an error."""
+    """Return PostgreSQL's code of an error."""
     return getattr(getattr(error, "orig", None), "sqlstate", None)

@@ -1,4 +1,4 @@
-"""A database at a revision that no file has: why, and what brings code and database together again."""
+"""A database at a revision that no file has: the cause, and how to bring code and database together again."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from migrations.schema_faults import SchemaAtHand
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The revisions from one that no file has down to those that files have, as far as the record and git tell."""
+    """The revisions from one that no file has down to those that files have, as far as the record and git show."""
 
     unknown: list[str]
     known: list[str]
-    """Where it meets the files: of those, none comes before another."""
+    """The newest of its revisions that files have."""
     is_whole: bool
 
 
@@ -36,7 +36,7 @@ def line_down(case: Case, id: str) -> Line:
 
 
 def unknown_revision(case: Case, id: str, schema: SchemaAtHand) -> Diagnosis:
-    """Tell apart why no file has the revision at which the database is."""
+    """Diagnose why no file has the revision that the database is at."""
     line = line_down(case, id)
     evidence = [f"alembic_version: {id}, which no file in migrations/versions has"]
     for each in line.unknown:
@@ -44,14 +44,14 @@ def unknown_revision(case: Case, id: str, schema: SchemaAtHand) -> Diagnosis:
     deleted = [(lost, *deletion) for each in line.unknown for lost in case.lost(each) if (deletion := gone(case, lost))]
     if deleted:
         evidence += [text for _, text in deleted]
-        steps = [Next(lost.command, "Bring the file back:") for lost, _ in deleted]
+        steps = [Next(lost.command, "Restore the file:") for lost, _ in deleted]
         return Diagnosis("lost-file", f"The database is at {id}, whose file was lost.", evidence, steps)
     if line.is_whole and set(case.history.heads) <= set(line.known):
-        evidence.append(f"The files end at {' and at '.join(map(case.named, line.known))}, after which it came")
+        evidence.append(f"The files end at {' and at '.join(map(case.named, line.known))}, and it comes after that")
         why = f"The database is at {id}, ahead of this code, which is an old image or checkout."
         return Diagnosis("ahead", why, evidence, steps_back(case, line))
     if case.lost(id) or line.known:
-        evidence += [f"It left the line of these files after {case.named(each)}" for each in line.known]
+        evidence += [f"It branched off from these files after {case.named(each)}" for each in line.known]
         branches = branches_of(case, line)
         where = f"the branch {branches[0]}" if branches else "a branch that is not here"
         return Diagnosis("foreign-branch", f"The database is at {id}, of {where}.", evidence, steps_back(case, line))
@@ -62,7 +62,7 @@ def unknown_revision(case: Case, id: str, schema: SchemaAtHand) -> Diagnosis:
 
 
 def gone(case: Case, lost: Lost) -> tuple[str] | None:
-    """How a file was lost that the branch at hand once had; None where it never had it."""
+    """Return how this branch lost a file; None if it never had it."""
     path = f":(literal){lost.path}"
     history = ("log", "-1", "--full-history", "--format=%h of %cI, %s")
     if not Git(case.root).lines(*history, "HEAD", "--", path):
@@ -77,30 +77,30 @@ def gone(case: Case, lost: Lost) -> tuple[str] | None:
 
 
 def branches_of(case: Case, line: Line) -> list[str]:
-    """The branches that have the newest of the unknown files, local ones first."""
+    """Return the branches that have the newest of the unknown files, local ones first."""
     return [branch for lost in case.lost(line.unknown[0])[:1] for branch in lost.branches]
 
 
 def steps_back(case: Case, line: Line) -> list[Next]:
-    """What brings code and database together again; never a stamp, since the schema is another."""
+    """Return the steps that bring code and database together again; never a stamp, since the schema differs."""
     [meeting] = line.known if len(line.known) == 1 else [None]
     branches = branches_of(case, line)
     steps = []
     if branches:
         branch = shell(branches[0])
         steps += [
-            Next(f"git checkout {branch}", "To go on with the code that has it:"),
-            Next(f"git merge {branch}", "Or to have it here as well; what it may clash with, doctor then tells:"),
+            Next(f"git checkout {branch}", "To continue with the code that has it:"),
+            Next(f"git merge {branch}", "Or to have it here as well; doctor then shows any conflict:"),
         ]
         if meeting:
             back = f"git checkout {branch} && alembic downgrade {meeting} && git checkout -"
             steps.append(Next(back, "Or to take the database back to what this code knows:"))
     else:
-        steps.append(Next(None, "To go on with it: deploy the code again that migrated the database."))
+        steps.append(Next(None, "To continue with it, deploy the code that migrated the database again."))
         if meeting:
             back = f"alembic downgrade {meeting}"
             steps.append(Next(back, "Or to take the database back to what this code knows, run with that code:"))
     files = [found[0].command for id in line.unknown if (found := case.lost(id))]
     if files:
-        steps.append(Next(" && ".join(files), "Or to bring back only what git has of its files:"))
+        steps.append(Next(" && ".join(files), "Or to restore only those of its files that git has:"))
     return steps

@@ -1,4 +1,4 @@
-"""What is known to be unsafe in a migration: squawk's rules on PostgreSQL, and what took long or touched much."""
+"""Unsafe steps of a migration: squawk's rules on PostgreSQL, and what took long or touched many rows."""
 
 import json
 import os
@@ -11,35 +11,37 @@ from pathlib import Path
 from typing import Any
 
 from migrations.revisions import Direction
-from migrations.watching import Finding, Lock, Statement, Watch
+from migrations.watching import Lock, Statement, UnsafeStep, Watch
 
 MANY_ROWS = 100_000
-"""How many rows one statement may touch before it is remarked on."""
+"""The number of rows that one statement may touch without a warning."""
 SLOW = 1000.0
-"""Milliseconds that a statement may take, or a lock be held that keeps others waiting."""
+"""The milliseconds that a statement may take, or a lock may block others, without a warning."""
 
 
-def slow_or_large(statement: Statement) -> Iterator[Finding]:
-    """What a statement shows when it is run."""
+def slow_or_large(statement: Statement) -> Iterator[UnsafeStep]:
+    """Yield a warning about the time and rows of a statement."""
     rows = statement.rows or 0
     seconds = (statement.milliseconds or 0) / 1000
     if rows > MANY_ROWS:
-        yield Finding(
+        yield UnsafeStep(
             "many-rows",
             f"It touches {rows:,} rows at once, in {seconds:.1f} s.",
-            "What can be done in parts, before or after the migration, keeps nobody waiting.",
+            "If it can be done in parts, before or after the migration, others need not wait.",
         )
     elif (statement.milliseconds or 0) > SLOW:
-        yield Finding("slow-statement", f"It takes {seconds:.1f} s.", "Until it ends, others wait for what is locked.")
+        yield UnsafeStep(
+            "slow-statement", f"It takes {seconds:.1f} s.", "Until it ends, others wait for what is locked."
+        )
 
 
-def long_held(lock: Lock) -> Iterator[Finding]:
-    """What a lock shows when its transaction has ended."""
+def long_held(lock: Lock) -> Iterator[UnsafeStep]:
+    """Yield a warning about a lock that blocked others for long."""
     if lock.is_felt and lock.milliseconds > SLOW:
-        yield Finding(
+        yield UnsafeStep(
             "long-lock",
             f"{lock.blocks.capitalize()} of {lock.table} wait for {lock.milliseconds / 1000:.1f} s.",
-            "What need not be in the same transaction belongs in a revision of its own.",
+            "Move what need not be in the same transaction into a revision of its own.",
         )
 
 
@@ -47,19 +49,19 @@ def long_held(lock: Lock) -> Iterator[Finding]:
 
 
 def nullable_columns(watch: Watch) -> dict[tuple[str, str], bool]:
-    """Every column, by its table and name as SQL has them, and whether it may be null."""
+    """Return whether each column may be null, by its table and name as in SQL."""
     rows = watch.execute(COLUMNS[watch.connection.dialect.name])
     return {(table, column): bool(nullable) for table, column, nullable in rows}
 
 
 def newly_required(
     watch: Watch, before: dict[tuple[str, str], bool], after: dict[tuple[str, str], bool]
-) -> Iterator[Finding]:
-    """The columns that could be null, must not any more, and are in a table with rows."""
+) -> Iterator[UnsafeStep]:
+    """Yield the columns that become NOT NULL in a table with rows."""
     for (table, column), is_nullable in after.items():
         became_required = before.get((table, column), False) and not is_nullable
         if became_required and watch.execute(f"SELECT 1 FROM {table} LIMIT 1"):  # noqa: S608
-            yield Finding(
+            yield UnsafeStep(
                 "newly-required",
                 f"{table.strip(chr(34))}.{column} becomes NOT NULL in a table that has rows: all are read while others "
                 "wait, and code that leaves it out fails from then on.",
@@ -88,48 +90,48 @@ NOT_ASKED = {
     "prefer-identity": "Alembic writes SERIAL",
     "prefer-bigint-over-int": "a matter of the model, which no migration in use suffers from",
     "prefer-bigint-over-smallint": "as above",
-    "prefer-robust-stmts": "a revision is whole or not at all, so none begins anew half-way",
+    "prefer-robust-stmts": "a revision is whole or not at all, so none restarts half-way",
     "require-lock-timeout": "migrating.py sets it",
-    "require-statement-timeout": "what has its locks may take its time",
-    "adding-not-nullable-field": "`newly_required` says it, where there are rows",
+    "require-statement-timeout": "a statement that has its locks may run long",
+    "adding-not-nullable-field": "`newly_required` warns, if there are rows",
     "ban-concurrent-index-creation-in-transaction": "it would have failed here",
-    "require-concurrent-index-deletion": "it takes no time; `long_held` says where the lock is kept",
+    "require-concurrent-index-deletion": "it takes no time; `long_held` warns if the lock is held",
 }
-"""Rules that make no sense here, and why."""
+"""Rules that do not apply here, and why."""
 NOT_ASKED_DOWN = {
-    "ban-drop-table": "what a downgrade is for; losses.py counts what goes with it",
+    "ban-drop-table": "the purpose of a downgrade; losses.py counts what is lost",
     "ban-drop-column": "as above",
     "ban-drop-constraint": "as above",
 }
-"""Rules that make no sense in a downgrade, and why."""
+"""Rules that do not apply to a downgrade, and why."""
 
 
 def ask_squawk(revisions: Sequence[Sequence[Statement]], direction: Direction, version: str) -> str | None:
-    """Add what squawk finds to the statements of each revision; the reason where it could not be asked."""
+    """Add squawk's warnings to the statements of each revision; return why it could not be run, or None."""
     path = shutil.which("squawk", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if path is None:
         return "squawk is not installed (pip install -r requirements.txt), so its rules were not applied."
-    # Values are not part of the text, and without them it is not SQL; such a statement changes rows, not tables.
+    # Without the values of its parameters, a statement is not SQL; those that have some change rows, not tables.
     asked = [[each for each in sent if each.kind == "revision" and not each.has_parameters] for sent in revisions]
     excluded = [*NOT_ASKED, *(NOT_ASKED_DOWN if direction == "downgrade" else ())]
     command = [path, "--reporter=json", "--assume-in-transaction", f"--pg-version={version}"]
     command += [f"--exclude={','.join(excluded)}"]
     try:
         found = list(answers(command, asked))
-        unread = [statement for statement, finding in found if finding.rule == "syntax-error"]
+        unread = [statement for statement, unsafe in found if unsafe.rule == "syntax-error"]
         if unread:
-            # It says nothing of the others in a file where it cannot read one.
+            # If it cannot read one statement of a file, it reports nothing about the others.
             asked = [[each for each in sent if not any(each is one for one in unread)] for sent in asked]
             found = list(answers(command, asked))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return f"squawk failed, so its rules were not applied: {error}"
-    for statement, finding in found:
-        statement.findings.append(finding)
+    for statement, unsafe in found:
+        statement.unsafe_steps.append(unsafe)
     return None
 
 
-def answers(command: list[str], asked: Sequence[Sequence[Statement]]) -> Iterator[tuple[Statement, Finding]]:
-    """Run squawk over one file for each revision: what it finds, with the statement that it is about."""
+def answers(command: list[str], asked: Sequence[Sequence[Statement]]) -> Iterator[tuple[Statement, UnsafeStep]]:
+    """Run squawk over one file for each revision, and yield its warnings, each with its statement."""
     with tempfile.TemporaryDirectory(prefix="savepoint-") as folder:
         lines: dict[str, list[Statement]] = {}
         for number, statements in enumerate(asked):
@@ -139,16 +141,16 @@ def answers(command: list[str], asked: Sequence[Sequence[Statement]]) -> Iterato
             lines[name] = [
                 statement for statement, text in zip(statements, texts, strict=True) for _ in text.splitlines()
             ]
-        # In that folder, where no configuration is.
+        # In that folder, which has no configuration.
         run = subprocess.run(  # noqa: S603
             [*command, *lines], cwd=folder, capture_output=True, encoding="utf-8", check=False, timeout=60
         )
         if run.returncode not in (0, 1):
             raise ValueError(run.stderr.strip() or f"exit code {run.returncode}")
         for each in json.loads(run.stdout or "[]"):
-            yield lines[each["file"]][each["line"]], as_finding(each)
+            yield lines[each["file"]][each["line"]], as_unsafe_step(each)
 
 
-def as_finding(answer: dict[str, Any]) -> Finding:
-    """A finding in squawk's JSON."""
-    return Finding(answer["rule_name"], answer["message"], answer["help"] or "")
+def as_unsafe_step(answer: dict[str, Any]) -> UnsafeStep:
+    """Return a warning from squawk's JSON."""
+    return UnsafeStep(answer["rule_name"], answer["message"], answer["help"] or "")

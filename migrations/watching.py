@@ -1,4 +1,4 @@
-"""What each statement on a connection does: how long, to how many rows, with which locks, rewriting which tables."""
+"""The effects of each statement on a connection: its time, its rows, its locks, and the tables that it rewrites."""
 
 import re
 import time
@@ -22,16 +22,16 @@ BLOCKS = {
     "ExclusiveLock": "writes",
     "AccessExclusiveLock": "reads and writes",
 }
-"""Whom a lock on a table keeps waiting, from the weakest to the strongest (PostgreSQL manual, Explicit Locking)."""
+"""The operations that each lock on a table blocks, weakest first (PostgreSQL manual, Explicit Locking)."""
 STRENGTH = {mode: strength for strength, mode in enumerate(BLOCKS)}
 
 OWN = ("alembic_version", "applied_revisions")
-"""Tables that only migrations use, and one at a time."""
+"""Tables that only migrations use, one at a time."""
 
 
 @dataclass(slots=True)
-class Finding:
-    """Something unsafe: by which rule (squawk's name or our own), what it means, and what to do instead."""
+class UnsafeStep:
+    """A warning: the rule (squawk's name or our own), what it means, and what to do instead."""
 
     rule: str
     message: str
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Lock:
-    """A lock on a table that was there before, held until the transaction of its revision ends."""
+    """A lock on an existing table, held until the transaction of its revision ends."""
 
     table: str
     mode: str
@@ -48,17 +48,17 @@ class Lock:
 
     @property
     def blocks(self) -> str:
-        """Whom it keeps waiting."""
+        """The operations that it blocks."""
         return BLOCKS[self.mode]
 
     @property
     def strength(self) -> int:
-        """Its place among the modes."""
+        """The rank of its mode."""
         return STRENGTH[self.mode]
 
     @property
     def is_felt(self) -> bool:
-        """Whether it keeps the service waiting."""
+        """Return whether it blocks the service."""
         return self.strength >= STRENGTH["ShareLock"]
 
 
@@ -68,23 +68,23 @@ class Statement:
 
     sql: str
     kind: Kind
-    """Whether the revision sent it, Alembic and Savepoint around it, or one of them to read the schema."""
+    """Its sender: the revision, or Alembic or Savepoint around it; or "reading", to read the schema."""
     has_parameters: bool
     began: float
     milliseconds: float | None = None
-    """None where it failed."""
+    """None if it failed."""
     rows: int | None = None
-    """How many it added, changed or deleted; None for what does not."""
+    """The number of rows that it inserted, updated or deleted; None for other statements."""
     locks: list[Lock] = field(default_factory=list)
-    """On PostgreSQL, those that it was the first to take in its transaction."""
+    """On PostgreSQL, the locks that it was the first to take in its transaction."""
     in_transaction: bool = True
-    """Otherwise its locks are gone before anybody sees them."""
-    findings: list[Finding] = field(default_factory=list)
+    """Otherwise its locks are released before they can be read."""
+    unsafe_steps: list[UnsafeStep] = field(default_factory=list)
     error: BaseException | None = None
 
 
 def strongest(locks: Iterable[Lock]) -> list[Lock]:
-    """For each table its strongest lock, and of equal ones the longest."""
+    """Return the strongest lock on each table, and of equal ones the longest."""
     found: dict[str, Lock] = {}
     for lock in locks:
         other = found.get(lock.table)
@@ -94,10 +94,10 @@ def strongest(locks: Iterable[Lock]) -> list[Lock]:
 
 
 class Watch:
-    """Sees every statement on a connection, and what it did to tables that were there when the watch began."""
+    """Observes every statement on a connection, and its effects on tables that existed before."""
 
     def __init__(self, connection: sa.Connection, before: Callable[[str], None]) -> None:
-        """`before` is told each statement before it runs."""
+        """`before` is called with each statement before it runs."""
         self.connection = connection
         self.is_postgresql = connection.dialect.name == "postgresql"
         self.before = before
@@ -108,7 +108,7 @@ class Watch:
         self.held: dict[int, set[str]] = {}
         self.sent: set[str] = set()
         tables = self.look()
-        # Others know a table that is renamed meanwhile by its old name.
+        # Others know a table that is renamed meanwhile under its old name.
         self.names = {oid: table for oid, table, _, _ in tables}
         self.files = {oid: file for oid, _, file, _ in tables}
         sa.event.listen(connection, "before_cursor_execute", self.begin)
@@ -117,12 +117,12 @@ class Watch:
         sa.event.listen(connection.engine, "handle_error", self.fail)
 
     def clock(self) -> float:
-        """Milliseconds, but for those that the watch itself has taken."""
+        """Return the time in milliseconds, without that of the watch itself."""
         return (time.perf_counter() - self.overhead) * 1000
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Look at the database without being seen, in no time."""
+        """Query the database without recording the statements or their time."""
         began, paused, self.paused = time.perf_counter(), self.paused, True
         try:
             yield
@@ -132,7 +132,7 @@ class Watch:
                 self.overhead += time.perf_counter() - began
 
     def execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
-        """Ask in the same transaction, past SQLAlchemy's events."""
+        """Query in the same transaction, without SQLAlchemy's events."""
         cursor = self.connection.connection.cursor()
         try:
             cursor.execute(sql, parameters)
@@ -141,7 +141,7 @@ class Watch:
             cursor.close()
 
     def begin(self, _: Any, __: Any, sql: str, parameters: Any, ___: Any, ____: bool) -> None:
-        """A statement is about to run."""
+        """Record a statement that is about to run."""
         if self.paused:
             return
         with self.aside():
@@ -151,7 +151,7 @@ class Watch:
         self.statements.append(Statement(shown.strip(), kind, bool(parameters), self.clock()))
 
     def end(self, connection: sa.Connection, cursor: Any, *_: Any) -> None:
-        """The statement has run."""
+        """Record the effects of a statement that has run."""
         if self.paused:
             return
         statement = self.statements[-1]
@@ -162,34 +162,34 @@ class Watch:
             statement.rows = cursor.rowcount
         if self.is_postgresql and statement.kind != "reading":
             statement.in_transaction = not connection.connection.dbapi_connection.autocommit  # type: ignore[union-attr]
-            # What was sent before has its locks already; a loop over many rows is not slowed down.
+            # A repeated statement has its locks already, and a loop over many rows must not be slowed down.
             if statement.sql not in self.sent:
                 self.sent.add(statement.sql)
                 with self.aside():
                     self.see(statement)
 
     def fail(self, context: ExceptionContext) -> None:
-        """The statement has failed."""
+        """Record the error of a statement."""
         if context.connection is self.connection and not self.paused and context.statement and self.statements:
             self.statements[-1].error = context.original_exception
 
     def commit(self, _: sa.Connection) -> None:
-        """A transaction ends, and its locks with it."""
+        """Record the end of a transaction, and of its locks."""
         self.end_locks()
         self.held, self.sent = {}, set()
 
     def end_locks(self) -> None:
-        """Note how long the locks were held that are held now."""
+        """Record how long the current locks were held."""
         for statement in self.statements:
             for lock in statement.locks:
                 lock.milliseconds = lock.milliseconds or self.clock() - statement.began
 
     def look(self) -> list[tuple[int, str, int, list[str]]]:
-        """The tables, each with its file and this connection's locks on it; only on PostgreSQL."""
+        """Return the tables, each with its file and this connection's locks on it; only on PostgreSQL."""
         return self.execute(TABLES) if self.is_postgresql else []
 
     def locked(self) -> list[str]:
-        """The tables that are locked now, so that further locks on them would not show."""
+        """Return the tables that are locked now, so that further locks on them would not be seen."""
         return sorted(
             self.names[oid]
             for oid, table, _, modes in self.look()
@@ -197,7 +197,7 @@ class Watch:
         )
 
     def see(self, statement: Statement) -> None:
-        """Note the locks that are new, and the tables that have a new file."""
+        """Record new locks, and tables with a new file."""
         for oid, table, file, modes in self.look():
             if oid not in self.names or table in OWN:
                 continue
@@ -205,21 +205,21 @@ class Watch:
             statement.locks += strongest(Lock(self.names[oid], mode) for mode in new)
             self.held[oid] = set(modes)
             if file != self.files[oid] and not TRUNCATES.match(statement.sql):
-                statement.findings.append(rewritten(table))
+                statement.unsafe_steps.append(rewritten(table))
             self.files[oid] = file
 
 
-def rewritten(table: str) -> Finding:
-    """What to say of a table that was written anew."""
-    return Finding(
+def rewritten(table: str) -> UnsafeStep:
+    """Return the warning about a table that was rewritten."""
+    return UnsafeStep(
         "table-rewrite",
-        f"PostgreSQL writes all of {table} anew, and nobody reads or writes it meanwhile.",
-        "Add a column beside the old one and fill it in parts, or do this while nobody needs the table.",
+        f"PostgreSQL rewrites all of {table}, which cannot be read or written meanwhile.",
+        "Add a column beside the old one and fill it in parts, or do this while the table is not needed.",
     )
 
 
 def mentions(sql: str, name: str) -> bool:
-    """Whether the name stands in the text as a word of its own."""
+    """Return whether the text has the name as a whole word."""
     return bool(name) and re.search(rf"(?<!\w){re.escape(name.strip(chr(34)))}(?!\w)", sql, re.IGNORECASE) is not None
 
 

@@ -21,6 +21,9 @@ Import = Callable[..., Result]
 USERS = "username,email\nann,ann@example.com\nbob,bob@example.com\n"
 
 
+AGAIN = "Fix that. Run it again: nobody is imported twice.\n"
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "users.csv"
@@ -179,8 +182,8 @@ def test_a_file_that_cannot_be_read_is_said_plainly(run: Import, tmp_path: Path)
     (tmp_path / "folder").mkdir()
 
     for name, words in (
-        ("nofile.csv", f"There is no file {tmp_path}/nofile.csv. Nothing was imported.\n"),
-        ("folder", f"{tmp_path}/folder: Is a directory. Nothing was imported.\n"),
+        ("nofile.csv", f"{tmp_path}/nofile.csv: No such file or directory. {AGAIN}"),
+        ("folder", f"{tmp_path}/folder: Is a directory. {AGAIN}"),
     ):
         result = run(tmp_path / name)
         assert (result.exit_code, result.stdout, result.stderr) == (2, "", words)

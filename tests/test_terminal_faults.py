@@ -296,8 +296,8 @@ def test_output_that_is_lost_is_told_in_one_line_with_a_code_of_its_own(
 
     assert ended.value.code == 74
     assert (tmp_path / "errors").read_text() == (
-        "Standard output cannot be written: No space left on device. What was done until then stays, and the report of "
-        "it is lost.\n"
+        "Standard output cannot be written: No space left on device. What was done until then stays; its report is "
+        "lost.\n"
     )
     assert (tmp_path / "kept.json").exists() == ("save" in command)
 
@@ -311,7 +311,7 @@ def in_a_shell(command: str, url: str, folder: Path) -> subprocess.CompletedProc
     ("command", "why"),
     [
         ("audit | true", "cannot be written: Broken pipe."),
-        ("audit >&-", "is closed, so nothing was done. To do without it: >/dev/null"),
+        ("audit >&-", "is closed, so nothing was done. To run without output: >/dev/null"),
     ],
 )
 def test_so_is_a_pipe_that_nobody_reads_and_output_that_is_closed(
@@ -348,7 +348,7 @@ def test_a_drawing_that_cannot_be_written_is_told_with_its_file(tmp_path: Path) 
     result = CliRunner().invoke(manage.app, ["graph", "--svg", f"{tmp_path}/none/x.svg"])
 
     assert result.exit_code == 2
-    assert result.stderr.endswith(f"{tmp_path}/none/x.svg: No such file or directory. Name another file.\n")
+    assert result.stderr.endswith(f"{tmp_path}/none/x.svg: No such file or directory.\n")
 
 
 @only_sqlite

@@ -108,7 +108,7 @@ def test_a_second_head_is_found(url: str, folder: Path, config: Config) -> None:
     ("down_revision", "text"),
     [
         ('"nowhere"', ("missing-parent", f"{NEW} comes after nowhere, which no file has")),
-        (f'("{HEAD}", "{NEW}")', ("cycle", f"{NEW} come after one another in a circle")),
+        (f'("{HEAD}", "{NEW}")', ("cycle", f"{NEW} come after one another in a cycle")),
         ('"broken', ("unreadable-file", "line 3: unterminated string literal (detected at line 3)")),
     ],
 )

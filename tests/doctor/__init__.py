@@ -1,1 +1,1 @@
-"""`python manage.py doctor`: what is wrong is told apart, the commands that it prints mend it, and it never writes."""
+"""`python manage.py doctor`: a diagnosis for each error, commands that fix it, and no writing."""

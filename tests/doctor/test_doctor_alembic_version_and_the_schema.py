@@ -89,11 +89,11 @@ def test_what_came_after_another_revision_may_have_been_undone_by_hand(place: Pl
 
     assert f"Its schema is exactly that of {HEAD} " in evidence(found)
     assert f"The record of the database: upgrade {NEW} 'added', after {HEAD}, on 20" in evidence(found)
-    assert f"Either is possible: alembic_version is wrong, or what came after {HEAD} " in evidence(found)
-    repair, (mends, words), again = steps(found)
+    assert f"Either alembic_version is wrong, or what came after {HEAD} " in evidence(found)
+    repair, (fixes, words), again = steps(found)
     assert (repair, again[0]) == (REPAIR, "python manage.py doctor")
     assert words.startswith("Or, if it was undone by hand: In ")
-    query(place.url, mends)
+    query(place.url, fixes)
     assert place.is_healthy
 
 
@@ -150,7 +150,7 @@ def test_a_table_that_is_only_there_under_its_temporary_name_gets_its_own_back(p
     drift, found = place.doctor()
 
     assert (drift["kind"], found["kind"]) == ("drift", "leftover-table")
-    assert "entries is not there: the rows may be in _alembic_tmp_entries only" in found["evidence"]
+    assert "entries is missing: the rows may be only in _alembic_tmp_entries" in found["evidence"]
     save, rename = commands(found)
     assert save == "python manage.py save"
     query(place.url, rename)
@@ -170,7 +170,7 @@ DRIFT = {
 
 
 @pytest.mark.parametrize("change", DRIFT)
-def test_drift_that_is_clear_is_mended_by_the_printed_sql(place: Place, change: str) -> None:
+def test_drift_that_is_clear_is_fixed_by_the_printed_sql(place: Place, change: str) -> None:
     sql, difference = DRIFT[change]
     run_script(place.url, sql)
 
@@ -179,9 +179,9 @@ def test_drift_that_is_clear_is_mended_by_the_printed_sql(place: Place, change: 
     assert found["summary"] == f"The schema is not what {HEAD} makes: 1 difference."
     assert found["evidence"][0].startswith(f"alembic_version: {HEAD} ")
     assert found["evidence"][1].startswith(difference)
-    [mends, again] = commands(found)
+    [fixes, again] = commands(found)
     assert again == "python manage.py doctor"
-    run_script(place.url, mends)
+    run_script(place.url, fixes)
     assert place.is_healthy
 
 
@@ -218,7 +218,7 @@ def test_a_column_that_sqlite_computes_is_not_added_again() -> None:
 
 
 @only_postgresql
-def test_a_check_that_was_changed_is_mended_by_the_printed_sql(place: Place) -> None:
+def test_a_check_that_was_changed_is_fixed_by_the_printed_sql(place: Place) -> None:
     run_script(
         place.url,
         "ALTER TABLE transfers DROP CONSTRAINT ck_transfers_amount,"

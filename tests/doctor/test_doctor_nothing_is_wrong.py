@@ -54,7 +54,7 @@ def test_a_database_ahead_of_the_code_is_told_from_its_record(place: Place) -> N
 
     assert re.search(f"The record of the database: upgrade {NEW} 'added', after {HEAD}, on 20", evidence(found))
     assert steps(found) == [
-        (None, "To go on with it: deploy the code again that migrated the database."),
+        (None, "To continue with it, deploy the code that migrated the database again."),
         (f"alembic downgrade {HEAD}", "Or to take the database back to what this code knows, run with that code:"),
     ]
     assert "stamp" not in place.command().stdout
@@ -108,7 +108,7 @@ def test_a_revision_of_another_branch_is_named_with_its_branch(place: Place) -> 
 
     assert found["summary"] == f"The database is at {NEW}, of the branch wishes."
     assert f"Git: commit {commit} of 20" in evidence(found)
-    assert f"It left the line of these files after {BEFORE_ACCOUNTS} 'access tokens'" in evidence(found)
+    assert f"It branched off from these files after {BEFORE_ACCOUNTS} 'access tokens'" in evidence(found)
     back = f"git checkout wishes && alembic downgrade {BEFORE_ACCOUNTS} && git checkout -"
     file = f"git checkout {commit} -- migrations/versions/{NEW}_added.py"
     assert commands(found) == ["git checkout wishes", "git merge wishes", back, file]
@@ -194,4 +194,4 @@ def test_an_unknown_schema_is_compared_with_the_nearest_and_not_repaired(place: 
     assert commands(found) == ["python manage.py saves"]
     result = place.command("--repair", "--yes")
     assert (result.exit_code, place.everything()) == (23, before)
-    assert "There is not exactly one revision whose schema this is" in result.stderr
+    assert "Not exactly one revision has this schema" in result.stderr

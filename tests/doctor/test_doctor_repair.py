@@ -21,9 +21,9 @@ def test_a_repair_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) ->
 
     nobody = place.command("--repair")
     assert (nobody.exit_code, place.everything()) == (23, before)
-    assert "There is nobody to ask. To write it without a question: --yes" in nobody.stderr
+    assert "Standard input is not a terminal, so nobody can be asked. To confirm in advance: --yes" in nobody.stderr
 
-    monkeypatch.setattr("manage.is_asked", lambda: True)
+    monkeypatch.setattr("manage.is_interactive", lambda: True)
     for answer, code in (("n\n", 23), ("y\n", 0)):
         result = CliRunner().invoke(manage.app, ["doctor", "--repair"], input=answer)
         assert result.exit_code == code
@@ -40,7 +40,7 @@ def test_a_database_ahead_of_the_code_is_never_restamped(place: Place) -> None:
     result = place.command("--repair", "--yes")
 
     assert result.exit_code == 21
-    assert "A restamp would not mend this (ahead), only hide it." in result.stderr
+    assert "A restamp would not fix this (ahead), only hide it." in result.stderr
     assert place.stamped == [(NEW,)]
 
 
@@ -61,7 +61,7 @@ def test_drift_is_never_restamped(place: Place) -> None:
     result = place.command("--repair", "--yes")
 
     assert (result.exit_code, place.everything()) == (30, before)
-    assert "None of this is mended by writing another revision" in result.stderr
+    assert "None of this is fixed by writing another revision" in result.stderr
 
 
 def test_a_repair_waits_its_turn_and_says_who_migrates(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_where_nothing_tells_which_file_was_first_both_ways_are_told(place: Plac
     found = place.only("duplicate-id", 11)
 
     assert len(commands(found)) == 2
-    assert "Which of them came later, nothing tells." in found["next_commands"][0]["what"]
+    assert "Nothing shows which of them came later." in found["next_commands"][0]["what"]
 
 
 def set_parent(place: Place, revision: str, parent: str) -> None:
@@ -244,7 +244,7 @@ def test_all_that_is_wrong_is_told_and_nothing_broken_is_executed(place: Place) 
     assert [each["kind"] for each in found] == [
         "unreadable-file", "missing-parent", "unknown-revision", "leftover-table",
     ]  # fmt: skip
-    assert "The schema was not compared: nothing is executed before the revision files make a history" in evidence(
+    assert "The schema was not compared: nothing is executed before the revision files form a history" in evidence(
         found[2]
     )
     assert not (place.folder / "executed").exists()

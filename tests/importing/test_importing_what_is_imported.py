@@ -84,7 +84,7 @@ def test_who_was_imported_is_not_imported_again_even_changed_since(run: Import, 
     file.write_text(f"{HEADER}{many(25)}")
     run(file)
     rows("UPDATE users SET email = 'moved@example.com' WHERE username = 'user7'")
-    # Mended, or in another order, it is another file with the same users.
+    # Fixed, or in another order, it is another file with the same users.
     file.write_text(f"{HEADER}{many(5, start=23)}{many(23)}")
 
     result = run(file, "--json")
@@ -151,7 +151,7 @@ def test_where_a_line_is_refused_nothing_is_imported(run: Import, file: Path, ro
 
 
 @pytest.mark.parametrize("form", ["csv", "ndjson"])
-def test_refused_lines_are_mended_and_imported(run: Import, tmp_path: Path, rows: Rows, form: str) -> None:
+def test_refused_lines_are_fixed_and_imported(run: Import, tmp_path: Path, rows: Rows, form: str) -> None:
     file = tmp_path / f"users.{form}"
     if form == "csv":
         file.write_text(f'{HEADER}{many(12)}bob,b@x.com,1,2\nb"o,\n"carol,c@x.com,\n')
@@ -163,10 +163,10 @@ def test_refused_lines_are_mended_and_imported(run: Import, tmp_path: Path, rows
 
     assert refused.exit_code == 1
     assert (summary(refused)["imported"], summary(refused)["refused"]) == (12, 3)
-    mended = Path(summary(refused)["refusals"])
-    assert mended.name == f"users.refused.{form}"
-    assert stat.S_IMODE(mended.stat().st_mode) == 0o600
-    lines = mended.read_text().splitlines()
+    fixed = Path(summary(refused)["refusals"])
+    assert fixed.name == f"users.refused.{form}"
+    assert stat.S_IMODE(fixed.stat().st_mode) == 0o600
+    lines = fixed.read_text().splitlines()
     if form == "csv":
         assert [line.partition(",")[0] for line in lines] == ["line", "14", "15", "16"]
         lines[1] = lines[1].replace("bob,b@x.com,1,2", "bob,b@x.com,")
@@ -180,20 +180,20 @@ def test_refused_lines_are_mended_and_imported(run: Import, tmp_path: Path, rows
         lines = [
             json.dumps({"line": each["line"], "username": f"b{each['line']}", "email": "b@x.com"}) for each in notes
         ]
-    mended.write_text("\n".join(lines))
+    fixed.write_text("\n".join(lines))
 
-    assert run(mended).exit_code == 0
+    assert run(fixed).exit_code == 0
     assert counts(rows) == (15, 15, 15, 0)
 
 
 def test_an_older_file_of_refusals_is_kept(run: Import, file: Path) -> None:
     refusals = file.with_name("users.refused.csv")
-    refusals.write_text("half mended")
+    refusals.write_text("half fixed")
     file.write_text(f"{HEADER}bob,bob,\n")
 
     run(file)
 
-    assert file.with_name("users.refused.csv~").read_text() == "half mended"
+    assert file.with_name("users.refused.csv~").read_text() == "half fixed"
     assert refusals.read_text().startswith("line,field,refusal")
 
 
@@ -291,7 +291,7 @@ def test_what_cannot_be_imported_is_exit_code_2(
     unreachable = run(file)
 
     for result, words in (
-        (missing, "There is no file "),
+        (missing, "No such file or directory. Fix that."),
         (over_itself, "Name different files"),
         (behind, "alembic upgrade head"),
         (unreachable, "The database cannot be reached"),

@@ -131,14 +131,16 @@ def test_memory_does_not_grow_with_the_file(url: str, file: Path, monkeypatch: p
         file.write_text(f"{HEADER}{many(lines, start)}")
         tracemalloc.start()
         try:
-            found = importing.import_users(
-                file.open("rb", 0),
-                Settings(database_url=url),
-                on_error="rollback",
-                refusals=lambda suffix: file.with_suffix(f".refused{suffix}"),
-                tokens=None,
-                progress=lambda position, found: None,
-            )
+            with file.open("rb", 0) as raw:
+                source = importing.Source(raw)
+                found = importing.import_users(
+                    source,
+                    Settings(database_url=url),
+                    on_error="rollback",
+                    refusals=file.with_suffix(".refused.csv"),
+                    tokens=None,
+                    progress=lambda position, found: None,
+                )
             assert found.imported == lines
             return tracemalloc.get_traced_memory()[1]
         finally:

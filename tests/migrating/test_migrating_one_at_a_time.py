@@ -136,14 +136,14 @@ def test_at_a_revision_that_no_file_has_each_command_says_what_is_known_of_it(ur
     assert result.returncode == 1
     (line,) = complaints(result)
     assert "The database is at abcdef123456 ('add wishes', upgrade on 2026-01-02 03:04:05 UTC)" in line
-    assert line.endswith("Run: python manage.py doctor, which tells the cause and the next command.")
+    assert line.endswith("Run: python manage.py doctor, which shows the cause and the next command.")
     assert look(url) == before
 
 
 BROKEN = {
     "needs 123456789abc, which no file has": '"""lost"""\nrevision = "abc"\ndown_revision = "123456789abc"\n',
     f"have the same id, {ACCOUNTS}": f'"""twin"""\nrevision = "{ACCOUNTS}"\ndown_revision = "{BEFORE_ACCOUNTS}"\n',
-    "come after one another in a circle": '"""circle"""\nrevision = "abc"\ndown_revision = "abc"\n',
+    "come after one another in a cycle": '"""circle"""\nrevision = "abc"\ndown_revision = "abc"\n',
     "cannot be read as a revision: line 1": '"""open\n',
 }
 

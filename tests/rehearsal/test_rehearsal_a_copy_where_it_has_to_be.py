@@ -246,7 +246,7 @@ def test_a_loss_that_the_file_does_not_tell_is_not_counted(own_url: str, folder:
     add_revision(folder, NEW, HEAD, "    pass", "    for table in ():\n        op.drop_table(table)")
     command.upgrade(config_of(folder), NEW)
 
-    assert "! It loses data (what it drops cannot be told from its file)." in printed(rehearsed(own_url, "-1"))
+    assert "! It loses data (its file does not show what it drops)." in printed(rehearsed(own_url, "-1"))
 
 
 def test_what_an_earlier_revision_would_take_away_has_to_be_accepted_too(own_url: str, folder: Path) -> None:

@@ -266,7 +266,9 @@ def test_a_lock_that_somebody_holds_ends_the_rehearsal_in_time(full_url: str, fo
         words = "“ALTER TABLE users ADD COLUMN nickname VARCHAR(30)” needs a lock, and did not get it in 0.3 seconds"
         assert "(a report, idle in transaction since" in str(raised.value)
     assert str(raised.value).startswith(words)
-    assert str(raised.value).endswith("Let that end, or rehearse on a copy: python manage.py rehearse head --copy")
+    assert str(raised.value).endswith(
+        "Wait for that to end, or rehearse on a copy: python manage.py rehearse head --copy"
+    )
     assert everything(full_url) == before
 
 

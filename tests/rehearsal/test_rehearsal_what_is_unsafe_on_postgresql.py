@@ -26,7 +26,7 @@ def test_squawk_is_asked_and_its_findings_are_at_their_statements(full_url: str,
 """
     result = tried(full_url, code, folder)
 
-    found = {each.sql[:30]: rules(each.findings) for each in only(result).statements if each.findings}
+    found = {each.sql[:30]: rules(each.unsafe_steps) for each in only(result).statements if each.unsafe_steps}
     assert found == {
         "CREATE INDEX ix_users_email ON": ["require-concurrent-index-creation"],
         "ALTER TABLE users ADD COLUMN w": ["table-rewrite", "adding-field-with-default"],
@@ -43,13 +43,13 @@ def test_a_table_that_is_written_anew_is_named(full_url: str, folder: Path) -> N
         full_url, '    op.execute("ALTER TABLE users ALTER COLUMN email TYPE INTEGER USING length(email)")', folder
     )
 
-    (finding,) = (finding for finding in statement(result, "ALTER").findings if finding.rule == "table-rewrite")
-    assert "all of users anew" in finding.message
+    (finding,) = (finding for finding in statement(result, "ALTER").unsafe_steps if finding.rule == "table-rewrite")
+    assert "rewrites all of users" in finding.message
 
 
 @only_postgresql
 def test_an_emptied_table_is_not_written_anew(full_url: str, folder: Path) -> None:
-    assert statement(tried(full_url, '    op.execute("TRUNCATE access_tokens")', folder), "TRUNCATE").findings == []
+    assert statement(tried(full_url, '    op.execute("TRUNCATE access_tokens")', folder), "TRUNCATE").unsafe_steps == []
 
 
 def said(sql: str, **more: Any) -> Statement:
@@ -65,7 +65,7 @@ def test_a_statement_that_squawk_cannot_read_does_not_hide_the_others() -> None:
 
     assert ask_squawk([[], statements], "upgrade", "18.0") is None
 
-    assert [rules(each.findings) for each in statements] == [[], ["require-concurrent-index-creation"], []]
+    assert [rules(each.unsafe_steps) for each in statements] == [[], ["require-concurrent-index-creation"], []]
 
 
 def test_a_downgrade_may_drop_what_its_upgrade_made() -> None:
@@ -73,7 +73,7 @@ def test_a_downgrade_may_drop_what_its_upgrade_made() -> None:
     ask_squawk([[up]], "upgrade", "18.0")
     ask_squawk([[down]], "downgrade", "18.0")
 
-    assert (rules(up.findings), rules(down.findings)) == (["ban-drop-column"], [])
+    assert (rules(up.unsafe_steps), rules(down.unsafe_steps)) == (["ban-drop-column"], [])
 
 
 @only_postgresql
@@ -115,7 +115,7 @@ def test_a_statement_that_touches_many_rows_is_named(
     result = tried(full_url, f"{ALL_EMAILS}    op.execute('DELETE FROM access_tokens')", folder)
 
     (finding,) = findings(result)
-    assert statement(result, "UPDATE users").findings == [finding]
+    assert statement(result, "UPDATE users").unsafe_steps == [finding]
     assert finding.message.startswith("It touches 2 rows at once")
 
 
@@ -124,8 +124,8 @@ def test_what_is_slow_is_named(full_url: str, folder: Path, monkeypatch: pytest.
 
     result = tried(full_url, ADD_COLUMN, folder)
 
-    assert "slow-statement" in rules(statement(result, "ALTER TABLE").findings)
-    assert ("long-lock" in rules(only(result).findings)) == (result.engine == "postgresql")
+    assert "slow-statement" in rules(statement(result, "ALTER TABLE").unsafe_steps)
+    assert ("long-lock" in rules(only(result).unsafe_steps)) == (result.engine == "postgresql")
 
 
 @only_postgresql
@@ -137,5 +137,5 @@ def test_dropping_an_index_is_unsafe_where_others_wait_long_for_its_table(
 
     result = tried(full_url, f'{drop}    op.execute("SELECT pg_sleep(0.2)")', folder)
 
-    messages = [each.message for each in only(result).findings if each.rule == "long-lock"]
+    messages = [each.message for each in only(result).unsafe_steps if each.rule == "long-lock"]
     assert [message for message in messages if "of access_tokens wait for" in message] == messages != []

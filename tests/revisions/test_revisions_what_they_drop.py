@@ -9,7 +9,7 @@ from migrations.effects import Drop, drops, rebuilds
 from migrations.revisions import read_history
 from tests.support.revisions import VERSIONS, revision_with, upgrade
 
-UNTOLD = Drop(None)
+UNKNOWN = Drop(None)
 
 
 USERS, PHONE = Drop("users"), Drop("users", "phone")
@@ -39,18 +39,18 @@ USERS, PHONE = Drop("users"), Drop("users", "phone")
         ("raise CommandError('It would drop table users')", []),
         ("op.alter_column('users', 'phone', nullable=False)", []),
         # what cannot be told
-        ("op.drop_table(name)", [UNTOLD]),
-        ("op.drop_column('users', name)", [UNTOLD]),
-        ("op.drop_column(name, 'phone')", [UNTOLD]),
-        ("for name in ('users', 'logs'):\n    op.drop_table(name)", [UNTOLD]),
-        ("op.drop_table(*names)", [UNTOLD]),
-        ("with op.batch_alter_table(name) as batch_op:\n    batch_op.drop_column('phone')", [UNTOLD]),
-        ("drop = op.drop_table\ndrop('users')", [UNTOLD]),
-        ("op.execute(sa.schema.DropTable(users))", [UNTOLD]),
-        ("op.execute(DropTable(users))", [UNTOLD]),
-        ("metadata.drop_all(op.get_bind())", [UNTOLD]),
-        ("op.execute(" + "'x' + " * 1500 + "'y')", [UNTOLD]),
-        ("strip(op.batch_alter_table('users'))\nbatch.drop_column('phone')", [UNTOLD]),
+        ("op.drop_table(name)", [UNKNOWN]),
+        ("op.drop_column('users', name)", [UNKNOWN]),
+        ("op.drop_column(name, 'phone')", [UNKNOWN]),
+        ("for name in ('users', 'logs'):\n    op.drop_table(name)", [UNKNOWN]),
+        ("op.drop_table(*names)", [UNKNOWN]),
+        ("with op.batch_alter_table(name) as batch_op:\n    batch_op.drop_column('phone')", [UNKNOWN]),
+        ("drop = op.drop_table\ndrop('users')", [UNKNOWN]),
+        ("op.execute(sa.schema.DropTable(users))", [UNKNOWN]),
+        ("op.execute(DropTable(users))", [UNKNOWN]),
+        ("metadata.drop_all(op.get_bind())", [UNKNOWN]),
+        ("op.execute(" + "'x' + " * 1500 + "'y')", [UNKNOWN]),
+        ("strip(op.batch_alter_table('users'))\nbatch.drop_column('phone')", [UNKNOWN]),
         # what was not there before
         ("op.create_table('users', sa.Column('phone'))\nop.drop_column('users', 'phone')\nop.drop_table('users')", []),
         ("op.drop_table('users')\nop.create_table('users')", [USERS]),
@@ -66,7 +66,7 @@ USERS, PHONE = Drop("users"), Drop("users", "phone")
         ("op.create_table('new')\nop.rename_table('users', 'old')\nop.rename_table('new', 'users')\n"
          "op.drop_table('old')\nop.drop_column('users', 'phone')", [USERS]),
         ("op.alter_column('users', 'phone', new_column_name='old')\nop.drop_column('users', 'old')", [PHONE]),
-        ("op.rename_table(name, 'old')\nop.drop_table('old')", [UNTOLD]),
+        ("op.rename_table(name, 'old')\nop.drop_table('old')", [UNKNOWN]),
     ],
 )  # fmt: skip
 def test_what_a_function_drops_is_found(body: str, found: list[Drop]) -> None:
@@ -92,11 +92,11 @@ def test_what_a_function_drops_is_found(body: str, found: list[Drop]) -> None:
         ("ALTER TABLE users ADD COLUMN phone text; ALTER TABLE users DROP COLUMN phone", []),
         ("ALTER TABLE users RENAME TO old; DROP TABLE old", [USERS]),
         ("ALTER TABLE users RENAME phone TO old; ALTER TABLE users DROP COLUMN old", [PHONE]),
-        ("DROP TABLE %s", [UNTOLD]),
-        ("DROP TABLE {name}", [UNTOLD]),
-        ("DROP TABLE public.{name}", [UNTOLD]),
-        ("ALTER TABLE {name} DROP COLUMN phone", [UNTOLD]),
-        ("ALTER TABLE users DROP COLUMN {name}", [UNTOLD]),
+        ("DROP TABLE %s", [UNKNOWN]),
+        ("DROP TABLE {name}", [UNKNOWN]),
+        ("DROP TABLE public.{name}", [UNKNOWN]),
+        ("ALTER TABLE {name} DROP COLUMN phone", [UNKNOWN]),
+        ("ALTER TABLE users DROP COLUMN {name}", [UNKNOWN]),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("wrapped", ["op.execute({!r})", "op.get_bind().execute(sa.text({!r}))", "run(op, sql={!r})"])
@@ -107,9 +107,9 @@ def test_what_sql_drops_is_found(wrapped: str, sql: str, found: list[Drop]) -> N
 @pytest.mark.parametrize(
     ("body", "found"),
     [
-        ("op.execute(f'DROP TABLE {name}')", [UNTOLD]),
-        ("op.execute(f'DROP TABLE tmp_{name}')", [UNTOLD]),
-        ("op.execute('DROP TABLE ' + name)", [UNTOLD]),
+        ("op.execute(f'DROP TABLE {name}')", [UNKNOWN]),
+        ("op.execute(f'DROP TABLE tmp_{name}')", [UNKNOWN]),
+        ("op.execute('DROP TABLE ' + name)", [UNKNOWN]),
         ("op.execute('ALTER TABLE users ' + 'DROP COLUMN phone')", [PHONE]),
         ("op.execute(f'ALTER TABLE users DROP COLUMN phone, {more}')", [PHONE]),
         ("sql = 'DROP TABLE users'\nop.execute(sql)", [USERS]),
@@ -174,13 +174,13 @@ def test_a_constant_that_may_have_changed_cannot_be_told() -> None:
                 op.drop_table(TABLE)
     """)
 
-    assert drops(revision, "upgrade") == [UNTOLD]
+    assert drops(revision, "upgrade") == [UNKNOWN]
 
 
 @pytest.mark.parametrize("statement", ["from shared import upgrade", "from shared import *"])
 def test_an_imported_function_cannot_be_told(statement: str) -> None:
     assert (drops(revision_with(statement), "upgrade"), rebuilds(revision_with(statement), "upgrade")) == (
-        [UNTOLD],
+        [UNKNOWN],
         [None],
     )
     assert drops(revision_with("from shared import upgrades"), "upgrade") == []

@@ -13,7 +13,7 @@ import manage
 from migrations.rehearsal import rehearse
 from migrations.rehearsal_report import as_text
 from migrations.trial import Rehearsal, Trial
-from migrations.watching import Finding, Statement
+from migrations.watching import Statement, UnsafeStep
 from schema import ALEMBIC_INI
 from settings import Settings
 from tests.support.migrations import HEAD, add_revision
@@ -61,16 +61,16 @@ def statement(rehearsal: Rehearsal, beginning: str) -> Statement:
     return found
 
 
-def findings(rehearsal: Rehearsal) -> list[Finding]:
+def findings(rehearsal: Rehearsal) -> list[UnsafeStep]:
     found = []
     for trial in rehearsal.revisions:
         for each in trial.statements:
-            found += each.findings
-        found += trial.findings
+            found += each.unsafe_steps
+        found += trial.unsafe_steps
     return found
 
 
-def rules(findings: list[Finding]) -> list[str]:
+def rules(findings: list[UnsafeStep]) -> list[str]:
     return [finding.rule for finding in findings]
 
 
