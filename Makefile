@@ -6,7 +6,7 @@ BIN = .venv/bin
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 
-.PHONY: run serve test check format lint types coverage browser poolers bench openapi tables requirements newest clean
+.PHONY: run serve test test-slow check format lint types coverage browser poolers bench openapi tables requirements newest clean
 
 run: .venv/run ## Serve on this machine, on SQLite
 	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); sys.exit(s.connect_ex(("127.0.0.1", $(PORT))) == 0)' \
@@ -19,8 +19,13 @@ serve: .venv/run ## Serve in production, with a worker for each core
 	@ENVIRONMENT=production exec $(BIN)/uvicorn main:app --http server.protocol:BoundedProtocol \
 		--host $(HOST) --port $(PORT) --workers $(WORKERS) --no-access-log --timeout-keep-alive 75
 
-test: .venv/dev ## Run the tests, on SQLite and on a PostgreSQL of their own
-	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 $(OPTIONS)
+PYTEST = $(BIN)/pytest --numprocesses=3
+
+test: .venv/dev ## Run the tests, on SQLite and on a PostgreSQL of their own, but for the slow ones
+	$(PYTEST) -m "not slow" $(OPTIONS)
+
+test-slow: .venv/dev ## Run those that start and kill servers, cut connections, or migrate and load whole databases
+	$(PYTEST) -m slow $(OPTIONS)
 
 check: lint types coverage ## Everything that must be true of a commit
 
@@ -37,8 +42,9 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy .
 
-coverage: ## Run the tests, and measure what they reach
+coverage: ## Run all tests, and measure what they reach
 	$(MAKE) test OPTIONS=--cov
+	$(MAKE) test-slow OPTIONS="--cov --cov-append"
 	$(BIN)/coverage report --fail-under=95
 
 browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chromium)

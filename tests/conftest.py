@@ -40,6 +40,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the developer's own settings out of the tests."""
     config.addinivalue_line("markers", "wrong_books: changes money by hand, so that the books are wrong in the end")
+    config.addinivalue_line("markers", "slow: starts and kills servers, or migrates whole databases; not in make test")
     for name in Settings.model_fields:
         os.environ.pop(name.upper(), None)
     use_memory_for_temporary_files()

@@ -10,6 +10,8 @@ import schema
 from settings import Settings
 from tests.support.service import ROOT, alembic, query
 
+pytestmark = pytest.mark.slow
+
 PRODUCTION = str(ROOT / "prod_alembic.ini")
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.service import Server, serving
 
+pytestmark = pytest.mark.slow
+
 BAD_TOKEN = ("Authorization", "Bearer svp_this-is-nobodys")
 
 

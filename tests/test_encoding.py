@@ -16,6 +16,8 @@ from migrations import saves
 from starting import StartRefused
 from tests.support.service import alembic, execute_on_server, new_database, query
 
+pytestmark = pytest.mark.slow
+
 ENCODINGS = ("SQL_ASCII", "LATIN1")
 
 

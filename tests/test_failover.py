@@ -16,7 +16,7 @@ from tests.support.database import Service, assert_refused_for_now, until
 from tests.support.registration import named
 from tests.support.service import ROOT, alembic, execute_on_server, free_port, postgresql_cluster, query, wait_until
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs Debian's haproxy")
+pytestmark = [pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs Debian's haproxy"), pytest.mark.slow]
 
 
 class Node:

@@ -15,7 +15,7 @@ from tests.support.database import Service, assert_refused_for_now, backend_that
 from tests.support.registration import count, named
 from tests.support.service import Rows, Server, serving
 
-pytestmark = pytest.mark.parametrize("engine", ["postgresql"])
+pytestmark = [pytest.mark.parametrize("engine", ["postgresql"]), pytest.mark.slow]
 
 
 SLOW_COMMIT = """

@@ -13,6 +13,8 @@ from tests.support.migrations import copy_of_the_repository
 from tests.support.readme import steps_in
 from tests.support.service import ROOT
 
+pytestmark = pytest.mark.slow
+
 GUIDE = (ROOT / "docs" / "migrations.md").read_text()
 
 

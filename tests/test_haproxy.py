@@ -17,7 +17,7 @@ from tests.support.service import ROOT, Server, answers, free_port, serving, wai
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 
 
-pytestmark = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
+pytestmark = [pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed"), pytest.mark.slow]
 
 
 CONFIGURATION = """

@@ -18,7 +18,7 @@ from settings import Settings
 from tests.support.registration import named
 from tests.support.service import Rows
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 LONG = 60

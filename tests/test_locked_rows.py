@@ -11,7 +11,7 @@ from tests.support.database import Service, assert_refused_for_now
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN
 
-pytestmark = pytest.mark.parametrize("engine", ["postgresql"])
+pytestmark = [pytest.mark.parametrize("engine", ["postgresql"]), pytest.mark.slow]
 
 
 INSERT_USER = "INSERT INTO users (username, email, created_at) VALUES ('eve', 'eve@example.com', now())"

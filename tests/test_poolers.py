@@ -25,7 +25,7 @@ from tests.support.registration import count, named
 from tests.support.service import Rows, Server, audited, free_port, serving, wait_until
 from tests.support.transfers import keyed
 
-pytestmark = pytest.mark.parametrize("engine", ["postgresql"])
+pytestmark = [pytest.mark.parametrize("engine", ["postgresql"]), pytest.mark.slow]
 
 
 needs_pgbouncer = pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="needs Debian's pgbouncer")

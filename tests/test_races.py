@@ -14,6 +14,8 @@ from tests.support.registration import CURSED, count, named
 from tests.support.service import AS_OPERATOR, ENGINES, Rows, Server, audited, empty, new_database, serving
 from tests.support.transfers import keyed, system_account
 
+pytestmark = pytest.mark.slow
+
 
 class Running(NamedTuple):
     """A running server and its database, which the tests of this file share, since it takes long to start."""

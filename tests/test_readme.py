@@ -12,6 +12,8 @@ from settings import Settings
 from tests.support.readme import steps_in
 from tests.support.service import ROOT, serving
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text()
 
 

@@ -21,6 +21,8 @@ import main
 from schema import ALEMBIC_INI, Schema, upgrade_to_head
 from tests.support.service import OPERATOR_TOKEN, Rows, alembic, query, serving
 
+pytestmark = pytest.mark.slow
+
 HEAD = Schema().head
 
 

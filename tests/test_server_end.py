@@ -16,6 +16,8 @@ from tests.support.registration import named
 from tests.support.service import Rows, Server, audited, serving
 from tests.support.transfers import keyed
 
+pytestmark = pytest.mark.slow
+
 
 async def register_until_it_ends(server: Server, end: Callable[[], None]) -> tuple[set[str], set[str]]:
     """Register from 16 connections and bring the server's end about meanwhile.

@@ -14,6 +14,8 @@ from tests.support.http_edges import HEALTHZ, connect, peak_memory, post, regist
 from tests.support.service import AS_OPERATOR, Server, query, wait_until
 from tests.support.slow_clients import HALF_A_BODY, MIB, impatient_server, is_alive, read_to_the_end
 
+pytestmark = pytest.mark.slow
+
 NO_BODY = post(b"x")[:-1]
 
 

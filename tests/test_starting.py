@@ -16,6 +16,8 @@ from settings import SettingsError, settings_from_environment
 from starting import StartRefused
 from tests.support.service import ROOT, alembic, free_port
 
+pytestmark = pytest.mark.slow
+
 WRONG = {
     "OPERATOR_TOKEN": "short",
     "QUEUE_LIMIT": "many",

@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from httpx2 import Response
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -21,6 +22,8 @@ from starlette.testclient import TestClient
 
 from tests.support.accounts import Headers, cash, order, register, walk
 from tests.support.service import AS_OPERATOR, Rows, empty
+
+pytestmark = pytest.mark.slow
 
 OPERATOR = 0
 

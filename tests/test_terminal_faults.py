@@ -20,6 +20,8 @@ from starting import StartRefused
 from tests.support.service import AS_OPERATOR, ROOT, Rows, alembic, query, serving
 from tokens import hash_secret
 
+pytestmark = pytest.mark.slow
+
 PERSON = {"username": "alice", "email": "alice@example.com", "phone_number": "+4915112345678"}
 
 

@@ -6,10 +6,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from server.worker import UNFINISHED_LIMIT
 from tests.support.http_edges import HEALTHZ, connect, post, register
 from tests.support.service import Server
 from tests.support.slow_clients import HALF_A_BODY, MIB, impatient_server, is_alive, read_to_the_end
+
+pytestmark = pytest.mark.slow
 
 ASSET = HEALTHZ.replace(b"/healthz", b"/docs/assets/swagger-ui-bundle.js")
 

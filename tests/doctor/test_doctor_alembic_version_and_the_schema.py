@@ -23,6 +23,8 @@ from tests.support.migrations import (
 )
 from tests.support.service import query
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("loss", ["DELETE FROM alembic_version", "DROP TABLE alembic_version"])
 def test_an_empty_or_missing_version_table_is_filled_where_one_revision_has_the_schema(place: Place, loss: str) -> None:

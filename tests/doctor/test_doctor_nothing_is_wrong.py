@@ -10,6 +10,8 @@ from tests.support.doctor import BEFORE_HEAD, MESSAGE, NEW, OTHER, REPAIR, Place
 from tests.support.migrations import BEFORE_ACCOUNTS, HEAD, REVISIONS, fill
 from tests.support.service import query
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_database_at_head_is_healthy(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where Python would, it leaves no compiled revisions behind either.

@@ -14,6 +14,8 @@ from tests.support.migrating import somebody_who_migrates
 from tests.support.migrations import HEAD
 from tests.support.service import ROOT, query
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_repair_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.stamp(OTHER)

@@ -9,6 +9,8 @@ from tests.support.doctor import MESSAGE, NEW, OTHER, USERS, Place, commands, ev
 from tests.support.migrations import ACCOUNTS, BEFORE_ACCOUNTS, HEAD, REVISIONS
 from tests.support.service import query
 
+pytestmark = pytest.mark.slow
+
 
 @on_one_engine
 def test_an_unreadable_file_is_brought_back_from_the_last_commit(place: Place) -> None:

@@ -22,6 +22,8 @@ from tests.support.importing import HEADER, Import, counts, many, summary
 from tests.support.service import ROOT, Rows, wait_until
 from tokens import hash_secret
 
+pytestmark = pytest.mark.slow
+
 KILLED = """
 import os, sys
 sys.path.insert(0, {root!r})

@@ -8,12 +8,15 @@ from typing import Any
 
 import httpx2
 import psycopg
+import pytest
 
 from tests.support.accounts import order, register_all
 from tests.support.migrating import ADD_COLUMN, NEW, record
 from tests.support.migrations import HEAD, add_revision, complaints, look, only_postgresql, wait_for_a_lock
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR, Rows, alembic, query, serving, wait_until
+
+pytestmark = pytest.mark.slow
 
 
 @only_postgresql

@@ -31,6 +31,8 @@ from tests.support.migrations import (
 )
 from tests.support.service import alembic, query
 
+pytestmark = pytest.mark.slow
+
 SLEEP = "    import time; time.sleep(30)"
 
 

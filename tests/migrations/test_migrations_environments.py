@@ -9,6 +9,8 @@ from schema import ALEMBIC_INI
 from tests.support.migrations import HEAD, look, only_postgresql, only_sqlite, run_script
 from tests.support.service import ROOT, alembic, query
 
+pytestmark = pytest.mark.slow
+
 PROD_INI = str(ROOT / "prod_alembic.ini")
 
 

@@ -23,6 +23,8 @@ from tests.support.migrations import (
 )
 from tests.support.service import alembic, new_database, query
 
+pytestmark = pytest.mark.slow
+
 NEW_FIELDS = {
     "    registration_key_hash:": """\
     nickname: str | None = Field(default=None, max_length=30, index=True)

@@ -25,6 +25,8 @@ from tests.support.migrations import (
 )
 from tests.support.service import alembic, query
 
+pytestmark = pytest.mark.slow
+
 PAYMENT_BACK = [
     "INSERT INTO transfers"
     " (id, debit_account_id, credit_account_id, currency, amount, reverses_id, initiator, created_at)"

@@ -30,6 +30,8 @@ from tests.support.migrations import (
 )
 from tests.support.service import alembic, new_database, query
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Step:

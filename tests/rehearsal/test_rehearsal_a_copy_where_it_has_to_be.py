@@ -35,6 +35,8 @@ from tests.support.rehearsal import (
 )
 from tests.support.service import execute_on_server
 
+pytestmark = pytest.mark.slow
+
 CONCURRENTLY = """
     with op.get_context().autocommit_block():
         op.create_index("ix_users_email", "users", ["email"], postgresql_concurrently=True)

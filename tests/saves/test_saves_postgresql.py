@@ -18,6 +18,8 @@ from tests.support.migrations import REVISIONS, fill
 from tests.support.saves import Run, change, files_in, only_postgresql, state, upgrade
 from tests.support.service import query, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @only_postgresql
 @pytest.mark.parametrize("statement", ["DELETE FROM entries", "SELECT count(*) FROM entries"])
@@ -106,7 +108,7 @@ def test_what_is_in_another_schema_is_never_dropped(full_url: str, folder: Path,
     query(full_url, f"CREATE SCHEMA other; {dependent}")
     before = plain_dump(full_url)
 
-    with pytest.raises(SaveError, match=r"other\.\w+.* would go with what the save replaces"):
+    with pytest.raises(SaveError, match=r"other\.\w+.* depends on what the save replaces"):
         load(full_url, folder, "kept")
 
     assert plain_dump(full_url) == before
@@ -165,7 +167,7 @@ def test_a_save_is_loaded_without_what_it_grants_to_roles_that_are_not_there(
     query(full_url, "REVOKE SELECT ON users FROM pg_read_all_data")
     assert plain_dump(full_url) == before
     assert [record.getMessage() for record in caplog.records if role in record.getMessage()] == [
-        f"The server has no role {role}, so nothing was granted to it. To have the grants too: create it (CREATE ROLE "
+        f"The server has no role {role}, so nothing was granted to it. To restore its grants, create it (CREATE ROLE "
         f"{role}), and load kept again."
     ]
 

@@ -12,6 +12,8 @@ from migrations.saves import SaveError, load, save
 from tests.support.saves import change, files_in, only_sqlite, state
 from tests.support.service import query
 
+pytestmark = pytest.mark.slow
+
 
 @only_sqlite
 def test_a_save_of_sqlite_is_one_file_that_sqlite_opens(full_url: str, folder: Path) -> None:

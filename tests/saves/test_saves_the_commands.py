@@ -17,6 +17,8 @@ from tests.support.migrations import REVISIONS
 from tests.support.saves import HEAD, Run, change, flip_a_bit, only_sqlite, state, upgrade
 from tests.support.service import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_commands_save_list_and_load(run: Run, full_url: str, folder: Path) -> None:
     before = state(full_url)
@@ -84,7 +86,7 @@ def test_who_sits_at_the_terminal_is_asked(full_url: str, folder: Path, answer: 
         os.close(end)
 
     assert result.returncode == code, result.stderr
-    assert "Replace what is there?" in result.stdout
+    assert "Replace what is there?" in result.stderr
     assert state(full_url) == (old if answer == b"y\n" else new)
 
 

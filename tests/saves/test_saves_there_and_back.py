@@ -29,6 +29,8 @@ from tests.support.registration import named
 from tests.support.saves import HEAD, change, counted, files_in, half_way, only_sqlite, state, upgrade
 from tests.support.service import AS_OPERATOR, new_database, query, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def downgrade_to_base(url: str) -> None:
     """Run `alembic -x accept-loss=all downgrade base` in this process."""

@@ -17,6 +17,8 @@ from tests.support.migrations import REVISIONS, Snapshot
 from tests.support.saves import change, files_in, flip_a_bit, half_way, only_postgresql, only_sqlite, state
 from tests.support.service import ENGINES, new_database, query
 
+pytestmark = pytest.mark.slow
+
 
 def fail() -> None:
     raise RuntimeError("The power is gone")
