@@ -6,7 +6,12 @@ BIN = .venv/bin
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 
-.PHONY: run serve test test-slow check format lint types coverage browser poolers bench openapi tables requirements newest clean
+.PHONY: help install run serve test test-slow check format lint types coverage browser poolers bench openapi tables requirements newest clean
+
+help: ## Show these commands
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+install: .venv/dev ## Make the virtual environment, with what tests and checks need
 
 run: .venv/run ## Serve on this machine, on SQLite
 	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); sys.exit(s.connect_ex(("127.0.0.1", $(PORT))) == 0)' \

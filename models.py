@@ -117,7 +117,7 @@ class UserPublic(UserFields, Identified):
 
 
 class UserUpdate(Strict):
-    """The fields that a user may change; those left out stay, and a phone_number of null is removed."""
+    """The fields that a user may change; those left out stay, and null removes a value."""
 
     email: Email = None  # type: ignore[assignment] # left out, not null
     phone_number: PhoneNumber = None

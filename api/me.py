@@ -23,7 +23,7 @@ async def get_me(user: CurrentUser) -> UserPublic:
 
 @router.patch("/me", summary="Change my user", responses=documented(*USER_ONLY, OutcomeUnknown, body=True))
 async def update_me(update: UserUpdate, user: CurrentUser, request: Request) -> UserPublic:
-    """Fields that are left out stay as they are; a phone_number of null is removed."""
+    """Fields that are left out stay as they are; null removes a value."""
     return await operations_of(request).write(
         crud.update_users, crud.UserChange(user.id, update.model_dump(exclude_unset=True))
     )

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 GUIDE = (ROOT / "docs" / "migrations.md").read_text()
 
 
-NICKNAME = "    nickname: str | None = Field(default=None, max_length=30)\n"
+BIRTHSTONE = "    birthstone: str | None = Field(default=None, max_length=30)\n"
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def fork(tmp_path: Path) -> Path:
     copy_of_the_repository(folder)
     models = folder / "models.py"
     place = "    registration_key_hash:"
-    models.write_text(models.read_text().replace(place, NICKNAME + place, 1))
+    models.write_text(models.read_text().replace(place, BIRTHSTONE + place, 1))
     shutil.copy(ROOT / ".gitignore", folder)
     return folder
 
 
 def test_each_command_of_the_guide_prints_what_the_guide_shows(fork: Path) -> None:
-    commit = "git add --all && git commit --quiet --message 'Add nickname'"
+    commit = "git add --all && git commit --quiet --message 'Add birthstone'"
     steps = steps_in(GUIDE)
     script = "\n".join(f"printf '\\036'\n{command}" for command, _ in steps)
     # Committed at once, as the guide says.

@@ -68,7 +68,7 @@ def test_the_command_names_each_finding_and_what_to_do_once_for_all_of_a_kind(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
-    query(url, "ALTER TABLE users ADD COLUMN nickname VARCHAR(30)")
+    query(url, "ALTER TABLE users ADD COLUMN birthstone VARCHAR(30)")
     query(url, "DROP INDEX ix_access_tokens_user_id")
 
     result = run_check()
@@ -76,7 +76,7 @@ def test_the_command_names_each_finding_and_what_to_do_once_for_all_of_a_kind(
     assert result.exit_code == 1
     first, second, advice = result.stdout.splitlines()
     assert first == "drift: access_tokens: index ix_access_tokens_user_id is missing"
-    assert second == "drift: users: column nickname is there and should not be"
+    assert second == "drift: users: column birthstone is there and should not be"
     assert "python manage.py doctor" in advice
     assert "2 findings" in result.stderr
     assert json.loads(run_check("--json").stdout) == [

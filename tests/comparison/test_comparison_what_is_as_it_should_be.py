@@ -201,7 +201,7 @@ CHANGES = {
         'access_tokens: table is "UNLOGGED", not "plain"',
     ),
     "a column added": on_both(
-        "ALTER TABLE users ADD COLUMN nickname VARCHAR(30)", "users: column nickname is there and should not be"
+        "ALTER TABLE users ADD COLUMN birthstone VARCHAR(30)", "users: column birthstone is there and should not be"
     ),
     "a column dropped": on_both("ALTER TABLE users DROP COLUMN phone_number", "users: column phone_number is missing"),
     "a foreign key dropped": Change(

@@ -46,21 +46,21 @@ def test_a_copy_of_the_models_is_as_good_as_they_are(url: str, metadata: sa.Meta
 
 def test_what_no_revision_does_is_found_once(url: str, metadata: sa.MetaData) -> None:
     users = metadata.tables["users"]
-    users.append_column(sa.Column("nickname", sa.String(30)))
+    users.append_column(sa.Column("birthstone", sa.String(30)))
     users.append_constraint(sa.CheckConstraint("id > 0", name="ck_users_id"))
 
     assert found(url) == [
         ("not-in-revisions", "users: CHECK ck_users_id is missing"),
-        ("not-in-revisions", "users: column nickname is missing"),
+        ("not-in-revisions", "users: column birthstone is missing"),
     ]
 
 
 def test_what_was_changed_by_hand_is_told_from_what_no_revision_does(url: str, metadata: sa.MetaData) -> None:
-    metadata.tables["users"].append_column(sa.Column("nickname", sa.String(30)))
+    metadata.tables["users"].append_column(sa.Column("birthstone", sa.String(30)))
     query(url, "ALTER TABLE profiles ADD COLUMN note VARCHAR(30)")
 
     assert found(url) == [
-        ("not-in-revisions", "users: column nickname is missing"),
+        ("not-in-revisions", "users: column birthstone is missing"),
         ("drift", "profiles: column note is there and should not be"),
     ]
 
@@ -168,8 +168,8 @@ def test_a_database_that_is_behind_is_compared_with_its_own_revision(
     behind = ("behind", f"The database is at {REVISIONS[1]}; pending: {', '.join(REVISIONS[2:])}")
     assert found(empty_url) == [behind]
 
-    query(empty_url, "ALTER TABLE users ADD COLUMN nickname VARCHAR(30)")
-    assert found(empty_url) == [behind, ("drift", "users: column nickname is there and should not be")]
+    query(empty_url, "ALTER TABLE users ADD COLUMN birthstone VARCHAR(30)")
+    assert found(empty_url) == [behind, ("drift", "users: column birthstone is there and should not be")]
 
 
 def test_an_empty_database_is_only_behind(empty_url: str) -> None:
@@ -182,7 +182,7 @@ def test_an_empty_database_is_only_behind(empty_url: str) -> None:
 @pytest.mark.usefixtures("_made_once")
 def test_an_unknown_revision_is_found_and_its_schema_is_not_compared(url: str) -> None:
     query(url, f"UPDATE alembic_version SET version_num = '{NEW}'")
-    query(url, "ALTER TABLE users ADD COLUMN nickname VARCHAR(30)")
+    query(url, "ALTER TABLE users ADD COLUMN birthstone VARCHAR(30)")
 
     assert found(url) == [("unknown-revision", f"The database is at {NEW}, which no file has")]
 

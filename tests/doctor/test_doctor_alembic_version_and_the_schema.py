@@ -117,7 +117,7 @@ def test_each_revision_is_run_once_to_find_the_one_whose_schema_it_is(place: Pla
         place.add(
             revision,
             parent,
-            f"{ADD_COLUMN}\n    open('runs', 'a').write('{revision} ')".replace("nickname", f"a{revision}"),
+            f"{ADD_COLUMN}\n    open('runs', 'a').write('{revision} ')".replace("birthstone", f"a{revision}"),
         )
     query(place.url, "DELETE FROM alembic_version")
 
@@ -243,14 +243,14 @@ def test_drift_that_could_lose_data_or_is_not_clear_points_to_the_saves(place: P
         run_script(
             place.url,
             f"PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = replace(sql, '{old}', '{new}');"
-            " ALTER TABLE users ADD COLUMN nickname VARCHAR(30)",
+            " ALTER TABLE users ADD COLUMN birthstone VARCHAR(30)",
         )
     else:
-        run_script(place.url, "ALTER TABLE users ALTER email TYPE TEXT, ADD COLUMN nickname VARCHAR(30)")
+        run_script(place.url, "ALTER TABLE users ALTER email TYPE TEXT, ADD COLUMN birthstone VARCHAR(30)")
 
     found = place.only("drift", 30)
 
-    assert "users: column nickname is there and should not be" in found["evidence"]
+    assert "users: column birthstone is there and should not be" in found["evidence"]
     assert len(found["evidence"]) == 3
     assert commands(found) == ["python manage.py saves", "python manage.py doctor"]
 

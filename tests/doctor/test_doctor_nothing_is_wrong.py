@@ -186,13 +186,13 @@ def test_a_revision_of_which_nothing_is_known_is_repaired_where_the_schema_is_th
 
 def test_an_unknown_schema_is_compared_with_the_nearest_and_not_repaired(place: Place) -> None:
     place.stamp(OTHER)
-    query(place.url, "ALTER TABLE users ADD COLUMN nickname VARCHAR(30)")
+    query(place.url, "ALTER TABLE users ADD COLUMN birthstone VARCHAR(30)")
     before = place.everything()
 
     found = place.only("unknown-revision", 23)
 
     assert f"No revision has its schema. The nearest is {HEAD} " in evidence(found)
-    assert "users: column nickname is there and should not be" in found["evidence"]
+    assert "users: column birthstone is there and should not be" in found["evidence"]
     assert commands(found) == ["python manage.py saves"]
     result = place.command("--repair", "--yes")
     assert (result.exit_code, place.everything()) == (23, before)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 NEW_FIELDS = {
     "    registration_key_hash:": """\
-    nickname: str | None = Field(default=None, max_length=30, index=True)
+    birthstone: str | None = Field(default=None, max_length=30, index=True)
     invited_by: int | None = Field(default=None, foreign_key="users.id", sa_type=Id)
     is_curious: bool = Field(default=False, sa_column_kwargs={"server_default": sqlalchemy.false()})
 """,
@@ -171,7 +171,7 @@ def test_a_generated_script_adds_columns_to_a_table_with_rows(generation: Genera
     before, after = common(generation.before, generation.up)
 
     assert after == before
-    assert {"nickname", "invited_by", "is_curious"} <= generation.up.rows["users"][0].keys()
+    assert {"birthstone", "invited_by", "is_curious"} <= generation.up.rows["users"][0].keys()
 
 
 def test_a_generated_script_keeps_the_constraints_of_the_tables_that_it_changes(generation: Generation) -> None:

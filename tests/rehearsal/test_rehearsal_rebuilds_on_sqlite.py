@@ -24,7 +24,7 @@ from tests.support.service import query
 
 REBUILD = """
     with op.batch_alter_table("users", recreate="always") as batch_op:
-        batch_op.add_column(sa.Column("nickname", sa.String(length=30), nullable=True))
+        batch_op.add_column(sa.Column("birthstone", sa.String(length=30), nullable=True))
 """
 
 
@@ -263,7 +263,7 @@ def test_a_lock_that_somebody_holds_ends_the_rehearsal_in_time(full_url: str, fo
 
     words = "Another process has been writing for 0.3 seconds"
     if full_url.startswith("postgresql"):
-        words = "“ALTER TABLE users ADD COLUMN nickname VARCHAR(30)” needs a lock, and did not get it in 0.3 seconds"
+        words = "“ALTER TABLE users ADD COLUMN birthstone VARCHAR(30)” needs a lock, and did not get it in 0.3 seconds"
         assert "(a report, idle in transaction since" in str(raised.value)
     assert str(raised.value).startswith(words)
     assert str(raised.value).endswith(

@@ -28,7 +28,7 @@ def test_a_save_of_sqlite_is_one_file_that_sqlite_opens(full_url: str, folder: P
 @only_sqlite
 def test_connections_that_are_open_see_the_loaded_schema(full_url: str, folder: Path) -> None:
     save(full_url, folder, "kept")
-    query(full_url, "ALTER TABLE users ADD COLUMN nickname")
+    query(full_url, "ALTER TABLE users ADD COLUMN birthstone")
     with closing(sqlite3.connect(str(make_url(full_url).database))) as connection:
         everything = "SELECT * FROM users ORDER BY id"
         width = len(connection.execute(everything).fetchone())

@@ -37,10 +37,10 @@ USERS, BEFORE_HEAD = REVISIONS[0], REVISIONS[-2]
 MESSAGE = SCRIPTS.get_revision(HEAD).doc
 
 
-ADD_COLUMN = '    op.add_column("users", sa.Column("nickname", sa.String(length=30), nullable=True))'
+ADD_COLUMN = '    op.add_column("users", sa.Column("birthstone", sa.String(length=30), nullable=True))'
 
 
-DROP_COLUMN = '    op.drop_column("users", "nickname")'
+DROP_COLUMN = '    op.drop_column("users", "birthstone")'
 
 
 GIT = {

@@ -15,7 +15,7 @@ NEW = "ffffffffffff"
 """A revision that a test adds to a copy of the repository."""
 
 
-ADD_COLUMN = '    op.add_column("users", sa.Column("nickname", sa.String(length=30), nullable=True))'
+ADD_COLUMN = '    op.add_column("users", sa.Column("birthstone", sa.String(length=30), nullable=True))'
 
 
 def record(url: str) -> list[tuple[Any, ...]]:

@@ -23,7 +23,7 @@ NEW = "ffffffffffff"
 """A revision that a test adds to a copy of the migrations."""
 
 
-ADD_COLUMN = '    op.add_column("users", sa.Column("nickname", sa.String(length=30), nullable=True))\n'
+ADD_COLUMN = '    op.add_column("users", sa.Column("birthstone", sa.String(length=30), nullable=True))\n'
 
 
 ALL_EMAILS = "    op.execute(\"UPDATE users SET email = 'nobody@example.com'\")\n"
