@@ -18,8 +18,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 import queries
 from db.isolation import Write, all_or_nothing, begin, isolating_failures
-from db.prepared import execute
-from db.statements import among, dialect_of, insert_rows, update_rows
+from db.statements import dialect_of, insert_free, insert_rows, update_rows
+from db.trips import Call, call, execute, execute_together
 from fields import Status
 from ledger import CONTENT, OPERATOR, Holding, Ledger, Order, Posted, Posting, content_of
 from models import (
@@ -44,7 +44,6 @@ from refusals import (
     AccountExists,
     AccountNotFound,
     BalanceNotZero,
-    Conflict,
     IdempotencyKeyReused,
     Locked,
     OperatorTransfer,
@@ -103,7 +102,7 @@ async def insert_registrations(
         created.get(index) or _judge_repeated(registration, content_hash, earlier.get(key_hash), moment)
         for index, (registration, (key_hash, content_hash)) in enumerate(zip(registrations, hashes, strict=True))
     ]
-    secrets = iter(await _insert_tokens(session, [each.id for each in judged if isinstance(each, UserPublic)], moment))
+    secrets = iter(_insert_tokens(session, [each.id for each in judged if isinstance(each, UserPublic)], moment))
     return [
         each if isinstance(each, Refusal) else Registered(each, next(secrets), replayed=index not in created)
         for index, each in enumerate(judged)
@@ -144,7 +143,7 @@ async def _insert_users(
         for user, (key_hash, content_hash) in zip(users, hashes, strict=True)
     ]
     # In order of name, so that two batches that share names cannot deadlock. Sorting keeps the order of equals.
-    inserted = await insert_rows(
+    inserted = await insert_free(
         session,
         User,
         sorted(rows, key=itemgetter("username")),
@@ -160,8 +159,8 @@ async def _insert_users(
             created[index] = UserPublic.model_construct(id=id, **user, status="active", created_at=moment)
     if created:
         owners = [{"user_id": user.id} for user in created.values()]
-        await insert_rows(session, Profile, owners, status="active")
-        await insert_rows(session, Account, owners, currency=currency)
+        insert_rows(session, Profile, owners, status="active")
+        insert_rows(session, Account, owners, currency=currency)
     return created
 
 
@@ -199,12 +198,12 @@ def _judge_repeated(
     return user if user.status == "active" else UserNotActive()
 
 
-async def _insert_tokens(session: AsyncSession, user_ids: Sequence[int], moment: datetime) -> list[str]:
+def _insert_tokens(session: AsyncSession, user_ids: Sequence[int], moment: datetime) -> list[str]:
     """Issue a token to each of these users; return the secrets in the same order."""
     secrets = [make_token() for _ in user_ids]
     rows = [{"user_id": id, "token_hash": hash_secret(secret)} for id, secret in zip(user_ids, secrets, strict=True)]
     if rows:
-        await insert_rows(session, AccessToken, rows, created_at=moment)
+        insert_rows(session, AccessToken, rows, created_at=moment)
     return secrets
 
 
@@ -254,7 +253,7 @@ async def import_users(
             if len(new) < len(imported):
                 rows = await execute(session, queries.select_without_token(dialect_of(session)), keys=keys)
                 owners = [(id, username) for id, username in rows]
-            secrets = await _insert_tokens(session, [id for id, _ in owners], moment)
+            secrets = _insert_tokens(session, [id for id, _ in owners], moment)
             if owners:
                 keep_tokens([(username, secret) for (_, username), secret in zip(owners, secrets, strict=True)])
     outcomes: list[bool | Refusal] = []
@@ -499,7 +498,7 @@ async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening
     async with begin(session):
         # In one order, so that two batches that open the same accounts cannot deadlock.
         rows.sort(key=itemgetter("user_id", "currency"))
-        inserted = await insert_rows(session, Account, rows, returning=("id", "user_id", "currency"))
+        inserted = await insert_free(session, Account, rows, returning=("id", "user_id", "currency"))
     ids = {(user_id, currency): id for id, user_id, currency in inserted}
     # Of several alike, the first one opened it.
     opened = [ids.pop((opening.user_id, opening.currency), None) for opening in openings]
@@ -566,52 +565,61 @@ async def post_orders(
     if wait and ledger.locked and any(isinstance(outcome, Locked) for outcome in outcomes):
         raise Locked
     if ledger.postings:
-        await _store_postings(session, ledger)
+        _store_postings(session, ledger)
     return outcomes
 
 
 async def _open_ledger(session: AsyncSession, orders: Sequence[Order], *, wait: bool) -> Ledger:
-    """Lock the accounts, then read what the transfers depend on."""
-    holdings, locked = await _lock_holdings(session, orders, wait=wait)
+    """Lock the accounts, and read what the transfers depend on, in one round trip."""
+    dialect = dialect_of(session)
+    keyed = [order for order in orders if order.idempotency_key is not None]
+    reverses = {order.reverses_id for order in orders if order.reverses_id is not None}
+    # After the locks: the transactions that held them have committed by then, so their changes are visible.
+    held, existing, inactive, ids, postings, reversed = await execute_together(
+        session,
+        *_locking(dialect, orders, wait=wait),
+        call(queries.select_new_ids(dialect), places=[*range(1, len(orders) + 1)]),
+        _finding_postings(dialect, keyed) if keyed else None,
+        call(queries.select_reversed(dialect), ids=sorted(reverses)) if reverses else None,
+    )
+    holdings = {row[0]: Holding(*row) for row in held}
+    locked = {id for id, *_ in existing} - holdings.keys()
     funded = _find_funded(orders, holdings, locked)
     if funded:
         # The operator's orders are locked whatever their debit accounts hold. Waiting now could deadlock.
-        more, more_locked = await _lock_holdings(
-            session, [replace(order, initiator=OPERATOR) for order in funded], wait=False
-        )
-        holdings, locked = holdings | more, locked | more_locked
-    # After the locks: the transactions that held them have committed by now, so their changes are visible.
+        as_operator = [replace(order, initiator=OPERATOR) for order in funded]
+        held, existing, more = await execute_together(session, *_locking(dialect, as_operator, wait=False))
+        holdings |= {row[0]: Holding(*row) for row in held}
+        locked |= {id for id, *_ in existing} - holdings.keys()
+        inactive = [*inactive, *more]
     return Ledger(
         holdings.values(),
-        await _find_inactive(session, {each.user_id for each in holdings.values() if each.user_id is not None}),
-        await _find_postings(session, [order for order in orders if order.idempotency_key is not None]),
-        await _find_reversed(session, [order.reverses_id for order in orders if order.reverses_id is not None]),
+        {user_id for (user_id,) in inactive},
+        [_read_posting(*row) for row in postings],
+        (id for (id,) in reversed),
         locked,
+        ids=(id for (id,) in ids),
     )
 
 
-async def _lock_holdings(
-    session: AsyncSession, orders: Sequence[Order], *, wait: bool
-) -> tuple[dict[int, Holding], Set[int]]:
-    """Lock the accounts of these orders, by id; without `wait`, also return the ids that other transactions hold.
+def _locking(dialect: str, orders: Sequence[Order], *, wait: bool) -> tuple[Call, Call | None, Call]:
+    """Return what locks the accounts of these orders, by id; reads them all, without `wait`; finds inactive users.
 
     Of a user's order, the debit account is locked where it is the user's, and then the credit account where the debit
-    account holds enough for it and the orders before it: so an order that cannot be paid makes nobody wait. Raises
-    Locked.
+    account holds enough for it and the orders before it: so an order that cannot be paid makes nobody wait.
     """
-    parameters = {
+    ids = sorted({id for order in orders for id in (order.debit_account_id, order.credit_account_id)})
+    wanted = {
         "debits": [order.debit_account_id for order in orders],
         "credits": [order.credit_account_id for order in orders],
         "callers": [order.initiator for order in orders],
         "amounts": [order.amount for order in orders],
     }
-    dialect = dialect_of(session)
-    rows = await execute(session, queries.select_holdings(dialect, "wait" if wait else "skip"), **parameters)
-    holdings = {row[0]: Holding(*row) for row in rows}
-    if wait:
-        return holdings, frozenset()
-    existing = await execute(session, queries.select_holdings(dialect, "read"), **parameters)
-    return holdings, {id for id, *_ in existing} - holdings.keys()
+    return (
+        call(queries.select_holdings(dialect, "wait" if wait else "skip"), ids=ids, **wanted),
+        None if wait else call(queries.select_holdings(dialect, "read"), ids=ids, **wanted),
+        call(queries.select_inactive(dialect), ids=ids),
+    )
 
 
 def _find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locked: Set[int]) -> list[Order]:
@@ -634,35 +642,25 @@ def _find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locke
     return funded
 
 
-async def _find_inactive(session: AsyncSession, user_ids: Collection[int]) -> set[int]:
-    rows = await execute(session, queries.select_inactive(dialect_of(session)), ids=sorted(user_ids))
-    return {user_id for (user_id,) in rows}
-
-
-async def _find_postings(session: AsyncSession, orders: Sequence[Order]) -> list[Posting]:
-    """Return what the callers of these orders posted under the same keys before."""
-    if not orders:
-        return []
+def _finding_postings(dialect: str, orders: Sequence[Order]) -> Call:
+    """Return what finds that which the callers of these orders posted under the same keys before."""
     keys = sorted({order.idempotency_key for order in orders if order.idempotency_key is not None})
     callers = sorted({order.initiator for order in orders})
-    rows = await execute(session, queries.select_postings(dialect_of(session)), callers=callers, keys=keys)
-    return [
-        Posting(Order(*content), currency, debit_balance_after, credit_balance_after, created_at, id=id)
-        for id, currency, created_at, debit_balance_after, credit_balance_after, *content in rows
+    return call(queries.select_postings(dialect), callers=callers, keys=keys)
+
+
+def _read_posting(
+    id: int, currency: str, created_at: datetime, debit_balance_after: int, credit_balance_after: int, *content: Any
+) -> Posting:
+    return Posting(id, Order(*content), currency, debit_balance_after, credit_balance_after, created_at)
+
+
+def _store_postings(session: AsyncSession, ledger: Ledger) -> None:
+    """Write transfers, entries and balances, with one statement each, which are sent with COMMIT."""
+    transfers = [
+        {"id": each.id, **dict(zip(CONTENT, content_of(each.order), strict=True)), "currency": each.currency}
+        for each in ledger.postings
     ]
-
-
-async def _find_reversed(session: AsyncSession, transfer_ids: Collection[int]) -> list[int | None]:
-    """Return those of these transfers that were reversed."""
-    if not transfer_ids:
-        return []
-    statement = select(Transfer.reverses_id).where(among(dialect_of(session), col(Transfer.reverses_id), "ids"))
-    return [*await session.exec(statement, params={"ids": sorted(transfer_ids)})]
-
-
-async def _store_postings(session: AsyncSession, ledger: Ledger) -> None:
-    """Write transfers, entries and balances, with one statement each; give each posting its id."""
-    await _insert_transfers(session, ledger)
     entries = [
         {"account_id": account_id, "seq": seq, "transfer_id": each.id, "amount": amount, "balance_after": balance_after}
         for each in ledger.postings
@@ -671,30 +669,11 @@ async def _store_postings(session: AsyncSession, ledger: Ledger) -> None:
             (each.order.credit_account_id, each.credit_seq, each.order.amount, each.credit_balance_after),
         )
     ]
-    await insert_rows(session, Entry, entries, created_at=ledger.moment)
+    balances = [{"id": each.id, "balance": each.balance, "version": each.version} for each in ledger.changed]
+    insert_rows(session, Transfer, transfers, created_at=ledger.moment)
+    insert_rows(session, Entry, entries, created_at=ledger.moment)
     # Last: while an account is still the row that was locked, foreign keys that refer to it need no lock of their own.
-    await update_rows(
-        session,
-        Account,
-        [{"id": each.id, "balance": each.balance, "version": each.version} for each in ledger.changed],
-        updated_at=ledger.moment,
-    )
-
-
-async def _insert_transfers(session: AsyncSession, ledger: Ledger) -> None:
-    rows = [
-        {**dict(zip(CONTENT, content_of(posting.order), strict=True)), "currency": posting.currency}
-        for posting in ledger.postings
-    ]
-    inserted = await insert_rows(session, Transfer, rows, returning=("id", *CONTENT), created_at=ledger.moment)
-    if len(inserted) < len(rows):
-        # Another transaction has just used one of the keys with other accounts. Run again, this one sees it.
-        raise Conflict
-    ids: dict[tuple[Any, ...], list[int]] = {}
-    for id, *content in sorted(inserted, key=itemgetter(0), reverse=True):
-        ids.setdefault(tuple(content), []).append(id)
-    for posting in ledger.postings:
-        posting.id = ids[content_of(posting.order)].pop()
+    update_rows(session, Account, balances, updated_at=ledger.moment)
 
 
 @isolating_failures
@@ -823,7 +802,7 @@ async def _find_system_accounts(session: AsyncSession, account_ids: Collection[i
     missing = sorted({currency for _, currency, system_id in found if system_id is None})
     if missing:
         # In order of currency, against deadlocks. An account that another transaction has just opened is found then.
-        await insert_rows(session, Account, [{"currency": each} for each in missing], returning=("id",))
+        await insert_free(session, Account, [{"currency": each} for each in missing], returning=("id",))
         found = (await session.exec(query)).all()
     return {id: system_id for id, _, system_id in found if id is not None and system_id is not None}
 

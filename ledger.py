@@ -47,7 +47,7 @@ class Order:
 
 
 CONTENT = tuple(field.name for field in fields(Order))
-"""The fields that identify a transfer in a batch. Transfers that are equal in all of them may swap ids."""
+"""The names of these fields."""
 
 content_of: Callable[[Order], tuple[Any, ...]] = attrgetter(*CONTENT)
 
@@ -66,8 +66,9 @@ class Holding:
 
 @dataclass(slots=True)
 class Posting:
-    """A transfer that was made, with the balances after it; id is 0 until it is stored."""
+    """A transfer that was made, with the balances after it."""
 
+    id: int
     order: Order
     currency: str
     debit_balance_after: int
@@ -75,7 +76,6 @@ class Posting:
     created_at: datetime
     debit_seq: int = 0
     credit_seq: int = 0
-    id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Ledger:
     """The locked accounts of a batch, changed by one order after the other.
 
     `inactive` are the users who are not active, `earlier` the postings whose keys are used again, `reversed` the ids of
-    transfers that were reversed, `locked` the accounts that other transactions hold.
+    transfers that were reversed, `locked` the accounts that other transactions hold, `ids` those for new transfers.
     """
 
     def __init__(
@@ -100,12 +100,15 @@ class Ledger:
         earlier: Iterable[Posting],
         reversed: Iterable[int | None],
         locked: Set[int] = frozenset(),
+        *,
+        ids: Iterable[int],
     ) -> None:
         self.holdings: Mapping[int, Holding] = {holding.id: holding for holding in holdings}
         self.inactive = inactive
         self.by_key = {(posting.order.initiator, posting.order.idempotency_key): posting for posting in earlier}
         self.reversed = set(reversed)
         self.locked = locked
+        self.ids = iter(ids)
         self.postings: list[Posting] = []
         # Never before an account's newest entry, even if the clock of the machine that wrote it is ahead: so the
         # balance at an instant is the last one written until then.
@@ -138,7 +141,14 @@ class Ledger:
         debit.version += 1
         credit.version += 1
         posting = Posting(
-            order, debit.currency, debit.balance, credit.balance, self.moment, debit.version, credit.version
+            next(self.ids),
+            order,
+            debit.currency,
+            debit.balance,
+            credit.balance,
+            self.moment,
+            debit.version,
+            credit.version,
         )
         self.postings.append(posting)
         if order.idempotency_key is not None:

@@ -96,7 +96,7 @@ def select_holdings(dialect: str, mode: Literal["wait", "skip", "read"]) -> Any:
     query = sa.select(*(account[field.name] for field in fields(Holding)))
     if dialect == "sqlite":
         # It has one writer at a time, and locks no rows.
-        return query.where(among(dialect, account.id, "debits") | among(dialect, account.id, "credits"))
+        return query.where(among(dialect, account.id, "ids"))
     names = ("debits", "credits", "callers", "amounts")
     arrays = (sa.bindparam(name, type_=sa.ARRAY(sa.BigInteger)) for name in names)
     orders = sa.func.unnest(*arrays).table_valued(*names, with_ordinality="place", name="orders")
@@ -117,9 +117,34 @@ def select_holdings(dialect: str, mode: Literal["wait", "skip", "read"]) -> Any:
 
 @prepared
 def select_inactive(dialect: str) -> Any:
-    """SELECT those of the users with these `ids` who are suspended or closed."""
-    profiles = table_of(Profile).c
-    return sa.select(profiles.user_id).where(among(dialect, profiles.user_id, "ids"), profiles.status != "active")
+    """SELECT the users of the accounts `ids` who are not active."""
+    profile, account = table_of(Profile).c, table_of(Account).c
+    return (
+        sa.select(profile.user_id)
+        .join_from(table_of(Account), table_of(Profile), profile.user_id == account.user_id)
+        .where(among(dialect, account.id, "ids"), profile.status != "active")
+    )
+
+
+@prepared
+def select_reversed(dialect: str) -> Any:
+    """SELECT those of the transfers `ids` that were reversed."""
+    reverses_id = table_of(Transfer).c.reverses_id
+    return sa.select(reverses_id).where(among(dialect, reverses_id, "ids"))
+
+
+@prepared
+def select_new_ids(dialect: str) -> Any:
+    """SELECT a new id of a transfer for each of `places`, the numbers from 1."""
+    if dialect == "sqlite":
+        # Whoever holds the write lock may count on: SQLite itself takes the next id.
+        id = table_of(Transfer).c.id
+        place = sa.func.json_each(sa.bindparam("places", type_=sa.JSON)).table_valued("value").c.value
+        newest = sa.select(sa.func.coalesce(sa.func.max(id), 0)).scalar_subquery()
+        return sa.select(newest + sa.cast(place, sa.BigInteger))
+    places = sa.func.unnest(sa.bindparam("places", type_=sa.ARRAY(sa.BigInteger))).table_valued("place")
+    next_id = sa.func.nextval(sa.func.pg_get_serial_sequence("transfers", "id"))
+    return sa.select(sa.type_coerce(next_id, sa.BigInteger)).select_from(places)
 
 
 @prepared

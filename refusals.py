@@ -177,8 +177,8 @@ class OutcomeUnknown(Interruption):
 class RowsDropped(Exception):
     """The database wrote fewer rows than it was asked to, without an error."""
 
-    def __init__(self, table: str, asked: int, done: int) -> None:
+    def __init__(self, table: str, count: int) -> None:
         super().__init__(
-            f"Of {asked} rows to write to the table {table}, the database wrote {done}, without an error: a trigger, a "
+            f"Of {count} rows to write to the table {table}, the database wrote fewer, without an error: a trigger, a "
             "rule or a row security policy on it drops rows. Remove that; Savepoint cannot work with it."
         )

@@ -17,10 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
-from db import prepared, sqlite_file
+from db import sqlite_file, trips
 from db.engines import driver_url, prepare_engine
 from db.errors import COMMITTING, is_busy, is_lost_statement, meaning_of
-from db.postgresql import UNCONFIRMED, Connector, require_state, require_transaction
+from db.postgresql import UNCONFIRMED, Connector, require_state
 from refusals import Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, RowsDropped
 from settings import Settings
 
@@ -47,7 +47,7 @@ class Database:
         self.lock_timeout = settings.lock_timeout
         self.deadline = settings.request_timeout
         self.postgresql = Connector(url, settings, min(lock_patience or settings.lock_timeout, settings.lock_timeout))
-        on_sqlite = {"timeout": min(BUSY_TIMEOUT, settings.lock_timeout)}
+        on_sqlite = {"timeout": min(BUSY_TIMEOUT, settings.lock_timeout), "factory": trips.SQLiteConnection}
         self.engine = create_async_engine(
             url,
             connect_args=on_sqlite if self.is_sqlite else self.postgresql.arguments(),
@@ -61,7 +61,10 @@ class Database:
             hide_parameters=True,
         )
         prepare_engine(self.engine.sync_engine, self.begin)
-        event.listen(self.engine.sync_engine, "commit", require_transaction)
+        event.listen(self.engine.sync_engine, "commit", trips.before_commit)
+        event.listen(self.engine.sync_engine, "before_cursor_execute", trips.send_before)
+        event.listen(self.engine.sync_engine, "rollback", trips.drop_waiting)
+        event.listen(self.engine.sync_engine, "rollback_savepoint", trips.drop_waiting)
         event.listen(self.engine.sync_engine, "handle_error", self._translate)
         self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
         if self.file is not None:
@@ -149,26 +152,31 @@ class Database:
                 await asyncio.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, ATTEMPTS)))
 
     def begin(self, connection: Connection) -> None:
-        """Send BEGIN, unless a single statement follows; on SQLite, take the write lock with it (begin_immediate).
+        """Begin a transaction, unless a single statement follows. PostgreSQL's BEGIN is sent with the first statement.
 
-        Raises Conflict if no transaction has begun on the server.
+        Raises Conflict if the server is in a transaction already, and Locked.
         """
         if connection.get_execution_options().get("no_begin"):
             return
-        adapted: Any = connection.connection.dbapi_connection
-        begin = "BEGIN IMMEDIATE" if self.is_sqlite else self.postgresql.begin_statement(adapted.driver_connection)
         # Otherwise what an earlier transaction left open would be committed with this one.
         require_state(connection, TransactionStatus.IDLE)
+        trips.drop_waiting(connection)
+        if self.is_sqlite:
+            self._begin_immediate(connection)
+        else:
+            trips.wait(connection, *map(trips.Call, self.postgresql.begin(connection)))
+
+    def _begin_immediate(self, connection: Connection) -> None:
+        adapted: Any = connection.connection.dbapi_connection
         while True:
             try:
-                adapted.run_async(lambda driver: prepared.run(driver, begin))
+                adapted.run_async(lambda driver: trips.run(driver, [trips.Call("BEGIN IMMEDIATE")]))
                 break
-            except BaseException as error:
-                if not is_busy(error):
-                    prepared.raise_translated(connection, error, begin)
+            except trips.TripFailed as failed:
+                if not is_busy(failed.error):
+                    trips.raise_translated(connection, failed)
                 self._check_patience()
         self.is_locked = False
-        require_transaction(connection)
 
     def _check_patience(self) -> None:
         """Raise Locked once another process has held SQLite's lock for LOCK_TIMEOUT, and then at each attempt.
@@ -212,6 +220,7 @@ async def connect(
         raise DatabaseUnavailable from error
     # An earlier COMMIT says nothing about this transaction.
     connection.info.pop(COMMITTING, None)
+    connection.info.pop(trips.COMMITTED, None)
     timer = asyncio.get_running_loop().call_at(until, cut_off, connection)
     try:
         yield connection
@@ -237,4 +246,4 @@ def require_inserted(
 ) -> None:
     """Raise RowsDropped if SQLite inserted nothing; SQLAlchemy would take the id of another row for the new one's."""
     if context.isinsert and cursor.description is None and cursor.rowcount == 0:
-        raise RowsDropped(context.compiled.statement.table.name, 1, 0)
+        raise RowsDropped(context.compiled.statement.table.name, 1)

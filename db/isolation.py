@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSessionTransaction
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
+from db import trips
 from refusals import Interruption, Refusal
 
 P = ParamSpec("P")
@@ -21,10 +22,13 @@ IsolatedWrite = Callable[Concatenate[AsyncSession, Sequence[Item], P], Awaitable
 @asynccontextmanager
 async def begin(session: AsyncSession) -> AsyncIterator[AsyncSessionTransaction]:
     """A transaction, or a savepoint within the one that replays a batch."""
-    async with session.begin_nested() if session.in_transaction() else session.begin() as transaction:
+    is_savepoint = session.in_transaction()
+    async with session.begin_nested() if is_savepoint else session.begin() as transaction:
         # The session begins at its first statement, but does not see those that the driver executes.
         await session.connection()
         yield transaction
+        if transaction.is_active:
+            await trips.end(session, commit=not is_savepoint)
 
 
 def isolating_failures(write: Write[Item, P, Outcome]) -> IsolatedWrite[Item, P, Outcome]:

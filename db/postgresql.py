@@ -105,10 +105,11 @@ class Connector:
                 "its own time limits. Run alembic and manage.py with the server's own address, not the pooler's."
             )
 
-    def begin_statement(self, driver: psycopg.AsyncConnection[Any]) -> str:
-        """Return BEGIN; behind a pooler with the time limits, in the same round trip."""
+    def begin(self, connection: Connection) -> list[str]:
+        """Return BEGIN; behind a pooler followed by the time limits, which go in the same round trip."""
+        driver: Any = connection.connection.driver_connection
         limits = self.limits if driver.prepare_threshold is None else {}
-        return "; ".join(("BEGIN", *(f"SET LOCAL {name} = {value}" for name, value in limits.items())))
+        return ["BEGIN", *(f"SET LOCAL {name} = {value}" for name, value in limits.items())]
 
     def stop_preparing(self) -> None:
         """Prepare no statements from now on, since one was not found."""

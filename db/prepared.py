@@ -5,13 +5,10 @@ SQLAlchemy caches rendered statements too, but its own work for each execution c
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Concatenate, NoReturn, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
-import aiosqlite
 from pydantic_core import to_json
-from sqlalchemy import ARRAY, JSON, Connection, Dialect, Integer, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlalchemy import ARRAY, JSON, Dialect, Integer, make_url
 
 P = ParamSpec("P")
 
@@ -81,43 +78,3 @@ def prepared(build: Callable[Concatenate[str, P], Any]) -> Callable[Concatenate[
 def _dialect_named(name: str) -> Dialect:
     url = make_url({"sqlite": "sqlite+aiosqlite://", "postgresql": "postgresql+psycopg_async://"}[name])
     return url.get_dialect()()
-
-
-async def execute(session: AsyncSession, statement: Prepared, **parameters: Any) -> Sequence[Sequence[Any]]:
-    """Execute the statement on the session's connection, without a flush; return its rows."""
-    rows, _ = await execute_and_count(session, statement, **parameters)
-    return rows
-
-
-async def execute_and_count(
-    session: AsyncSession, statement: Prepared, **parameters: Any
-) -> tuple[Sequence[Sequence[Any]], int]:
-    """Execute as `execute` does; return the rows, and for a statement without rows how many it changed."""
-    connection = session.bind
-    assert isinstance(connection, AsyncConnection)
-    assert connection.sync_connection is not None
-    driver = connection.sync_connection.connection.driver_connection
-    try:
-        rows, count = await run(
-            driver, statement.text, statement.bind(parameters), has_rows=statement.has_rows, is_prepared=True
-        )
-    except BaseException as error:
-        await connection.run_sync(raise_translated, error, statement.text)
-    return ([statement.read(row) for row in rows] if statement.to_python else rows), count
-
-
-async def run(
-    driver: Any, text: str, parameters: Any = None, *, has_rows: bool = False, is_prepared: bool = False
-) -> tuple[Sequence[Sequence[Any]], int]:
-    """Execute with the driver; return all rows, and how many were changed (on SQLite, triggers included)."""
-    if isinstance(driver, aiosqlite.Connection):
-        before = driver.total_changes
-        # One entry into the connection's thread, where a cursor takes four.
-        return [*await driver.execute_fetchall(text, parameters)], driver.total_changes - before
-    cursor = await driver.execute(text, parameters, prepare=is_prepared)
-    return await cursor.fetchall() if has_rows else (), cursor.rowcount
-
-
-def raise_translated(connection: Connection, error: BaseException, text: str) -> NoReturn:
-    """Raise SQLAlchemy's exception for an error of the driver; a broken connection leaves the pool."""
-    connection._handle_dbapi_exception(error, text, None, None, None)

@@ -9,29 +9,48 @@ from sqlalchemy.sql.schema import ScalarElementColumnDefault
 from sqlmodel import AutoString, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db.prepared import execute_and_count, prepared
-from refusals import RowsDropped
+from db.prepared import Prepared, prepared
+from db.trips import execute, execute_later
+
+Rows = Sequence[dict[str, Any]]
 
 
-async def insert_rows(
-    session: AsyncSession,
-    model: type[SQLModel],
-    rows: Sequence[dict[str, Any]],
-    *,
-    returning: tuple[str, ...] = (),
-    **same: Any,
+async def insert_free(
+    session: AsyncSession, model: type[SQLModel], rows: Rows, *, returning: tuple[str, ...], **same: Any
 ) -> Sequence[Any]:
-    """Insert all rows (each with the same keys), with the values that are the `same` in all of them.
+    """Insert the rows (each with the same keys) whose unique values are free; return these columns of them.
 
-    With `returning`, rows whose unique values are taken are skipped, and these columns of the others returned.
-    Without it, RowsDropped is raised unless all were inserted.
+    The `same` values are those of all rows.
     """
     statement = _insert_statement(dialect_of(session), model, tuple(rows[0]), tuple(same), returning)
-    same = {f"same_{name}": same[name] for name in same}
-    inserted, count = await execute_and_count(session, statement, rows=rows, **same)
-    if count < len(rows) and not returning:
-        raise RowsDropped(table_of(model).name, len(rows), count)
-    return inserted
+    return await execute(session, statement, rows=rows, **_named_same(same))
+
+
+def insert_rows(session: AsyncSession, model: type[SQLModel], rows: Rows, **same: Any) -> None:
+    """Insert all rows (each with the same keys), with the values that are the `same` in all of them.
+
+    They are sent with the next statement that has an answer, or with COMMIT; that raises RowsDropped unless all rows
+    were inserted.
+    """
+    statement = _insert_statement(dialect_of(session), model, tuple(rows[0]), tuple(same), ())
+    _write_later(session, statement, model, rows, same)
+
+
+def update_rows(session: AsyncSession, model: type[SQLModel], rows: Rows, **same: Any) -> None:
+    """Update the row of each `id` to these values, and to those that are the `same` in all of them; as insert_rows."""
+    statement = _update_statement(dialect_of(session), model, tuple(rows[0]), tuple(same))
+    _write_later(session, statement, model, rows, same)
+
+
+def _write_later(
+    session: AsyncSession, statement: Prepared, model: type[SQLModel], rows: Rows, same: dict[str, Any]
+) -> None:
+    counted = {} if dialect_of(session) == "sqlite" else {"expected": len(rows)}
+    execute_later(session, statement, table_of(model).name, len(rows), rows=rows, **_named_same(same), **counted)
+
+
+def _named_same(same: dict[str, Any]) -> dict[str, Any]:
+    return {f"same_{name}": value for name, value in same.items()}
 
 
 @prepared
@@ -50,29 +69,30 @@ def _insert_statement(
     insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
     statement = insert.from_select([*values], source, include_defaults=False)
     if not returning:
-        return statement
+        return _counted(dialect, statement)
     return statement.on_conflict_do_nothing().returning(*(table.c[name] for name in returning))
-
-
-async def update_rows(
-    session: AsyncSession, model: type[SQLModel], rows: Sequence[dict[str, Any]], **same: Any
-) -> None:
-    """Update the row of each `id` to these values, and to those that are the `same` in all of them.
-
-    Raises RowsDropped unless all were updated.
-    """
-    statement = _update_statement(dialect_of(session), model, tuple(rows[0]), tuple(same))
-    same = {f"same_{name}": same[name] for name in same}
-    _, count = await execute_and_count(session, statement, rows=rows, **same)
-    if count < len(rows):
-        raise RowsDropped(table_of(model).name, len(rows), count)
 
 
 @prepared
 def _update_statement(dialect: str, model: type[SQLModel], names: tuple[str, ...], same: tuple[str, ...]) -> Any:
     table = table_of(model)
     values = {**_same_values(table, same), **_row_values(dialect, table, names)}
-    return sa.update(table).where(table.c.id == values.pop("id")).values(values)
+    return _counted(dialect, sa.update(table).where(table.c.id == values.pop("id")).values(values))
+
+
+def _counted(dialect: str, statement: Any) -> Any:
+    """Make the statement fail unless it writes as many rows as `expected`: COMMIT may be sent along with it.
+
+    On SQLite, db/trips.py counts. PostgreSQL divides by zero.
+    """
+    if dialect == "sqlite":
+        return statement
+    one: sa.ColumnClause[int] = sa.literal_column("1")
+    written = statement.returning(one).cte("written")
+    is_all = sa.case(
+        (sa.func.count() == sa.bindparam("expected", type_=sa.BigInteger), one), else_=sa.literal_column("0")
+    )
+    return sa.select(one.op("/")(is_all)).select_from(written)
 
 
 def _row_values(dialect: str, table: sa.Table, names: tuple[str, ...]) -> dict[str, sa.ColumnElement[Any]]:

@@ -1,6 +1,7 @@
 """What a transfer does, decided in memory: no money is made or lost, and who may not know learns nothing."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +38,7 @@ def open_ledger(inactive: frozenset[int] = frozenset({EVE}), reversed: tuple[int
         Holding(EVES, EVE, "EUR", 30, 1, LONG_AGO),
         Holding(DOLLARS, BOB, "USD", 5, 1, None),
     ]
-    return Ledger(holdings, inactive, [], reversed)
+    return Ledger(holdings, inactive, [], reversed, ids=count(1))
 
 
 def posting_of(outcome: Posted | Refusal) -> Posting:
@@ -134,7 +135,7 @@ def test_a_balance_past_the_limit_can_come_back_and_go_no_further() -> None:
 def test_a_key_answers_what_it_did_even_where_that_would_now_be_refused() -> None:
     order = Order(ALICE, ALICES, BOBS, 100, "rent", "key")
     first = posting_of(open_ledger().post(order))
-    ledger = Ledger(open_ledger().holdings.values(), frozenset({ALICE, BOB}), [first], [])
+    ledger = Ledger(open_ledger().holdings.values(), frozenset({ALICE, BOB}), [first], [], ids=count(1))
 
     assert ledger.post(order) == Posted(first, replayed=True)
     assert isinstance(ledger.post(Order(ALICE, ALICES, BOBS, 99, "rent", "key")), IdempotencyKeyReused)
@@ -167,7 +168,7 @@ def test_a_transfer_is_reversed_once_in_a_batch() -> None:
 def test_no_entry_is_older_than_the_newest_one_of_its_account() -> None:
     future = datetime.now(UTC) + timedelta(days=1)
     holdings = [Holding(ALICES, ALICE, "EUR", 100, 1, future), Holding(BOBS, BOB, "EUR", 0, 0, None)]
-    ahead = Ledger(holdings, frozenset(), [], []).post(Order(ALICE, ALICES, BOBS, 1))
+    ahead = Ledger(holdings, frozenset(), [], [], ids=count(1)).post(Order(ALICE, ALICES, BOBS, 1))
     behind = open_ledger().post(Order(ALICE, ALICES, BOBS, 1))
 
     assert posting_of(ahead).created_at == future

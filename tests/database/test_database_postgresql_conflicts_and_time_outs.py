@@ -133,7 +133,7 @@ async def test_a_registration_whose_connection_breaks_is_run_again_and_stored_on
     operations: Operations, url: str, rows: Rows
 ) -> None:
     before = retried()
-    with locked_elsewhere(url, "profiles") as let_go:
+    with locked_elsewhere(url, "users") as let_go:
         registering = asyncio.create_task(operations.write(crud.register_users, registration("alice")))
         rows(f"SELECT pg_terminate_backend({await backend_that_waits(rows, 'relation')})")
         let_go()

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,7 @@ from sqlmodel import SQLModel
 
 import audit
 import main
-from db import prepared
+from db import trips
 from db.batching import Batcher
 from operations import Operations
 
@@ -166,14 +166,14 @@ def audited(url: str, request: pytest.FixtureRequest) -> Iterator[None]:
 def noting_statements() -> Iterator[list[tuple[str, Any]]]:
     """The statements that crud lets the driver execute, with their parameters."""
     sent: list[tuple[str, Any]] = []
-    run = prepared.run
+    run = trips.run
 
-    async def note(connection: Any, text: str, parameters: Any = (), **options: Any) -> Any:
-        sent.append((text, parameters))
-        return await run(connection, text, parameters, **options)
+    async def note(driver: Any, calls: Sequence[trips.Call]) -> Any:
+        sent.extend((call.text, call.parameters) for call in calls)
+        return await run(driver, calls)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared, "run", note)
+        patch.setattr(trips, "run", note)
         yield sent
 
 
