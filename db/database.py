@@ -68,11 +68,7 @@ class Database:
         event.listen(self.engine.sync_engine, "handle_error", self._translate)
         self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
         if self.file is not None:
-            event.listen(self.engine.sync_engine, "do_connect", self.file.open)
-            # After prepare_sqlite, which makes SQLite open -wal and -shm.
-            event.listen(self.engine.sync_engine, "connect", self.file.opened)
-            event.listen(self.engine.sync_engine, "close", self.file.closing)
-            event.listen(self.engine.sync_engine, "after_cursor_execute", require_inserted)
+            self._watch(self.file)
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no write lock.
         self.reader = self.engine.execution_options(no_begin=True)
         # SQLite has one writer at a time. Waiting for it here is fair, and its busy handler is not.
@@ -81,6 +77,13 @@ class Database:
         self.give_up = 0.0
         self.is_locked = False
         self.ask_again = 0.0
+
+    def _watch(self, file: sqlite_file.SQLiteFile) -> None:
+        event.listen(self.engine.sync_engine, "do_connect", file.open)
+        # After prepare_sqlite, which makes SQLite open -wal and -shm.
+        event.listen(self.engine.sync_engine, "connect", file.opened)
+        event.listen(self.engine.sync_engine, "close", file.closing)
+        event.listen(self.engine.sync_engine, "after_cursor_execute", require_inserted)
 
     async def write(
         self, operation: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
