@@ -114,7 +114,9 @@ class Database:
             return
         give_up = time.monotonic() + self.lock_timeout
         try:
-            await asyncio.wait_for(self.writing.acquire(), self.lock_timeout)
+            # Not wait_for, which would start a task for each batch.
+            async with asyncio.timeout(self.lock_timeout):
+                await self.writing.acquire()
         except TimeoutError:
             raise Locked from None
         try:
