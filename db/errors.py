@@ -3,6 +3,7 @@
 import sqlite3
 from typing import Any
 
+from psycopg.pq import PipelineStatus
 from sqlalchemy import Connection
 from sqlalchemy.engine import ExceptionContext
 from sqlmodel import SQLModel
@@ -54,8 +55,11 @@ def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
     diagnostic: Any = getattr(error, "diag", None)
     # A column has changed its type since the statement was prepared (plancache.c).
     is_stale_plan = diagnostic is not None and diagnostic.source_function == "RevalidateCachedQuery"
-    if sqlstate == "25006" or is_lost_statement(context) or is_stale_plan:
-        # The server is a standby now, or its prepared statements are useless: a new connection helps.
+    pgconn: Any = getattr(context.connection.connection.driver_connection, "pgconn", None)
+    is_stuck = pgconn is not None and pgconn.pipeline_status != PipelineStatus.OFF
+    if sqlstate == "25006" or sqlstate[:3] == "57P" or is_lost_statement(context) or is_stale_plan or is_stuck:
+        # The server is a standby now or ends the connection, its prepared statements are useless, or what was sent
+        # together was not answered to the end: a new connection helps.
         context.is_disconnect = True
     if context.is_disconnect:
         return OutcomeUnknown if committing else Conflict

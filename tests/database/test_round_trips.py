@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -91,6 +92,28 @@ async def test_a_connection_that_breaks_before_a_trip_costs_another_attempt(
     await transfer()
 
     assert made > 2
+    assert balances(rows) == [(90,), (10,)]
+
+
+@on_postgresql
+@pytest.mark.parametrize("trip", [0, 1], ids=["first trip", "second trip"])
+async def test_a_server_that_says_it_ends_the_connection_costs_another_attempt(
+    operations: Operations, rows: Rows, monkeypatch: pytest.MonkeyPatch, trip: int
+) -> None:
+    transfer = await fund(operations)
+    run, made = trips.run, 0
+
+    async def be_shut_down(driver: Any, calls: Sequence[trips.Call]) -> Any:
+        nonlocal made
+        made += 1
+        if made == trip + 1:
+            # As psycopg raises it before it has read the end of the connection.
+            raise trips.TripFailed(calls[0], psycopg.errors.AdminShutdown("terminating connection"))
+        return await run(driver, calls)
+
+    monkeypatch.setattr(trips, "run", be_shut_down)
+    await transfer()
+
     assert balances(rows) == [(90,), (10,)]
 
 
