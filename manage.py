@@ -130,7 +130,10 @@ def graph(
     if svg is not None:
         with suppress(SettingsError):
             _keep_off_database(svg, chosen_settings().database_url)
-        svg.write_text(as_svg(history, applied), encoding="utf-8")
+        try:
+            svg.write_text(as_svg(history, applied), encoding="utf-8")
+        except OSError as error:
+            _fail(f"{_os_error_text(error)} Name another file.")
     if as_document:
         output.print_json(data=as_json(history, applied))
     else:
@@ -452,7 +455,7 @@ def _import_users(
     except Interruption as stop:
         _fail(f"{importing.describe_interruption(stop)} {again}")
     except OSError as error:
-        _fail(f"{_os_error_text(error)} Fix that. {again}")
+        _fail(f"{_os_error_text(error)} Name another file, or make room on the disk. {again}")
     except (importing.ImportRefused, FileRefused) as refused:
         _fail(f"Nothing was imported. {refused}")
 

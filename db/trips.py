@@ -1,4 +1,4 @@
-"""Round trips: what has no answer to wait for is sent with the next statement that has, or with COMMIT.
+"""Round trips: a statement that returns no rows waits, and is sent with the next one that does, or with COMMIT.
 
 So a transaction reaches PostgreSQL twice: with BEGIN and what it reads, then with what it writes and COMMIT. A trip is
 a pipeline there, and on SQLite one entry into the connection's thread.
@@ -44,7 +44,7 @@ class Call:
 
 
 class TripFailed(Exception):
-    """A call failed, and those after it were not executed; with `is_committing`, that is not known of COMMIT."""
+    """A call failed, and those after it were not executed; with `is_committing`, a COMMIT among them may have been."""
 
     def __init__(self, call: Call, error: BaseException, *, is_committing: bool = False) -> None:
         self.call = call
@@ -193,7 +193,8 @@ async def _run_on_postgresql(driver: psycopg.AsyncConnection[Any], calls: Sequen
                 except psycopg.Error as early:
                     error = early
     except BaseException as late:
-        error = error or late
+        # A cancellation is never hidden by an error.
+        error = error if error is not None and isinstance(late, Exception) else late
     if error is None:
         return [await each.fetchall() if each.description else () for each in cursors]
     while isinstance(error, psycopg.errors.PipelineAborted) and error.__context__:

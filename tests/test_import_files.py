@@ -21,7 +21,7 @@ Import = Callable[..., Result]
 USERS = "username,email\nann,ann@example.com\nbob,bob@example.com\n"
 
 
-AGAIN = "Fix that. Run it again: nobody is imported twice.\n"
+AGAIN = "Name another file, or make room on the disk. Run it again: nobody is imported twice.\n"
 
 
 @pytest.fixture

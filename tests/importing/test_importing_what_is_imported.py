@@ -291,7 +291,7 @@ def test_what_cannot_be_imported_is_exit_code_2(
     unreachable = run(file)
 
     for result, words in (
-        (missing, "No such file or directory. Fix that."),
+        (missing, "No such file or directory. Name another file"),
         (over_itself, "Name different files"),
         (behind, "alembic upgrade head"),
         (unreachable, "The database cannot be reached"),
