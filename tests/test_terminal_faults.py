@@ -350,7 +350,7 @@ def test_a_drawing_that_cannot_be_written_is_told_with_its_file(tmp_path: Path) 
     result = CliRunner().invoke(manage.app, ["graph", "--svg", f"{tmp_path}/none/x.svg"])
 
     assert result.exit_code == 2
-    assert result.stderr.endswith(f"{tmp_path}/none/x.svg: No such file or directory.\n")
+    assert result.stderr.endswith(f"{tmp_path}/none/x.svg: No such file or directory. Name another file.\n")
 
 
 @only_sqlite
