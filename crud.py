@@ -5,6 +5,7 @@ returns a list of outcomes in the order of the items: what is stored now, or a R
 is rolled back for them.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 import queries
 from db.isolation import Write, all_or_nothing, begin, isolating_failures
 from db.statements import dialect_of, insert_free, insert_rows, update_rows
-from db.trips import Call, call, execute, execute_together
+from db.trips import Call, Rows, call, execute, execute_together
 from fields import Status
 from ledger import CONTENT, OPERATOR, Holding, Ledger, Order, Posted, Posting, content_of
 from models import (
@@ -61,6 +62,8 @@ from refusals import (
 from tokens import hash_secret, make_token
 
 Shown = TypeVar("Shown", bound=SQLModel)
+Fields = dict[str, Any]
+"""The fields of an answer's model, by name. Lists are made of these, since an object for each row is dear."""
 
 USER_FIELDS = tuple(UserFields.model_fields)
 _values_of: Callable[[UserFields], tuple[Any, ...]] = attrgetter(*USER_FIELDS)
@@ -342,14 +345,17 @@ async def get_user(session: AsyncSession, user_id: int) -> UserPublic:
 
 async def list_users(
     session: AsyncSession, *, status: Status | None, username_prefix: str | None, after: int, limit: int
-) -> list[UserPublic]:
-    """Return up to `limit` users in order of id, from the first id greater than `after`."""
-    query = USERS.where(col(User.id) > after).limit(limit)
-    if status is not None:
-        query = query.where(Profile.status == status)
-    if username_prefix is not None:
-        query = query.where(col(User.username).startswith(username_prefix, autoescape=True))
-    return [_show(UserPublic, user, status=status) for user, status in await session.exec(query)]
+) -> list[Fields]:
+    """Return UserPublic's fields of up to `limit` users in order of id, from the first id greater than `after`."""
+    filters = {"status": status, "pattern": username_prefix and _pattern_of(username_prefix)}
+    filters = {name: value for name, value in filters.items() if value is not None}
+    query = queries.select_users(dialect_of(session), tuple(filters))
+    return _fields_of(UserPublic, await execute(session, query, after=after, limit=limit, **filters))
+
+
+def _pattern_of(prefix: str) -> str:
+    """Return the pattern, for LIKE with the escape character "/", of the texts that begin with the prefix."""
+    return re.sub("[/%_]", r"/\g<0>", prefix) + "%"
 
 
 # --- access tokens ----------------------------------------------------------------------------------------------------
@@ -468,16 +474,16 @@ def _revoke(token: AccessToken | None) -> TokenPublic | Refusal:
     return _show(TokenPublic, token)
 
 
-async def list_users_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[TokenPublic]:
+async def list_users_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[Fields]:
     """Do as list_tokens does, but raise UserNotFound."""
     await get_user(session, user_id)
     return await list_tokens(session, user_id=user_id, after=after, limit=limit)
 
 
-async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[TokenPublic]:
-    """Return up to `limit` tokens of a user in order of id, from the first id greater than `after`."""
-    query = TOKENS.where(AccessToken.user_id == user_id, col(AccessToken.id) > after).limit(limit)
-    return [_show(TokenPublic, token) for token in await session.exec(query)]
+async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[Fields]:
+    """Return TokenPublic's fields of up to `limit` tokens of a user in order of id, from the first id after `after`."""
+    query = queries.select_tokens(dialect_of(session))
+    return _fields_of(TokenPublic, await execute(session, query, user_id=user_id, after=after, limit=limit))
 
 
 # --- accounts ---------------------------------------------------------------------------------------------------------
@@ -510,20 +516,20 @@ async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening
     ]
 
 
-async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> list[AccountPublic]:
-    """Return up to `limit` accounts in order of id, of one user or all, from the first id greater than `after`."""
-    query = select(Account).where(col(Account.id) > after).order_by(col(Account.id)).limit(limit)
-    if user_id is not None:
-        query = query.where(Account.user_id == user_id)
-    return [_show(AccountPublic, account) for account in await session.exec(query)]
+async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> list[Fields]:
+    """Return AccountPublic's fields of up to `limit` accounts in order of id, from the first id greater than `after`.
+
+    They are those of one user, or all.
+    """
+    owner = {} if user_id is None else {"user_id": user_id}
+    query = queries.select_accounts(dialect_of(session), tuple(owner))
+    return _fields_of(AccountPublic, await execute(session, query, after=after, limit=limit, **owner))
 
 
 async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPublic:
     """Return the account as it is now. Raises AccountNotFound, also where it is another user's."""
-    for row in await execute(session, queries.select_account(dialect_of(session)), id=id):
-        account = _construct(AccountPublic, row)
-        if caller in (OPERATOR, account.user_id):
-            return account
+    for row in await execute(session, queries.select_account(dialect_of(session)), id=id, caller=caller):
+        return _construct(AccountPublic, row)
     raise AccountNotFound
 
 
@@ -536,15 +542,20 @@ async def get_account_at(session: AsyncSession, id: int, caller: int, at: dateti
     return account
 
 
-async def list_entries(session: AsyncSession, id: int, caller: int, *, before: int, limit: int) -> list[EntryPublic]:
-    """Return up to `limit` entries of an account, newest first, from the first seq less than `before`.
+async def list_entries(session: AsyncSession, id: int, caller: int, *, before: int, limit: int) -> list[Fields]:
+    """Return EntryPublic's fields of up to `limit` entries of an account, newest first, from the first before `before`.
 
     Raises AccountNotFound as get_account does.
     """
-    await get_account(session, id, caller)
-    statement = queries.select_entries(dialect_of(session))
-    rows = await execute(session, statement, id=id, before=before, limit=limit)
-    return [_construct(EntryPublic, row) for row in rows]
+    dialect = dialect_of(session)
+    found, entries = await execute_together(
+        session,
+        call(queries.select_account(dialect), id=id, caller=caller),
+        call(queries.select_entries(dialect), id=id, caller=caller, before=before, limit=limit),
+    )
+    if not found:
+        raise AccountNotFound
+    return _fields_of(EntryPublic, entries)
 
 
 # --- transfers --------------------------------------------------------------------------------------------------------
@@ -815,6 +826,12 @@ def _show(model: type[Shown], row: SQLModel, **others: Any) -> Shown:
     """Return the fields of the model that the row has, and the others."""
     fields = {name: getattr(row, name) for name in model.model_fields if name not in others}
     return model.model_construct(**fields, **others)
+
+
+def _fields_of(model: type[SQLModel], rows: Rows) -> list[Fields]:
+    """Return each row, whose values are those of the model's fields in their order, as a dictionary."""
+    names = tuple(model.model_fields)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _construct(model: type[Shown], row: Sequence[Any]) -> Shown:

@@ -10,7 +10,18 @@ from sqlmodel import col, select
 from db.prepared import prepared
 from db.statements import among, table_of
 from ledger import CONTENT, OPERATOR, Holding
-from models import AccessToken, Account, AccountPublic, Entry, EntryPublic, Profile, Transfer, User, UserPublic
+from models import (
+    AccessToken,
+    Account,
+    AccountPublic,
+    Entry,
+    EntryPublic,
+    Profile,
+    TokenPublic,
+    Transfer,
+    User,
+    UserPublic,
+)
 
 
 @prepared
@@ -45,10 +56,49 @@ def select_token_owners(dialect: str) -> Any:
 
 
 @prepared
-def select_account(_: str) -> Any:
-    """SELECT the fields of AccountPublic."""
+def select_users(_: str, filters: tuple[str, ...]) -> Any:
+    """SELECT a part of the list of users, those with this `status` and whose name is LIKE the `pattern`."""
+    user, columns = table_of(User).c, {**table_of(User).c, "status": table_of(Profile).c.status}
+    conditions = {
+        "status": columns["status"] == sa.bindparam("status"),
+        "pattern": user.username.like(sa.bindparam("pattern"), escape="/"),
+    }
+    query = sa.select(*(columns[name] for name in UserPublic.model_fields)).join_from(table_of(User), table_of(Profile))
+    return _part(query.where(*(conditions[name] for name in filters)), user.id)
+
+
+@prepared
+def select_tokens(_: str) -> Any:
+    """SELECT a part of the list of a user's tokens."""
+    token = table_of(AccessToken).c
+    query = sa.select(*(token[name] for name in TokenPublic.model_fields))
+    return _part(query.where(token.user_id == sa.bindparam("user_id")), token.id)
+
+
+@prepared
+def select_accounts(_: str, filters: tuple[str, ...]) -> Any:
+    """SELECT a part of the list of accounts, those of `user_id` or all."""
     account = table_of(Account).c
-    return sa.select(*(account[name] for name in AccountPublic.model_fields)).where(account.id == sa.bindparam("id"))
+    query = sa.select(*(account[name] for name in AccountPublic.model_fields))
+    return _part(query.where(*(account[name] == sa.bindparam(name) for name in filters)), account.id)
+
+
+def _part(query: Any, id: sa.ColumnElement[int]) -> Any:
+    return query.where(id > sa.bindparam("after")).order_by(id).limit(sa.bindparam("limit"))
+
+
+@prepared
+def select_account(_: str) -> Any:
+    """SELECT the fields of AccountPublic of the account `id`, if the caller may see it."""
+    account = table_of(Account).c
+    return sa.select(*(account[name] for name in AccountPublic.model_fields)).where(_is_shown_account())
+
+
+def _is_shown_account() -> sa.ColumnElement[bool]:
+    """Return the condition that an account is the one with this `id`, and the `caller` is its owner or the operator."""
+    account, caller = table_of(Account).c, sa.bindparam("caller", type_=sa.BigInteger)
+    is_operators = caller == sa.literal_column(str(OPERATOR))
+    return (account.id == sa.bindparam("id")) & (is_operators | (account.user_id == caller))
 
 
 @prepared
@@ -76,7 +126,10 @@ def select_newest_entry(_: str) -> Any:
 
 @prepared
 def select_entries(_: str) -> Any:
-    """SELECT the fields of EntryPublic; no objects, since a page would need a hundred of them."""
+    """SELECT the fields of EntryPublic of an account's entries older than `before`, as select_account shows it.
+
+    Who may not see the account waits no longer for a long statement: so nobody learns that it is there.
+    """
     entry, transfer = table_of(Entry).c, table_of(Transfer).c
     counterparty = sa.case((entry.amount < 0, transfer.credit_account_id), else_=transfer.debit_account_id)
     columns = {**transfer, **entry, "counterparty_account_id": counterparty}
@@ -84,6 +137,7 @@ def select_entries(_: str) -> Any:
         sa.select(*(columns[name] for name in EntryPublic.model_fields))
         .join_from(table_of(Entry), table_of(Transfer))
         .where(entry.account_id == sa.bindparam("id"), entry.seq < sa.bindparam("before"))
+        .where(sa.exists().where(_is_shown_account()))
         .order_by(entry.seq.desc())
         .limit(sa.bindparam("limit"))
     )

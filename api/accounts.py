@@ -1,8 +1,9 @@
 """Accounts: balances and statements."""
 
+from operator import itemgetter
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 import crud
 from api.callers import OR_OPERATOR, Caller, CurrentUser, operations_of
@@ -17,15 +18,21 @@ from refusals import AccountExists, AccountNotFound, CurrencyUnknown, OutcomeUnk
 router = APIRouter(route_class=StrictRoute, tags=["accounts"])
 
 
-@router.get("/currencies", summary="List currencies", responses=documented())
-async def get_currencies(request: Request, after: After, limit: Limit = 50) -> Page[CurrencyPublic]:
+@router.get("/currencies", summary="List currencies", response_model=Page[CurrencyPublic], responses=documented())
+async def get_currencies(request: Request, after: After, limit: Limit = 50) -> Response:
     """ISO 4217's and the operator's own, in order of code."""
     currencies: list[CurrencyPublic] = request.app.state.currencies
     rows = currencies[after : after + limit + 1]
     return page_of(rows, limit, lambda last: currencies.index(last) + 1)
 
 
-@router.get("/accounts", summary="List accounts", responses=documented(*USER_OR_OPERATOR), openapi_extra=OR_OPERATOR)
+@router.get(
+    "/accounts",
+    summary="List accounts",
+    response_model=Page[AccountPublic],
+    responses=documented(*USER_OR_OPERATOR),
+    openapi_extra=OR_OPERATOR,
+)
 async def list_accounts(
     caller: Caller,
     request: Request,
@@ -34,7 +41,7 @@ async def list_accounts(
     user_id: Annotated[
         int | None, Query(ge=1, lt=2**63, description="Only accounts of this user; for the operator"), Digits
     ] = None,
-) -> Page[AccountPublic]:
+) -> Response:
     """A user's own; the operator's list has all, system accounts included."""
     owner = user_id if caller == OPERATOR else caller
     rows = await operations_of(request).read(crud.list_accounts, user_id=owner, after=after, limit=limit + 1)
@@ -78,6 +85,7 @@ async def get_account(
 @router.get(
     "/accounts/{id}/entries",
     summary="Show an account's statement",
+    response_model=Page[EntryPublic],
     responses=documented(*USER_OR_OPERATOR, AccountNotFound),
     openapi_extra=OR_OPERATOR,
 )
@@ -89,8 +97,8 @@ async def list_entries(
         Cursor | None, Query(description="The `next` of the page before; left out, the newest entries")
     ] = None,
     limit: Limit = 50,
-) -> Page[EntryPublic]:
+) -> Response:
     """Newest first, each with the balance after it."""
     before = 2**63 - 1 if after is None else after
     rows = await operations_of(request).read(crud.list_entries, id, caller, before=before, limit=limit + 1)
-    return page_of(rows, limit, lambda entry: entry.seq)
+    return page_of(rows, limit, itemgetter("seq"))

@@ -1,6 +1,6 @@
 """A user's own data and tokens."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 import crud
 from api.callers import CurrentUser, operations_of
@@ -40,8 +40,8 @@ async def close_me(user: CurrentUser, request: Request) -> None:
     await operations_of(request).write(crud.update_users, crud.UserChange(user.id, {"status": "closed"}))
 
 
-@router.get("/tokens", summary="List my tokens", responses=documented(*USER_ONLY))
-async def list_tokens(user: CurrentUser, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
+@router.get("/tokens", summary="List my tokens", response_model=Page[TokenPublic], responses=documented(*USER_ONLY))
+async def list_tokens(user: CurrentUser, request: Request, after: After, limit: Limit = 50) -> Response:
     """Oldest first, revoked and expired ones included, without their secrets."""
     rows = await operations_of(request).read(crud.list_tokens, user_id=user.id, after=after, limit=limit + 1)
     return page_of(rows, limit)

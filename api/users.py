@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 from sqlmodel import SQLModel
 
@@ -30,14 +30,14 @@ from refusals import BatchRefused, OutcomeUnknown, TokenNotFound, UsernameTaken,
 router = APIRouter(route_class=StrictRoute, tags=["users"], dependencies=[Operator])
 
 
-@router.get("/users", summary="List users", responses=documented(*OPERATOR_ONLY))
+@router.get("/users", summary="List users", response_model=Page[UserPublic], responses=documented(*OPERATOR_ONLY))
 async def list_users(
     request: Request,
     after: After,
     limit: Limit = 50,
     status: Annotated[Status | None, Query(description="Only users in this status")] = None,
     username_prefix: Annotated[Username | None, Query(description="Only names that begin so")] = None,
-) -> Page[UserPublic]:
+) -> Response:
     """In order of registration."""
     rows = await operations_of(request).read(
         crud.list_users, status=status, username_prefix=username_prefix, after=after, limit=limit + 1
@@ -110,8 +110,13 @@ async def register_users(request: Request) -> UsersBatchAnswer:
     return UsersBatchAnswer.model_construct(results=results)
 
 
-@router.get("/users/{id}/tokens", summary="List a user's tokens", responses=documented(*OPERATOR_ONLY, UserNotFound))
-async def list_users_tokens(id: RowId, request: Request, after: After, limit: Limit = 50) -> Page[TokenPublic]:
+@router.get(
+    "/users/{id}/tokens",
+    summary="List a user's tokens",
+    response_model=Page[TokenPublic],
+    responses=documented(*OPERATOR_ONLY, UserNotFound),
+)
+async def list_users_tokens(id: RowId, request: Request, after: After, limit: Limit = 50) -> Response:
     """Oldest first, as in the user's GET /tokens: with revoked and expired ones, without their secrets."""
     rows = await operations_of(request).read(crud.list_users_tokens, user_id=id, after=after, limit=limit + 1)
     return page_of(rows, limit)

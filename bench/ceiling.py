@@ -2,8 +2,8 @@
 
 from fastapi import FastAPI
 
-from api.pages import Page, page_of
-from bench.usual import LIMIT
+from api.pages import Page
+from bench.usual import LIMIT, page_of
 from models import DebitedTransfer, EntryPublic, Registration, RegistrationAnswer, TransferRequest, UserPublic, now
 from tokens import make_token
 
@@ -49,4 +49,4 @@ async def me() -> UserPublic:
 @app.get("/accounts/{id}/entries")
 async def statement(id: int) -> Page[EntryPublic]:
     """Read nothing."""
-    return page_of(ENTRIES, LIMIT, lambda entry: entry.seq)
+    return page_of(ENTRIES)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import HTTPException
 from sqlmodel import col, select
 
-from api.pages import Page, page_of
+from api.pages import Page, encode_cursor
 from ledger import BALANCE_MAX
 from models import (
     AccessToken,
@@ -186,4 +186,10 @@ def show_statement(rows: Sequence[tuple[Entry, Transfer]]) -> Page[EntryPublic]:
         )
         for entry, transfer in rows
     ]
-    return page_of(entries, LIMIT, lambda entry: entry.seq)
+    return page_of(entries)
+
+
+def page_of(entries: list[EntryPublic]) -> Page[EntryPublic]:
+    """A page of the entries, of which there is one more if there is a next page."""
+    following = encode_cursor(entries[LIMIT - 1].seq) if len(entries) > LIMIT else None
+    return Page.model_construct(items=entries[:LIMIT], next=following)
