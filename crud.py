@@ -19,8 +19,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 import queries
 from db.isolation import Write, all_or_nothing, begin, isolating_failures
+from db.prepared import Prepared
 from db.statements import dialect_of, insert_free, insert_rows, update_rows
-from db.trips import Call, Rows, call, execute, execute_together
+from db.trips import Call, call, execute, execute_together
 from fields import Status
 from ledger import CONTENT, OPERATOR, Holding, Ledger, Order, Posted, Posting, content_of
 from models import (
@@ -28,7 +29,6 @@ from models import (
     Account,
     AccountPublic,
     Entry,
-    EntryPublic,
     IssuedToken,
     KeyedRegistration,
     Profile,
@@ -62,8 +62,15 @@ from refusals import (
 from tokens import hash_secret, make_token
 
 Shown = TypeVar("Shown", bound=SQLModel)
-Fields = dict[str, Any]
-"""The fields of an answer's model, by name. Lists are made of these, since an object for each row is dear."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a list: the items as a JSON array, and the position of the last one if there are more."""
+
+    items: str
+    last: int | None
+
 
 USER_FIELDS = tuple(UserFields.model_fields)
 _values_of: Callable[[UserFields], tuple[Any, ...]] = attrgetter(*USER_FIELDS)
@@ -345,12 +352,12 @@ async def get_user(session: AsyncSession, user_id: int) -> UserPublic:
 
 async def list_users(
     session: AsyncSession, *, status: Status | None, username_prefix: str | None, after: int, limit: int
-) -> list[Fields]:
-    """Return UserPublic's fields of up to `limit` users in order of id, from the first id greater than `after`."""
+) -> Part:
+    """Return up to `limit` users (UserPublic) in order of id, from the first id greater than `after`."""
     filters = {"status": status, "pattern": username_prefix and _pattern_of(username_prefix)}
     filters = {name: value for name, value in filters.items() if value is not None}
     query = queries.select_users(dialect_of(session), tuple(filters))
-    return _fields_of(UserPublic, await execute(session, query, after=after, limit=limit, **filters))
+    return await _read_part(session, query, after=after, limit=limit, **filters)
 
 
 def _pattern_of(prefix: str) -> str:
@@ -474,16 +481,16 @@ def _revoke(token: AccessToken | None) -> TokenPublic | Refusal:
     return _show(TokenPublic, token)
 
 
-async def list_users_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[Fields]:
+async def list_users_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> Part:
     """Do as list_tokens does, but raise UserNotFound."""
     await get_user(session, user_id)
     return await list_tokens(session, user_id=user_id, after=after, limit=limit)
 
 
-async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> list[Fields]:
-    """Return TokenPublic's fields of up to `limit` tokens of a user in order of id, from the first id after `after`."""
+async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> Part:
+    """Return up to `limit` tokens (TokenPublic) of a user in order of id, from the first id greater than `after`."""
     query = queries.select_tokens(dialect_of(session))
-    return _fields_of(TokenPublic, await execute(session, query, user_id=user_id, after=after, limit=limit))
+    return await _read_part(session, query, user_id=user_id, after=after, limit=limit)
 
 
 # --- accounts ---------------------------------------------------------------------------------------------------------
@@ -516,14 +523,11 @@ async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening
     ]
 
 
-async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> list[Fields]:
-    """Return AccountPublic's fields of up to `limit` accounts in order of id, from the first id greater than `after`.
-
-    They are those of one user, or all.
-    """
+async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> Part:
+    """Return up to `limit` accounts (AccountPublic) of one user or all, from the first id greater than `after`."""
     owner = {} if user_id is None else {"user_id": user_id}
     query = queries.select_accounts(dialect_of(session), tuple(owner))
-    return _fields_of(AccountPublic, await execute(session, query, after=after, limit=limit, **owner))
+    return await _read_part(session, query, after=after, limit=limit, **owner)
 
 
 async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPublic:
@@ -542,20 +546,20 @@ async def get_account_at(session: AsyncSession, id: int, caller: int, at: dateti
     return account
 
 
-async def list_entries(session: AsyncSession, id: int, caller: int, *, before: int, limit: int) -> list[Fields]:
-    """Return EntryPublic's fields of up to `limit` entries of an account, newest first, from the first before `before`.
+async def list_entries(session: AsyncSession, id: int, caller: int, *, after: int, limit: int) -> Part:
+    """Return up to `limit` entries (EntryPublic) of an account, newest first, from the first seq less than `after`.
 
     Raises AccountNotFound as get_account does.
     """
     dialect = dialect_of(session)
-    found, entries = await execute_together(
+    found, [entries] = await execute_together(
         session,
         call(queries.select_account(dialect), id=id, caller=caller),
-        call(queries.select_entries(dialect), id=id, caller=caller, before=before, limit=limit),
+        call(queries.select_entries(dialect), id=id, caller=caller, after=after, limit=limit),
     )
     if not found:
         raise AccountNotFound
-    return _fields_of(EntryPublic, entries)
+    return Part(*entries)
 
 
 # --- transfers --------------------------------------------------------------------------------------------------------
@@ -828,10 +832,9 @@ def _show(model: type[Shown], row: SQLModel, **others: Any) -> Shown:
     return model.model_construct(**fields, **others)
 
 
-def _fields_of(model: type[SQLModel], rows: Rows) -> list[Fields]:
-    """Return each row, whose values are those of the model's fields in their order, as a dictionary."""
-    names = tuple(model.model_fields)
-    return [dict(zip(names, row, strict=True)) for row in rows]
+async def _read_part(session: AsyncSession, query: Prepared, **parameters: Any) -> Part:
+    [row] = await execute(session, query, **parameters)
+    return Part(*row)
 
 
 def _construct(model: type[Shown], row: Sequence[Any]) -> Shown:

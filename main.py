@@ -136,5 +136,6 @@ app = DescribedAPI(
 # The last one added is the outermost.
 for middleware in OWN_MIDDLEWARE:
     app.add_middleware(middleware)
-for module in (registration, users, me, accounts, transfers, payments, health, docs_pages):
+# FastAPI looks for a route in this order: those that are called most stand first.
+for module in (accounts, transfers, me, registration, payments, users, health, docs_pages):
     app.include_router(module.router)

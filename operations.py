@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -25,6 +24,9 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 Call = Callable[[Item], Coroutine[Any, Any, Outcome]]
+
+READS_TOGETHER = 8
+"""Queries that may share a connection, one after the other: to take one costs as much as a short query."""
 
 LOCK_PATIENCE = 0.2
 """Seconds that a batch waits for a lock: longer than other batches hold it, too short for callers to notice."""
@@ -68,9 +70,17 @@ class Turns:
             yield
 
 
-async def _run_query(queries: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    [query] = queries
-    return [await query()]
+async def _run_queries(session: AsyncSession, queries: Sequence[Callable[[AsyncSession], Awaitable[Any]]]) -> list[Any]:
+    """Run the queries one after the other; return what each returns, or the exception that it raises."""
+    outcomes: list[Any] = []
+    for query in queries:
+        try:
+            outcomes.append(await query(session))
+        except Interruption:
+            raise
+        except Exception as error:
+            outcomes.append(error)
+    return outcomes
 
 
 class Operations:
@@ -101,8 +111,12 @@ class Operations:
             "authenticate", lambda hashes: database.read(crud.authenticate, hashes), too_late=DatabaseUnavailable
         )
         # Not cancelled at the deadline: SQLite would wait for the query to end, however long that takes.
-        self.query: Batcher[Callable[[], Awaitable[Any]], Any] = self._batcher(
-            "query", _run_query, tasks=4, batch_limit=1, too_late=DatabaseUnavailable
+        self.query: Batcher[Callable[[AsyncSession], Awaitable[Any]], Any] = self._batcher(
+            "query",
+            lambda queries: database.read(_run_queries, queries),
+            tasks=4,
+            batch_limit=READS_TOGETHER,
+            too_late=DatabaseUnavailable,
         )
 
     def write(self, write: IsolatedWrite[Item, ..., Outcome], item: Item) -> Coroutine[Any, Any, Outcome]:
@@ -123,7 +137,11 @@ class Operations:
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a query within the deadline. Raises DatabaseUnavailable after it."""
-        answer: T = await self.query(partial(self.database.read, query, *args, **kwargs))
+
+        async def run(session: AsyncSession) -> T:
+            return await query(session, *args, **kwargs)
+
+        answer: T = await self.query(run)
         return answer
 
     def _batcher(

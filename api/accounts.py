@@ -1,13 +1,14 @@
 """Accounts: balances and statements."""
 
-from operator import itemgetter
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import to_json
 
 import crud
 from api.callers import OR_OPERATOR, Caller, CurrentUser, operations_of
 from api.errors import USER_ONLY, USER_OR_OPERATOR, documented
+from api.fast_route import fast
 from api.pages import After, Cursor, Digits, Limit, Page, RowId, page_of
 from api.strict_route import StrictRoute
 from fields import Instant
@@ -22,8 +23,9 @@ router = APIRouter(route_class=StrictRoute, tags=["accounts"])
 async def get_currencies(request: Request, after: After, limit: Limit = 50) -> Response:
     """ISO 4217's and the operator's own, in order of code."""
     currencies: list[CurrencyPublic] = request.app.state.currencies
-    rows = currencies[after : after + limit + 1]
-    return page_of(rows, limit, lambda last: currencies.index(last) + 1)
+    end = after + limit
+    shown = to_json(currencies[after:end]).decode()
+    return page_of(crud.Part(shown, end if end < len(currencies) else None))
 
 
 @router.get(
@@ -33,6 +35,7 @@ async def get_currencies(request: Request, after: After, limit: Limit = 50) -> R
     responses=documented(*USER_OR_OPERATOR),
     openapi_extra=OR_OPERATOR,
 )
+@fast
 async def list_accounts(
     caller: Caller,
     request: Request,
@@ -44,8 +47,7 @@ async def list_accounts(
 ) -> Response:
     """A user's own; the operator's list has all, system accounts included."""
     owner = user_id if caller == OPERATOR else caller
-    rows = await operations_of(request).read(crud.list_accounts, user_id=owner, after=after, limit=limit + 1)
-    return page_of(rows, limit)
+    return page_of(await operations_of(request).read(crud.list_accounts, user_id=owner, after=after, limit=limit))
 
 
 @router.post(
@@ -67,6 +69,7 @@ async def open_account(account: AccountRequest, user: CurrentUser, request: Requ
     responses=documented(*USER_OR_OPERATOR, AccountNotFound),
     openapi_extra=OR_OPERATOR,
 )
+@fast
 async def get_account(
     id: RowId,
     caller: Caller,
@@ -89,6 +92,7 @@ async def get_account(
     responses=documented(*USER_OR_OPERATOR, AccountNotFound),
     openapi_extra=OR_OPERATOR,
 )
+@fast
 async def list_entries(
     id: RowId,
     caller: Caller,
@@ -99,6 +103,6 @@ async def list_entries(
     limit: Limit = 50,
 ) -> Response:
     """Newest first, each with the balance after it."""
-    before = 2**63 - 1 if after is None else after
-    rows = await operations_of(request).read(crud.list_entries, id, caller, before=before, limit=limit + 1)
-    return page_of(rows, limit, itemgetter("seq"))
+    newest = 2**63 - 1
+    part = await operations_of(request).read(crud.list_entries, id, caller, after=after or newest, limit=limit)
+    return page_of(part)

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 import crud
 from api.callers import CurrentUser, operations_of
 from api.errors import USER_ONLY, documented
-from api.fast_path import fast
+from api.fast_route import fast
 from api.pages import After, Limit, Page, RowId, page_of
 from api.strict_route import StrictRoute
 from models import IssuedToken, TokenPublic, TokenRequest, UserPublic, UserUpdate
@@ -43,8 +43,7 @@ async def close_me(user: CurrentUser, request: Request) -> None:
 @router.get("/tokens", summary="List my tokens", response_model=Page[TokenPublic], responses=documented(*USER_ONLY))
 async def list_tokens(user: CurrentUser, request: Request, after: After, limit: Limit = 50) -> Response:
     """Oldest first, revoked and expired ones included, without their secrets."""
-    rows = await operations_of(request).read(crud.list_tokens, user_id=user.id, after=after, limit=limit + 1)
-    return page_of(rows, limit)
+    return page_of(await operations_of(request).read(crud.list_tokens, user_id=user.id, after=after, limit=limit))
 
 
 @router.post(

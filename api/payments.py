@@ -6,7 +6,7 @@ from starlette.responses import Response
 import crud
 from api.callers import Operator, operations_of
 from api.errors import OPERATOR_ONLY, TRANSFER, documented
-from api.fast_path import fast
+from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
 from api.strict_route import StrictRoute
 from api.transfers import show_settled

@@ -8,7 +8,7 @@ from starlette.responses import Response
 import crud
 from api.callers import allow_registration, operations_of
 from api.errors import OPERATOR_ONLY, documented
-from api.fast_path import fast
+from api.fast_route import fast
 from api.idempotency import REPLAYED, Unquoted, mark_replay
 from api.strict_route import StrictRoute
 from fields import RegistrationKey

@@ -14,7 +14,7 @@ from api import problems
 from api.batches import RefusedItem, batch_body, read_batch, run_batch
 from api.callers import OR_OPERATOR, Caller, operations_of
 from api.errors import TRANSFER, USER_OR_OPERATOR, documented
-from api.fast_path import fast
+from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
 from api.pages import RowId
 from api.strict_route import StrictRoute
@@ -88,6 +88,7 @@ def _fields_of(posting: Posting) -> dict[str, Any]:
     responses=documented(*USER_OR_OPERATOR, refusals.TransferNotFound),
     openapi_extra=OR_OPERATOR,
 )
+@fast
 async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferPublic:
     """For both parties and the operator."""
     return await operations_of(request).read(crud.get_transfer, id, caller)

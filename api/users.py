@@ -39,10 +39,10 @@ async def list_users(
     username_prefix: Annotated[Username | None, Query(description="Only names that begin so")] = None,
 ) -> Response:
     """In order of registration."""
-    rows = await operations_of(request).read(
-        crud.list_users, status=status, username_prefix=username_prefix, after=after, limit=limit + 1
+    part = await operations_of(request).read(
+        crud.list_users, status=status, username_prefix=username_prefix, after=after, limit=limit
     )
-    return page_of(rows, limit)
+    return page_of(part)
 
 
 @router.get("/users/{id:row}", summary="Show a user", responses=documented(*OPERATOR_ONLY, UserNotFound))
@@ -118,8 +118,7 @@ async def register_users(request: Request) -> UsersBatchAnswer:
 )
 async def list_users_tokens(id: RowId, request: Request, after: After, limit: Limit = 50) -> Response:
     """Oldest first, as in the user's GET /tokens: with revoked and expired ones, without their secrets."""
-    rows = await operations_of(request).read(crud.list_users_tokens, user_id=id, after=after, limit=limit + 1)
-    return page_of(rows, limit)
+    return page_of(await operations_of(request).read(crud.list_users_tokens, user_id=id, after=after, limit=limit))
 
 
 @router.post(

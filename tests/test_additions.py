@@ -2,17 +2,19 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import datetime
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Body, Cookie, Depends, FastAPI, Header, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Body, Cookie, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.security import APIKeyHeader, SecurityScopes
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
 
 from api.callers import current_user
-from api.fast_path import FAST, FastPath, fast, find_fast_routes
+from api.fast_path import FastPath, find_fast_routes
+from api.fast_route import FAST, fast
 from api.strict_route import StrictRoute
 from main import app
 from tests.support.registration import named
@@ -76,6 +78,10 @@ def test_these_routes_and_no_others_take_the_fast_path() -> None:
         ("POST", "/transfers"),
         ("POST", "/deposits"),
         ("POST", "/withdrawals"),
+        ("GET", "/accounts"),
+        ("GET", "/accounts/{id}"),
+        ("GET", "/accounts/{id}/entries"),
+        ("GET", "/transfers/{id:row}"),
     }
 
 
@@ -200,6 +206,26 @@ async def with_query(number: int = 0) -> Got:
     return Got(value=number)
 
 
+async def with_queries(numbers: Annotated[list[int] | None, Query()] = None) -> Got:
+    return Got(value=numbers)
+
+
+async def with_response() -> Got:
+    return Response(  # type: ignore[return-value] # as lists do
+        '{"value": "written"}', 202, {"x-set": "yes"}, "application/json"
+    )
+
+
+async def with_parameters(
+    id: Annotated[int, Path(ge=1)],
+    until: datetime,
+    limit: Annotated[int, Query(ge=1, alias="size")] = 50,
+    *,
+    after: Annotated[int, Query(default_factory=int)],
+) -> Got:
+    return Got(value=[id, until, limit, after])
+
+
 def without_async() -> Got:
     return Got(value="thread")
 
@@ -207,12 +233,13 @@ def without_async() -> Got:
 DONE: list[str] = []
 
 
-SERVED = [plain, with_key, with_alias, with_body, with_underscored_header]
+SERVED = [plain, with_key, with_alias, with_body, with_underscored_header, with_query, with_response]
 
 
 NOT_SERVED = [
     *(with_headers, with_cookie, with_header_below, with_yield, with_thread, with_shared),
-    *(with_scopes, with_response_below, with_tasks, with_embedded_body, with_two_bodies, with_query, without_async),
+    *(with_scopes, with_response_below, with_tasks, with_embedded_body, with_two_bodies, without_async),
+    with_queries,
 ]
 
 
@@ -228,12 +255,12 @@ def api_with(endpoint: Callable[..., Any], **options: Any) -> FastAPI:
     return api
 
 
-def answer_of(api: FastAPI) -> tuple[int, Any, Any]:
+def answer_of(api: FastAPI, query: str = "") -> tuple[int, Any, Any]:
     """What it answers to a request that has something of everything that the endpoints here read."""
     headers = {"X-Shop": "corner", "X-Key": "k", "Idempotency-Key": "order-4711", "Cookie": "basket=apples"}
     content = {"number": 5, "sent": {"number": 5}, "first": {"number": 4}, "second": {"number": 5}}
     with TestClient(api) as client:
-        response = client.post("/shop/here", json=content, headers=headers)
+        response = client.post(f"/shop/here{query}", json=content, headers=headers)
     return response.status_code, response.json(), {*response.headers.items()}
 
 
@@ -251,13 +278,61 @@ def forgotten() -> Iterator[None]:
 def test_an_endpoint_answers_the_same_on_the_fast_path_or_beside_it(endpoint: Callable[..., Any]) -> None:
     api = api_with(endpoint)
     assert bool(find_fast_routes(api)) == (endpoint in SERVED)
-    answer = answer_of(api)
+    query = "?number=6" if endpoint is with_query else ""
+    answer = answer_of(api, query)
 
     FAST.clear()
 
-    assert answer == answer_of(api_with_none(endpoint))
-    assert answer[0] == 200
+    assert answer == answer_of(api_with_none(endpoint), query)
+    assert answer[0] == (202 if endpoint is with_response else 200)
     assert (["done", "done"] if endpoint is with_tasks else []) == DONE
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/shop/here/7?until=2026-01-01T00:00:00Z&size=3&after=9", 200),
+        ("/shop/here/7?until=2026-01-01T00:00:00Z", 200),
+        ("/shop/here/%37?until=2026-01-01T00:00:00%2B01:00", 200),
+        ("/shop/here/7", 422),
+        ("/shop/here/0?until=2026-01-01T00:00:00Z", 422),
+        ("/shop/here/x?until=never&size=0&after=", 422),
+    ],
+)
+def test_parameters_are_the_same_on_the_fast_path_or_beside_it(path: str, status: int) -> None:
+    def answers() -> list[Any]:
+        inner = APIRouter(route_class=StrictRoute)
+        inner.add_api_route("/here/{id}", fast(with_parameters) if is_fast else with_parameters)
+        api = FastAPI()
+        api.include_router(inner, prefix="/shop")
+        assert bool(find_fast_routes(api)) == is_fast
+        with TestClient(api) as client:
+            response = client.get(path)
+        return [response.status_code, response.json(), {*response.headers.items()}]
+
+    is_fast = True
+    served = answers()
+    FAST.clear()
+    is_fast = False
+
+    assert served == answers()
+    assert served[0] == status
+
+
+def test_a_route_found_before_a_fast_one_is_served() -> None:
+    async def about() -> Got:
+        return Got(value="about")
+
+    inner = APIRouter(route_class=StrictRoute)
+    inner.add_api_route("/here/about", about)
+    inner.add_api_route("/here/{id}", fast(with_parameters))
+    api = FastAPI()
+    api.add_middleware(FastPath)
+    api.include_router(inner)
+
+    with TestClient(api) as client:
+        assert client.get("/here/about").json() == {"value": "about"}
+        assert client.get("/here/{id}").status_code == 422
 
 
 def api_with_none(endpoint: Callable[..., Any]) -> FastAPI:

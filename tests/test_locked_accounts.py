@@ -1,6 +1,7 @@
 """Who waits for whom: a locked account holds up only those who need it, and who cannot send locks nothing of others."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +43,7 @@ async def holders(operations: Operations) -> list[tuple[int, int]]:
     registrations = [KeyedRegistration.model_validate(named(f"user{index}")) for index in range(8)]
     await operations.write_many(crud.register_users, Bulk(registrations, all_or_nothing=True))
     accounts = await operations.read(crud.list_accounts, user_id=None, after=0, limit=8)
-    ids = [(account["user_id"] or 0, account["id"]) for account in accounts]
+    ids = [(account["user_id"], account["id"]) for account in json.loads(accounts.items)]
     for _, account_id in ids[:4]:
         await operations.write(crud.make_payments, crud.Payment(account_id, 1000, None, None, False))
     return ids

@@ -208,7 +208,7 @@ async def test_balance_and_statement_are_read_from_an_index_without_sorting(
 
     balance_plan = await plan_of_last_statement(database, crud.get_account_at, bob.account_id, OPERATOR, instant)
     statement_plan = await plan_of_last_statement(
-        database, crud.list_entries, bob.account_id, OPERATOR, before=5000, limit=51
+        database, crud.list_entries, bob.account_id, OPERATOR, after=5000, limit=50
     )
 
     # Of SQLite's indexes, a primary key's has no name of its own; for PostgreSQL one of each kind.
@@ -216,7 +216,7 @@ async def test_balance_and_statement_are_read_from_an_index_without_sorting(
     # The search for the balance is itself no table: whatever else is read from end to end is one.
     for plan in (balance_plan, statement_plan):
         assert re.search(rf"(SEARCH|Index Scan).* {primary_key}", plan), plan
-        assert not re.search(r"Sort|Seq Scan|Bitmap|TEMP B-TREE|SCAN (?!search\b)", plan), plan
+        assert not re.search(r"Sort|Seq Scan|Bitmap|TEMP B-TREE|SCAN (?!search\b|anon_1|\(subquery)", plan), plan
     conditions = [line for line in balance_plan.splitlines() if re.search("SEARCH entries|Index Cond", line)]
     assert len(conditions) == 3
     assert all("account_id" in condition for condition in conditions), balance_plan
