@@ -5,10 +5,12 @@ returns a list of outcomes in the order of the items: what is stored now, or a R
 is rolled back for them.
 """
 
+import asyncio
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import repeat
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
@@ -62,6 +64,7 @@ from refusals import (
 from tokens import hash_secret, make_token
 
 Shown = TypeVar("Shown", bound=SQLModel)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,9 @@ class Part:
 
 USER_FIELDS = tuple(UserFields.model_fields)
 _values_of: Callable[[UserFields], tuple[Any, ...]] = attrgetter(*USER_FIELDS)
+
+PART = 500
+"""Items of a large batch that are worked on at a time."""
 
 REPLAY_WINDOW = timedelta(minutes=15)
 """How long a registration can be replayed with its idempotency key."""
@@ -103,6 +109,18 @@ async def insert_registrations(
     if not registrations:
         return []
     moment = now()
+    outcomes: list[Registered | Refusal] = [*repeat(UsernameTaken(), len(registrations))]
+    # In order of name, so that two batches that share names cannot deadlock. Sorting keeps the order of equals.
+    async for part in _in_parts(sorted(range(len(registrations)), key=lambda index: registrations[index].username)):
+        found = await _insert_part(session, [registrations[index] for index in part], currency, moment)
+        for index, outcome in zip(part, found, strict=True):
+            outcomes[index] = outcome
+    return outcomes
+
+
+async def _insert_part(
+    session: AsyncSession, registrations: Sequence[KeyedRegistration], currency: str, moment: datetime
+) -> list[Registered | Refusal]:
     hashes = [_hash_key(registration) for registration in registrations]
     created = await _insert_users(session, registrations, hashes, currency, moment)
     # After the insert: the transaction that took a name or key has committed by now, so its row is visible.
@@ -576,12 +594,26 @@ async def post_orders(
     AlreadyReversed, InsufficientFunds, CurrencyMismatch, BalanceLimit, IdempotencyKeyReused.
     """
     ledger = await _open_ledger(session, [order for order in orders if isinstance(order, Order)], wait=wait)
-    outcomes = [order if isinstance(order, Refusal) else ledger.post(order) for order in orders]
+    outcomes: list[Posted | Refusal] = []
+    async for part in _in_parts(orders):
+        outcomes += [order if isinstance(order, Refusal) else ledger.post(order) for order in part]
     if wait and ledger.locked and any(isinstance(outcome, Locked) for outcome in outcomes):
         raise Locked
-    if ledger.postings:
-        _store_postings(session, ledger)
+    async for postings in _in_parts(ledger.postings):
+        _store_postings(session, postings, ledger.moment)
+    balances = [{"id": each.id, "balance": each.balance, "version": each.version} for each in ledger.changed]
+    if balances:
+        # Last: while an account is still the row that was locked, foreign keys that refer to it need no lock of theirs.
+        update_rows(session, Account, balances, updated_at=ledger.moment)
     return outcomes
+
+
+async def _in_parts(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
+    """Return the items in parts that take some milliseconds each; between these, other calls go on."""
+    for first in range(0, len(items), PART):
+        if first:
+            await asyncio.sleep(0)
+        yield items[first : first + PART]
 
 
 async def _open_ledger(session: AsyncSession, orders: Sequence[Order], *, wait: bool) -> Ledger:
@@ -670,25 +702,22 @@ def _read_posting(
     return Posting(id, Order(*content), currency, debit_balance_after, credit_balance_after, created_at)
 
 
-def _store_postings(session: AsyncSession, ledger: Ledger) -> None:
-    """Write transfers, entries and balances, with one statement each, which are sent with COMMIT."""
+def _store_postings(session: AsyncSession, postings: Sequence[Posting], moment: datetime) -> None:
+    """Write transfers and entries with one statement each, which are sent with COMMIT."""
     transfers = [
         {"id": each.id, **dict(zip(CONTENT, content_of(each.order), strict=True)), "currency": each.currency}
-        for each in ledger.postings
+        for each in postings
     ]
     entries = [
         {"account_id": account_id, "seq": seq, "transfer_id": each.id, "amount": amount, "balance_after": balance_after}
-        for each in ledger.postings
+        for each in postings
         for account_id, seq, amount, balance_after in (
             (each.order.debit_account_id, each.debit_seq, -each.order.amount, each.debit_balance_after),
             (each.order.credit_account_id, each.credit_seq, each.order.amount, each.credit_balance_after),
         )
     ]
-    balances = [{"id": each.id, "balance": each.balance, "version": each.version} for each in ledger.changed]
-    insert_rows(session, Transfer, transfers, created_at=ledger.moment)
-    insert_rows(session, Entry, entries, created_at=ledger.moment)
-    # Last: while an account is still the row that was locked, foreign keys that refer to it need no lock of their own.
-    update_rows(session, Account, balances, updated_at=ledger.moment)
+    insert_rows(session, Transfer, transfers, created_at=moment)
+    insert_rows(session, Entry, entries, created_at=moment)
 
 
 @isolating_failures

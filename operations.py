@@ -28,6 +28,9 @@ Call = Callable[[Item], Coroutine[Any, Any, Outcome]]
 READS_TOGETHER = 8
 """Queries that may share a connection, one after the other: to take one costs as much as a short query."""
 
+PART, PART_ON_SQLITE = 250, 1000
+"""Items of a batch that share a transaction, unless all do. SQLite would write most of its pages for a smaller part."""
+
 LOCK_PATIENCE = 0.2
 """Seconds that a batch waits for a lock: longer than other batches hold it, too short for callers to notice."""
 
@@ -234,7 +237,29 @@ class Operations:
             return [await self.database.write(write, call.items, *args)]
 
         batcher = self._batcher(name, run, batch_limit=1)
-        return self._patient(batcher, batcher)
+        patient = self._patient(batcher, batcher)
+
+        async def call(bulk: Bulk[Item]) -> Sequence[Outcome | Exception]:
+            if bulk.all_or_nothing:
+                return await patient(bulk)
+            outcomes: list[Outcome | Exception] = []
+            give_up = time.monotonic() + self.settings.request_timeout
+            # In parts, since other calls need a turn, or the locks, in between.
+            size = PART_ON_SQLITE if self.database.is_sqlite else PART
+            for first in range(0, len(bulk.items), size):
+                part = bulk.items[first : first + size]
+                try:
+                    if time.monotonic() > give_up:
+                        raise Overloaded
+                    outcomes += await patient(Bulk(part, all_or_nothing=False))
+                except Interruption as interruption:
+                    if not outcomes:
+                        raise
+                    # What is stored is reported.
+                    return outcomes + [interruption] * (len(bulk.items) - first)
+            return outcomes
+
+        return call
 
     async def close(self) -> None:
         """Refuse new calls, finish those that were accepted, and close the connections."""

@@ -232,7 +232,9 @@ def select_new_ids(dialect: str) -> Any:
         newest = sa.select(sa.func.coalesce(sa.func.max(id), 0)).scalar_subquery()
         return sa.select(newest + sa.cast(place, sa.BigInteger))
     places = sa.func.unnest(sa.bindparam("places", type_=sa.ARRAY(sa.BigInteger))).table_valued("place")
-    next_id = sa.func.nextval(sa.func.pg_get_serial_sequence("transfers", "id"))
+    # A subquery is evaluated once, a function for each row.
+    sequence = sa.select(sa.func.pg_get_serial_sequence("transfers", "id")).scalar_subquery()
+    next_id = sa.func.nextval(sequence)
     return sa.select(sa.type_coerce(next_id, sa.BigInteger)).select_from(places)
 
 

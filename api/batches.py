@@ -4,8 +4,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
 
-from fastapi import Request
+from fastapi import Request, Response
 from pydantic import ValidationError
+from pydantic_core import to_json
 from sqlmodel import SQLModel
 
 from api import problems
@@ -22,7 +23,10 @@ logger = logging.getLogger("savepoint")
 BatchT = TypeVar("BatchT", bound=SQLModel)
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
-Shown = TypeVar("Shown", bound=Answer)
+T = TypeVar("T")
+
+PART = 500
+"""Items of a batch that are checked, or shown, at a time."""
 
 
 class RefusedItem(Answer):
@@ -53,45 +57,56 @@ async def read_batch(request: Request, batch: type[BatchT], caller: int) -> Batc
 
 
 async def run_batch(
-    call: Callable[[Bulk[Item]], Awaitable[Sequence[Outcome | Exception]]],
+    write: Callable[[Bulk[Item]], Awaitable[Sequence[Outcome | Exception]]],
     name: str,
     items: Sequence[Any],
     on_error: Literal["rollback", "continue"],
     *,
     check: Callable[[Any], Item],
-    show: Callable[[int, Outcome], Shown],
-) -> list[Shown | RefusedItem]:
-    """Check each item by itself, run the valid ones, and return the outcome of each.
+    show: Callable[[Outcome], dict[str, Any]],
+) -> Response:
+    """Check each item by itself, write the valid ones, and answer with the outcome of each.
 
-    With `rollback`, raises InvalidFields and BatchRefused.
+    `show` returns what the answer says of an item that was stored, beside its index and status. With `rollback`, raises
+    InvalidFields and BatchRefused.
     """
     all_or_nothing = on_error == "rollback"
-    checked = await in_thread(_check_items, items, check, name)
+    checked = await _in_parts(_checking(check, name), items)
     invalid = [each for each in checked if isinstance(each, problems.InvalidFields)]
     if all_or_nothing and invalid:
         errors = [error for each in invalid for error in each.errors]
         unlisted = len(errors[problems.MAX_LISTED :]) + sum(each.unlisted for each in invalid)
         raise problems.InvalidFields(errors[: problems.MAX_LISTED], unlisted)
     valid = [each for each in checked if not isinstance(each, problems.InvalidFields)]
-    done = iter(await call(Bulk(valid, all_or_nothing)))
+    done = iter(await write(Bulk(valid, all_or_nothing)))
     outcomes = [each if isinstance(each, problems.InvalidFields) else next(done) for each in checked]
     refused = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Refusal)]
     if all_or_nothing and refused:
         raise BatchRefused(refused)
 
-    def show_all() -> list[Shown | RefusedItem]:
-        return [
-            RefusedItem.model_construct(index=index, problem=_problem_of_item(outcome, name, index))
-            if isinstance(outcome, Exception)
-            else show(index, outcome)
-            for index, outcome in enumerate(outcomes)
-        ]
+    def show_item(index: int, outcome: Outcome | Exception) -> RefusedItem | dict[str, Any]:
+        if isinstance(outcome, Exception):
+            return RefusedItem.model_construct(index=index, problem=_problem_of_item(outcome, name, index))
+        return {"index": index, "status": "created", **show(outcome)}
 
-    return await in_thread(show_all)
+    shown = await _in_parts(lambda index, outcome: to_json(show_item(index, outcome)), outcomes)
+    return Response(b'{"results":[%b]}' % b",".join(shown), media_type="application/json")
 
 
-def _check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) -> list[Item | problems.InvalidFields]:
-    """Check each item; describe MAX_LISTED errors at most, and one of each further invalid item."""
+async def _in_parts(function: Callable[[int, Any], T], items: Sequence[Any]) -> list[T]:
+    """Return what the function returns for the index and value of each item.
+
+    It is called in the thread, for some milliseconds at a time, so that other bodies are read between them.
+    """
+
+    def call(first: int) -> list[T]:
+        return [function(index, items[index]) for index in range(first, min(first + PART, len(items)))]
+
+    return [each for first in range(0, len(items), PART) for each in await in_thread(call, first)]
+
+
+def _checking(check: Callable[[Any], Item], name: str) -> Callable[[int, Any], Item | problems.InvalidFields]:
+    """Return what checks an item; MAX_LISTED errors are described at most, and one of each further invalid item."""
     left = problems.MAX_LISTED
 
     def check_item(index: int, item: Any) -> Item | problems.InvalidFields:
@@ -103,7 +118,7 @@ def _check_items(items: Sequence[Any], check: Callable[[Any], Item], name: str) 
             left -= len(invalid.errors)
             return invalid
 
-    return [check_item(index, item) for index, item in enumerate(items)]
+    return check_item
 
 
 def _problem_of_item(error: Exception, *item: str | int) -> Problem:

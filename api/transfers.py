@@ -4,7 +4,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from sqlmodel import SQLModel
 from starlette.responses import Response
 
@@ -58,18 +58,19 @@ async def transfer(
 
 def show_transfer(posted: Posted, caller: int) -> SettledTransfer | DebitedTransfer:
     """The transfer; the credit account's balance is for the operator only."""
-    return show_settled(posted) if caller == OPERATOR else DebitedTransfer.model_construct(**_fields_of(posted.posting))
+    if caller == OPERATOR:
+        return show_settled(posted)
+    return DebitedTransfer.model_construct(**_fields_of(posted.posting, caller))
 
 
 def show_settled(posted: Posted) -> SettledTransfer:
     """The transfer as the operator sees it."""
-    posting = posted.posting
-    return SettledTransfer.model_construct(**_fields_of(posting), credit_balance_after=posting.credit_balance_after)
+    return SettledTransfer.model_construct(**_fields_of(posted.posting, OPERATOR))
 
 
-def _fields_of(posting: Posting) -> dict[str, Any]:
+def _fields_of(posting: Posting, caller: int) -> dict[str, Any]:
     order = posting.order
-    return {
+    fields = {
         "id": posting.id,
         "debit_account_id": order.debit_account_id,
         "credit_account_id": order.credit_account_id,
@@ -80,6 +81,7 @@ def _fields_of(posting: Posting) -> dict[str, Any]:
         "created_at": posting.created_at,
         "debit_balance_after": posting.debit_balance_after,
     }
+    return fields | {"credit_balance_after": posting.credit_balance_after} if caller == OPERATOR else fields
 
 
 @router.get(
@@ -124,6 +126,10 @@ async def reverse_transfer(
     return show_transfer(posted, caller)
 
 
+# Quicker than SQLModel's own model_validate, and what FastAPI calls for a body.
+KEYED_TRANSFER = TypeAdapter(KeyedTransfer)
+
+
 class CreatedTransfer(Answer):
     """An item of a batch that was stored."""
 
@@ -140,6 +146,7 @@ class TransfersBatchAnswer(SQLModel):
 
 @router.post(
     "/transfers/batch",
+    response_model=TransfersBatchAnswer,
     summary="Make many transfers at once",
     responses=documented(
         *USER_OR_OPERATOR,
@@ -150,7 +157,7 @@ class TransfersBatchAnswer(SQLModel):
     ),
     openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch)},
 )
-async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnswer:
+async def make_transfers(caller: Caller, request: Request) -> Response:
     """In this order: a transfer may spend what an earlier one brought. Up to 1,000, for the operator up to 10,000.
 
     `rollback` makes all or, if one is refused, none (409). `continue` makes those that are not refused. Each item
@@ -159,17 +166,17 @@ async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnsw
     """
 
     def check(item: Any) -> Order:
-        return Order(caller, **KeyedTransfer.model_validate(item).__dict__)
+        return Order(caller, **KEYED_TRANSFER.validate_python(item).__dict__)
 
-    def show(index: int, posted: Posted) -> CreatedTransfer:
-        return CreatedTransfer.model_construct(index=index, transfer=show_transfer(posted, caller))
+    def show(posted: Posted) -> dict[str, Any]:
+        return {"transfer": _fields_of(posted.posting, caller)}
 
     async with operations_of(request).turns.take(caller):
         batch = await read_batch(request, TransfersBatch, caller)
         if caller != OPERATOR and len(batch.transfers) > USER_BATCH_LIMIT:
             detail = f"Send at most {USER_BATCH_LIMIT:,} transfers at once"
             raise problems.InvalidFields([problems.FieldError(field="body.transfers", detail=detail)])
-        results = await run_batch(
+        return await run_batch(
             partial(operations_of(request).write_many, crud.make_transfers),
             "transfers",
             batch.transfers,
@@ -177,4 +184,3 @@ async def make_transfers(caller: Caller, request: Request) -> TransfersBatchAnsw
             check=check,
             show=show,
         )
-    return TransfersBatchAnswer.model_construct(results=results)

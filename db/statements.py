@@ -101,14 +101,16 @@ def _row_values(dialect: str, table: sa.Table, names: tuple[str, ...]) -> dict[s
     The rows are sent as one JSON array, so that the statement is the same for any number of them, and no limit on the
     number of parameters applies.
     """
-    elements = sa.func.json_each if dialect == "sqlite" else sa.func.json_array_elements
-    row = elements(sa.bindparam("rows", type_=sa.JSON)).table_valued(sa.column("value", sa.JSON), name="item").c.value
-    texts = {name: row[name].as_string() for name in names}
-    # A cast to VARCHAR(n) would cut a text that is too long, which must fail.
-    return {
-        name: text if isinstance(table.c[name].type, sa.String | AutoString) else sa.cast(text, table.c[name].type)
-        for name, text in texts.items()
-    }
+    rows = sa.bindparam("rows", type_=sa.JSON)
+    if dialect == "sqlite":
+        row = sa.func.json_each(rows).table_valued("value", name="item").c.value
+        return {name: sa.func.json_extract(row, sa.literal_column(f"'$.{name}'")) for name in names}
+    # Each object is read once; json_array_elements and ->> would read it for each column. A text of type VARCHAR(n)
+    # could be cut, where one that is too long must fail.
+    is_text = {name: isinstance(table.c[name].type, sa.String | AutoString) for name in names}
+    columns = (sa.column(name, sa.Text() if is_text[name] else table.c[name].type) for name in names)
+    record = sa.func.json_to_recordset(rows).table_valued(*columns, name="item").render_derived(with_types=True).c
+    return {name: record[name] for name in names}
 
 
 def _same_values(table: sa.Table, names: tuple[str, ...]) -> dict[str, sa.ColumnElement[Any]]:

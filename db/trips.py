@@ -4,6 +4,7 @@ So a transaction reaches PostgreSQL twice: with BEGIN and what it reads, then wi
 a pipeline there, and on SQLite one entry into the connection's thread.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ COMMITTED = "savepoint_committed"
 """The key in a connection's `info` that is True after a COMMIT that was sent with what waited."""
 
 BEGIN, COMMIT = "BEGIN", "COMMIT"
+
+PART = 1000
+"""Rows that are converted at a time; that takes some milliseconds."""
 
 Rows = Sequence[Sequence[Any]]
 
@@ -164,11 +168,19 @@ async def run(driver: Any, calls: Sequence[Call]) -> list[Rows]:
         found: Any = await driver.execute_fetchall(SQLiteConnection.TOGETHER, calls)
     else:
         found = await _run_on_postgresql(driver, calls)
-    return [_convert(call.statement, rows) for call, rows in zip(calls, found, strict=True)]
+    return [await _convert(call.statement, rows) for call, rows in zip(calls, found, strict=True)]
 
 
-def _convert(statement: Prepared | None, rows: Any) -> Rows:
-    return [statement.read(row) for row in rows] if statement and statement.to_python else rows
+async def _convert(statement: Prepared | None, rows: Any) -> Rows:
+    if statement is None or not statement.to_python:
+        return rows  # type: ignore[no-any-return]
+    converted: list[Any] = []
+    for first in range(0, len(rows), PART):
+        if first:
+            # Other calls go on.
+            await asyncio.sleep(0)
+        converted += map(statement.read, rows[first : first + PART])
+    return converted
 
 
 async def _run_on_postgresql(driver: psycopg.AsyncConnection[Any], calls: Sequence[Call]) -> list[Rows]:
