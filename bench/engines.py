@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
+from db import turns
 from settings import Settings
 
 with warnings.catch_warnings(action="ignore"):  # It says where it keeps its lock file.
@@ -87,7 +88,7 @@ def copy_of(engine: Engine, template: str) -> Iterator[str]:
         # This makes a checkpoint too, so that nobody pays for what the one before wrote.
         engine.server.psql("DROP DATABASE copy WITH (FORCE)")
     else:
-        for end in ("", "-wal", "-shm"):
+        for end in ("", "-wal", "-shm", *turns.SUFFIXES):
             Path(file_of(url) + end).unlink(missing_ok=True)
 
 

@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy.exc
@@ -21,6 +21,7 @@ from db import sqlite_file, trips
 from db.engines import driver_url, prepare_engine
 from db.errors import COMMITTING, is_busy, is_lost_statement, meaning_of
 from db.postgresql import UNCONFIRMED, Connector, require_state
+from db.turns import ProcessTurns
 from refusals import Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, RowsDropped
 from settings import Settings
 
@@ -67,6 +68,7 @@ class Database:
         event.listen(self.engine.sync_engine, "rollback_savepoint", trips.drop_waiting)
         event.listen(self.engine.sync_engine, "handle_error", self._translate)
         self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
+        self.process_turns = ProcessTurns(str(url.database)) if self.is_sqlite else None
         if self.file is not None:
             self._watch(self.file)
         # A single SELECT is a transaction by itself: it needs no BEGIN, and on SQLite no write lock.
@@ -96,7 +98,12 @@ class Database:
         """
 
         async def run(until: float) -> T:
-            async with self.turn(), connect(self.engine, until, self.file) as connection:
+            # Other processes last, so that none of them waits for this one's connection.
+            async with (
+                self.turn(),
+                connect(self.engine, until, self.file) as connection,
+                self.turn_of_process(),
+            ):
                 # Not closed, which would cost a task: closing the connection rolls back what has not ended.
                 session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
                 outcome = await operation(session, *args, **kwargs)
@@ -126,6 +133,12 @@ class Database:
             yield
         finally:
             self.writing.release()
+
+    def turn_of_process(self) -> AbstractAsyncContextManager[None]:
+        """Wait for the writers of other processes, on SQLite; after half of LOCK_TIMEOUT, only for SQLite's lock."""
+        if self.process_turns is None:
+            return nullcontext()
+        return self.process_turns.take(min(self.lock_timeout / 2, self.give_up - time.monotonic()))
 
     async def read(
         self, query: Callable[Concatenate[AsyncSession, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -206,6 +219,8 @@ class Database:
         await self.engine.dispose()
         if self.file is not None:
             self.file.close()
+        if self.process_turns is not None:
+            self.process_turns.close()
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from db import turns
 from refusals import DatabaseUnavailable
 
 
@@ -16,9 +17,9 @@ def uri(path: str | Path) -> str:
 
 def is_part_of(path: str | Path, database: str | Path) -> bool:
     """Return True if a path, or a link, leads to the file of a database or to one that belongs to it."""
-    # SQLite names these after the target of a symbolic link, a migration its lock after the link.
+    # SQLite and writers name these after the target of a symbolic link, a migration its lock after the link.
     for name in {os.path.abspath(database), os.path.realpath(database)}:
-        for suffix in ("", "-wal", "-shm", "-journal", "-migrating"):
+        for suffix in ("", "-wal", "-shm", "-journal", "-migrating", *turns.SUFFIXES):
             own = name + suffix
             if os.path.realpath(own) == os.path.realpath(path):
                 return True

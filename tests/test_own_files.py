@@ -13,7 +13,8 @@ from tests.support.service import query
 Run = Callable[..., Result]
 
 
-NAMES = ["a.db", "a.db-wal", "a.db-shm", "a.db-journal", "a.db-migrating", "symlink", "hard link", "../data/a.db"]
+SUFFIXES = ["", "-wal", "-shm", "-journal", "-migrating", "-next", "-turn"]
+NAMES = [*(f"a.db{suffix}" for suffix in SUFFIXES), "symlink", "hard link", "../data/a.db"]
 
 
 @pytest.fixture

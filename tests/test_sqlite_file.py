@@ -235,7 +235,7 @@ def test_only_its_owner_reads_a_database(path: Path, tmp_path: Path, create: Cal
             assert client.post("/register", json=named("alice")).status_code == 201
             modes = {each.name: mode_of(each) for each in tmp_path.glob("new.db*")}
 
-    assert modes.keys() >= {"new.db", "new.db-wal", "new.db-shm"}
+    assert modes.keys() >= {"new.db", "new.db-wal", "new.db-shm", "new.db-next", "new.db-turn"}
     assert set(modes.values()) == {0o600}
 
 
