@@ -16,7 +16,7 @@ from sqlalchemy import func, text
 from sqlmodel import SQLModel, select
 
 from bench.contenders import WATCHED, Contender, serving
-from bench.engines import METRICS_TOKEN, Engine, copy_of
+from bench.engines import OPERATOR_TOKEN, Engine, copy_of
 from bench.filling import bearer_token
 from bench.load import BUSY, HERE, Load, Measurement, run_pgbench, run_wrk
 from bench.workloads import ME, ROWS, Workload
@@ -35,6 +35,8 @@ def measure(
     answers: Counter[str] = Counter()
     checked: set[Workload] = set()
     with copy_of(engine, template) as url:
+        if contender.function is not None and engine.server is not None:
+            engine.server.psql(f"\\connect copy\n{(HERE / contender.function).read_text()}")
         rows = count_rows(url)
         with serving(contender, url, folder) as served:
             send = partial(measure_load, contender, engine, served)
@@ -67,7 +69,8 @@ def measure_load(
     forget_peaks(pids)
     before = cpu_seconds(pids, engine)
     watched = watch(urls[0]) if contender is WATCHED else None
-    measured = run_pgbench(workload, urls[0], load) if contender.app is None else run_wrk(workload, urls, load)
+    script = contender.script.format(workload.kind)
+    measured = run_pgbench(script, workload, urls[0], load) if contender.app is None else run_wrk(workload, urls, load)
     after = cpu_seconds(pids, engine)
     answers = max(1, measured.answers)
     if watched is not None:
@@ -126,7 +129,7 @@ def check_books(url: str) -> None:
 
 def watch(origin: str) -> tuple[float, float, float]:
     """How many batches of transfers there were so far, the calls in them, and the seconds that calls waited."""
-    lines = httpx2.get(f"{origin}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"}).text.splitlines()
+    lines = httpx2.get(f"{origin}/metrics", headers={"Authorization": f"Bearer {OPERATOR_TOKEN}"}).text.splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines)
     size = 'savepoint_batch_size_{}{{operation="make_transfers"}}'
     names = (size.format("count"), size.format("sum"), "savepoint_waited_seconds_total")
