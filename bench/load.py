@@ -34,13 +34,15 @@ PREFIXES = map("run{}".format, count())
 class Load:
     """From how many accounts, over how many connections, for how many seconds, and for how many before that.
 
-    In warm_up connections open, statements are compiled and prepared, and pages come into the caches.
+    In warm_up connections open, statements are compiled and prepared, and pages come into the caches. A connection
+    pauses for so many milliseconds between an answer and its next request (wrk alone).
     """
 
     accounts: int
     connections: int
     seconds: int
     warm_up: int = 1
+    pause: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def run_wrk(workload: Workload, origins: Sequence[str], load: Load) -> Measureme
     origins = origins[: load.connections]
     # As patient as SQLite's busy_timeout in bench/usual_sync.py: what is slow is counted as slow, not left out.
     wrk = f"wrk -t{len(origins)} -c{load.connections} -d{load.seconds}s --timeout 30s -s"
-    arguments = (workload.kind, next(PREFIXES), str(load.accounts), str(workload.hot).lower())
+    arguments = (workload.kind, next(PREFIXES), str(load.accounts), str(workload.hot).lower(), str(load.pause))
     output = subprocess.run(
         [*wrk.split(), HERE / "requests.lua", origins[0], "--", *arguments],
         env={**os.environ, "PORTS": " ".join(origin.rpartition(":")[2] for origin in origins)},
@@ -85,13 +87,12 @@ def run_wrk(workload: Workload, origins: Sequence[str], load: Load) -> Measureme
     return replace(measurement, p50=load.seconds * 1e3, p99=load.seconds * 1e3)
 
 
-def run_pgbench(workload: Workload, url: str, load: Load) -> Measurement:
-    """Send the same statements from pgbench; end the benchmark where one fails."""
+def run_pgbench(script: str, workload: Workload, url: str, load: Load) -> Measurement:
+    """Send the statements of a script from pgbench; end the benchmark where one fails."""
     options = f"--no-vacuum --log --protocol=prepared --jobs=2 --client={load.connections} --time={load.seconds}"
     hot = str(workload.hot).lower()
     variables = f"-D prefix={next(PREFIXES)} -D sent=0 -D accounts={load.accounts} -D hot={hot}"
-    script = f"--file={HERE / workload.kind}.sql"
-    command = [str(POSTGRES_BIN_PATH / "pgbench"), *options.split(), *variables.split(), script, url]
+    command = [str(POSTGRES_BIN_PATH / "pgbench"), *options.split(), *variables.split(), f"--file={HERE / script}", url]
     with TemporaryDirectory() as folder:
         output = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         logs = "".join(log.read_text() for log in Path(folder).iterdir())

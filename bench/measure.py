@@ -12,14 +12,13 @@ from pathlib import Path
 
 import httpx2
 import psutil  # type: ignore[import-untyped]
-from sqlalchemy import func
+from sqlalchemy import func, text
 from sqlmodel import SQLModel, select
 
-from audit import open_books
 from bench.contenders import WATCHED, Contender, serving
-from bench.engines import METRICS_TOKEN, Engine, copy_of
+from bench.engines import OPERATOR_TOKEN, Engine, copy_of
 from bench.filling import bearer_token
-from bench.load import BUSY, Load, Measurement, run_pgbench, run_wrk
+from bench.load import BUSY, HERE, Load, Measurement, run_pgbench, run_wrk
 from bench.workloads import ME, ROWS, Workload
 from db.engines import create_migration_engine
 
@@ -36,6 +35,8 @@ def measure(
     answers: Counter[str] = Counter()
     checked: set[Workload] = set()
     with copy_of(engine, template) as url:
+        if contender.function is not None and engine.server is not None:
+            engine.server.psql(f"\\connect copy\n{(HERE / contender.function).read_text()}")
         rows = count_rows(url)
         with serving(contender, url, folder) as served:
             send = partial(measure_load, contender, engine, served)
@@ -68,7 +69,8 @@ def measure_load(
     forget_peaks(pids)
     before = cpu_seconds(pids, engine)
     watched = watch(urls[0]) if contender is WATCHED else None
-    measured = run_pgbench(workload, urls[0], load) if contender.app is None else run_wrk(workload, urls, load)
+    script = contender.script.format(workload.kind)
+    measured = run_pgbench(script, workload, urls[0], load) if contender.app is None else run_wrk(workload, urls, load)
     after = cpu_seconds(pids, engine)
     answers = max(1, measured.answers)
     if watched is not None:
@@ -119,15 +121,15 @@ def check_rows(url: str, before: dict[type[SQLModel], int], answers: Counter[str
 
 
 def check_books(url: str) -> None:
-    """End the benchmark where money was made or lost."""
-    with open_books(url) as books:
-        for finding in books.run(lambda _: None):
-            sys.exit(f"{finding.subject}: {finding.fault}")
+    """End the benchmark where balances, entries and transfers do not add up."""
+    with create_migration_engine(url).connect() as connection:
+        for subject, id in connection.execute(text((HERE / "books.sql").read_text())):
+            sys.exit(f"The books are wrong: {subject} {id}")
 
 
 def watch(origin: str) -> tuple[float, float, float]:
     """How many batches of transfers there were so far, the calls in them, and the seconds that calls waited."""
-    lines = httpx2.get(f"{origin}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"}).text.splitlines()
+    lines = httpx2.get(f"{origin}/metrics", headers={"Authorization": f"Bearer {OPERATOR_TOKEN}"}).text.splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines)
     size = 'savepoint_batch_size_{}{{operation="make_transfers"}}'
     names = (size.format("count"), size.format("sum"), "savepoint_waited_seconds_total")

@@ -9,7 +9,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 270, 210, 52, 12, 34, 40
 """Pixels: a chart, and what is around its lines."""
 COLUMNS = 3
 
-COLOURS = ("#0969da", "#8250df", "#cf222e", "#bc4c00", "#1a7f37", "#6e7781")
+COLOURS = ("#0969da", "#8250df", "#cf222e", "#bc4c00", "#1a7f37", "#6e7781", "#bf3989")
 LIGHT = "rect { fill: #ffffff } text { fill: #1f2328 } .grid { stroke: #d1d9e0 }"
 DARK = "rect { fill: #0d1117 } text { fill: #f0f6fc } .grid { stroke: #3d444d }"
 SHAPES = "text { font: 11px system-ui, sans-serif } .title { font-weight: bold } .line { fill: none; stroke-width: 2 }"

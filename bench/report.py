@@ -4,20 +4,25 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
-from bench.contenders import CONTENDERS, PGBENCH, SAVEPOINT, USUAL, WATCHED
+from bench.batches import CONNECTIONS as OTHERS
+from bench.batches import FIGURES as BATCH_FIGURES
+from bench.batches import PAUSE
+from bench.contenders import CONTENDERS, PGBENCH, SAVEPOINT, USUAL, UVICORN, WATCHED
 from bench.engines import Engine
 from bench.load import BUSY, LONG_WARM_UP
 from bench.plot import Chart, draw
-from bench.results import ENGINES, Case, Results, Target, compared_workloads, spread_of, targets
-from bench.workloads import SPREAD, WORKLOADS, Workload
+from bench.results import ENGINES, Case, Results, compared_workloads, spread_of
+from bench.targets import Target, targets
+from bench.workloads import ME, REGISTRATION, SPREAD, WORKLOADS, Workload
 
 CONNECTIONS = "connections"
 USERS = "users, accounts and transfers"
-FIGURES = {"p50 ms": ("p50", 1), "p99 ms": ("p99", 1), "server CPU": ("server_cpu", 2)}
-FIGURES |= {"database CPU": ("database_cpu", 2), "peak MB": ("memory", 0)}
+FIGURES = {"p50 ms": "p50", "p99 ms": "p99", "server CPU": "server_cpu", "database CPU": "database_cpu"}
+FIGURES |= {"peak MB": "memory"}
 
 
 def write_report(results: Results, options: argparse.Namespace, engines: Sequence[Engine]) -> None:
@@ -27,21 +32,25 @@ def write_report(results: Results, options: argparse.Namespace, engines: Sequenc
         "why": ("Why it is fast: the more calls wait, the more share a transaction", why(results)),
         "growth": ("Growth: Savepoint, 1 worker, as the database grows", growth(results)),
     }
+    summary = format_summary(results)
     page = [describe(results, options, engines), "\n## Targets\n", *map(format_target, targets(results))]
+    page += ["\n## Summary\n", summary]
     for name, (title, charts) in pictures.items():
         if charts:
             (options.into / f"{name}.svg").write_text(draw(charts))
             page.append(f"\n## {title}\n\n![{title}]({name}.svg)")
     for engine in ENGINES:
         page += [format_table(results, engine, each) for each in compared_workloads(results, engine)]
+    if results.batches:
+        page.append(format_batches(results))
     (options.into / "results.md").write_text("\n".join(page) + "\n")
-    print(f"Written: {options.into / 'results.md'}")
+    print(f"{summary}\n\nTargets, all tables and plots: {options.into / 'results.md'}")
 
 
 def describe(results: Results, options: argparse.Namespace, engines: Sequence[Engine]) -> str:
     """When, where and by which command this was measured, and what it means."""
     versions = ", ".join(f"{engine.name} {engine.version}" for engine in engines)
-    measurements = [each for rounds in results.rounds.values() for each in rounds]
+    busy = max((each.disturbance for rounds in results.rounds.values() for each in rounds), default=0)
     failures = [
         f"{case.contender.name}, {case.engine}, {case.workload.name}, {case.connections} connections: "
         f"{sum(each.failures for each in rounds):,} of {sum(each.answers + each.failures for each in rounds):,}"
@@ -49,26 +58,33 @@ def describe(results: Results, options: argparse.Namespace, engines: Sequence[En
         if any(each.failures for each in rounds)
     ]
     return f"""\
-# Savepoint, the usual way, and pgbench under the same load
+# Savepoint and others under the same load
 
 Measured on {datetime.now(UTC):%Y-%m-%d} by `{" ".join(["python -m bench", *sys.argv[1:]])}`: medians of \
-{options.rounds} rounds, in each of which all contenders take turns, with {options.seconds} s of load at {BUSY} \
-connections and {min(2, options.seconds)} s at other numbers of them. From round to round, requests a second differ by \
-{spread_of(results):.0f} % on average.
+{options.rounds} rounds, in each of which all contenders take turns, with {options.seconds} s of load at each number \
+of connections. From round to round, requests a second differ by {spread_of(results):.0f} % on average.
 {os.cpu_count()} cores ({platform.machine()}) shared by server, database and wrk, and with other processes, which \
-kept up to {max(each.disturbance for each in measurements):.1f} of them busy; Python {platform.python_version()}, \
+kept up to {busy:.1f} of them busy; Python {platform.python_version()}, \
 {versions}.
-Each answer of 2xx was found in the database, whole, and the audit found the books right after each run. \
+After each run, each answer of 2xx was found in the database, whole, and balances, entries and transfers added up \
+([books.sql](books.sql)). \
 Requests that failed: {"; ".join(failures) or "none"}.
 
 - The usual way: [usual_sync.py](usual_sync.py) and [usual_async.py](usual_async.py), a session per request, the ORM, \
 SELECT … FOR UPDATE; the same tables, constraints and answers.
 - pgbench sends the same statements ([.sql](.)) straight to the database, one transaction at a time on each \
 connection, prepared.
+- pgledger's way: [a function](ledger_function.sql) in the database makes the whole transfer, as in the published \
+ledger [pgledger](https://github.com/pgr0ss/pgledger), and pgbench calls it as one prepared statement: lock both \
+accounts in order of id, update and check them, insert the transfer and both entries. Written for Savepoint's tables, \
+whose entries hold the balance after them and not the one before. No HTTP, no token, no status of users, no key.
+- uvicorn as it comes: the same app under uvicorn's own protocol class ([plain.py](plain.py)). Savepoint's \
+([why](../docs/decisions/0001-the-server.md)) limits slow and hostile clients, refuses overload before anything is \
+parsed, and sends each answer in one write{cost_of_server(results)}.
 - Two workers have a port each, and half of the connections, as behind a proxy that shares them out.
 - The ceiling: [ceiling.py](ceiling.py), FastAPI with the same bodies and answers, and nothing behind it.
-- Growth is measured after {LONG_WARM_UP} s of load, once what is used of the database is in the caches; that adds \
-some ten thousand transfers and users.
+- Growth is measured after {LONG_WARM_UP} s of transfers and as many of registrations, once what is used of the \
+database is in the caches; that adds some ten thousand of each.
 - 10,000 users with 50 entries each. Latencies are corrected for coordinated omission, as wrk does it. \
 CPU is in ms per request, of all processes (SQLite is part of the server). Peak MB are the server's processes added up.
 """
@@ -78,10 +94,59 @@ def format_target(target: Target) -> str:
     """Whether it was met, and by which figures."""
     if not target.values:
         return f"- not measured: {target.words}"
-    shown = "; ".join(f"{name}: {value:.2g}" for name, value in target.worst_first[:3])
+    shown = "; ".join(f"{name}: {rounded(value)}" for name, value in target.worst_first[:3])
     more = len(target.values) - 3
     rest = f"; {more} more are better" if more > 0 else ""
     return f"- **{'met' if target.met else 'missed'}**: {target.words}. {shown}{rest}"
+
+
+def rounded(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cost_of_server(results: Results) -> str:
+    """What Savepoint's protocol class costs beside uvicorn's own, where both were measured."""
+    ratios = [
+        f"{100 * results.ratio('server_cpu', case, case._replace(contender=UVICORN)) - 100:+.0f} % for {each.name}"
+        for each in (ME, SPREAD, REGISTRATION)
+        if (case := Case("PostgreSQL", SAVEPOINT, each)) in results.rounds
+        and case._replace(contender=UVICORN) in results.rounds
+    ]
+    return f"; the server's CPU time beside it, at {BUSY} connections: {', '.join(ratios)}" if ratios else ""
+
+
+def format_summary(results: Results) -> str:
+    """Requests a second of each contender at its best, in columns that can be read in a terminal too."""
+    rows = [
+        ["requests/s, each at its best", *(workload.name for workload in WORKLOADS), f"p50 ms of {SPREAD.name} at 1"]
+    ]
+    for engine in ENGINES:
+        for contender in CONTENDERS[engine]:
+            cells = [cell(results.best, engine, contender, workload) for workload in WORKLOADS]
+            cells.append(cell(results.median, Case(engine, contender, SPREAD, 1), "p50"))
+            if set(cells) != {"–"}:
+                rows.append([f"{engine}: {contender.name}", *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    ruler = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ruler, *lines[1:]])
+
+
+def format_batches(results: Results) -> str:
+    """What batches and the import reach, and what others see of it."""
+    rows = [
+        "\n## Batches of 10,000 on one worker\n",
+        "The operator sends one after the other for as long as the load lasts. Others send over "
+        f"{OTHERS} connections, each of which pauses for {PAUSE} ms after an answer; a dash is none that failed. "
+        "The import is a process of its own, start included, and issues tokens.\n",
+        f"| engine, batches | {' | '.join(BATCH_FIGURES)} |",
+        f"|---{'|--:' * len(BATCH_FIGURES)}|",
+    ]
+    for engine, batches in results.batches:
+        cells = [cell(results.batches_median, engine, batches, figure) for figure in BATCH_FIGURES]
+        rows.append(f"| {engine}, {batches} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def format_table(results: Results, engine: str, workload: Workload) -> str:
@@ -94,25 +159,25 @@ def format_table(results: Results, engine: str, workload: Workload) -> str:
         f"| {' | '.join(columns)} |",
         f"|---{'|--:' * (len(columns) - 1)}|",
     ]
-    for contender in CONTENDERS:
+    for contender in CONTENDERS[engine]:
         case = Case(engine, contender, workload)
-        cells = [cell(results, case._replace(connections=each), "rate", 0) for each in results.connections()]
-        cells.append(cell(results, case._replace(connections=1), "p50", 1))
-        cells += [cell(results, case, figure, digits) for figure, digits in FIGURES.values()]
-        for other in (USUAL, PGBENCH)[: len(columns) - len(cells) - 1]:
-            try:
-                cells.append(f"{results.times(engine, contender, other, workload):.2g}")
-            except KeyError:
-                cells.append("–")
+        cells = [cell(results.median, case._replace(connections=each), "rate") for each in results.connections()]
+        cells.append(cell(results.median, case._replace(connections=1), "p50"))
+        cells += [cell(results.median, case, figure) for figure in FIGURES.values()]
+        others = (USUAL, PGBENCH)[: len(columns) - len(cells) - 1]
+        cells += [cell(results.times, engine, contender, other, workload) for other in others]
         if set(cells) != {"–"}:
             rows.append(f"| {contender.name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def cell(results: Results, case: Case, figure: str, digits: int) -> str:
-    """A median; a dash where there is none."""
-    value = results.median(case, figure) if case in results.rounds else 0
-    return f"{value:,.{digits}f}" if value else "–"
+def cell(figure: Callable[..., float], *way: Any) -> str:
+    """A figure; a dash where it was not measured, or there is none."""
+    try:
+        value = figure(*way)
+    except KeyError:
+        value = 0
+    return rounded(value) if value else "–"
 
 
 def throughput(results: Results) -> list[Chart]:
@@ -125,7 +190,11 @@ def throughput(results: Results) -> list[Chart]:
             f"{engine}, {workload.name}: requests/s",
             CONNECTIONS,
             results,
-            {each.name: [Case(engine, each, workload, n) for n in results.connections()] for each in CONTENDERS},
+            {
+                each.name: [Case(engine, each, workload, n) for n in results.connections()]
+                for each in CONTENDERS[engine]
+                if each is not UVICORN
+            },
             "rate",
         )
     ]

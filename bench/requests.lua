@@ -1,6 +1,7 @@
 -- Sends one kind of request over and over, and prints one line of JSON at the end.
 -- Arguments: the kind; what goes before each username, so that no two runs share one; how many accounts there are;
--- whether account 1 gets all money. The environment variable PORTS has a port for each thread.
+-- whether account 1 gets all money; for how many milliseconds a connection pauses after an answer. The environment
+-- variable PORTS has a port for each thread.
 
 local threads = 0
 local kinds = {}
@@ -15,6 +16,10 @@ end
 function init(args)
    kind, prefix, accounts, hot = args[1], args[2] .. "t" .. number .. "n", tonumber(args[3]), args[4] == "true"
    sent = 0
+   local pause = tonumber(args[5])
+   if pause > 0 then
+      delay = function() return pause end
+   end
    -- Otherwise each thread would draw the same accounts.
    math.randomseed(os.time() * 100 + number)
 end

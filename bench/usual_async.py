@@ -11,9 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from api.pages import Page
 from bench import usual
-from models import Account, DebitedTransfer, EntryPublic, Registration, RegistrationAnswer, TransferRequest, UserPublic
+from models import DebitedTransfer, Registration, RegistrationAnswer, TransferRequest, UserPublic
 from tokens import make_token
 
 engine = create_async_engine(
@@ -71,11 +70,3 @@ async def me(session: OpenSession, bearer: Bearer) -> UserPublic:
     row = (await session.exec(usual.user_query(bearer.credentials))).one_or_none()
     usual.admit(row)
     return usual.show_user(row.User, row.status)
-
-
-@app.get("/accounts/{id}/entries")
-async def statement(id: int, session: OpenSession, bearer: Bearer) -> Page[EntryPublic]:
-    """The newest page of an account's statement."""
-    caller = usual.admit((await session.exec(usual.token_query(bearer.credentials))).one_or_none())
-    usual.check_owner(await session.get(Account, id), caller)
-    return usual.show_statement((await session.exec(usual.statement_query(id))).all())
