@@ -30,7 +30,7 @@ PART = 500
 
 
 class RefusedItem(Answer):
-    """An item of a batch that was not stored, and why."""
+    """An item of a batch that was refused, or may not have been stored, and why."""
 
     index: int
     status: Literal["refused"] = "refused"

@@ -208,7 +208,11 @@ async def _run_on_postgresql(driver: psycopg.AsyncConnection[Any], calls: Sequen
         # A cancellation is never hidden by an error.
         error = error if error is not None and isinstance(late, Exception) else late
     if error is None:
-        return [await each.fetchall() if each.description else () for each in cursors]
+        # What writes only counts. Not `description`, which makes an object for each column.
+        return [
+            await cursor.fetchall() if call.statement and call.statement.has_rows and not call.writes else ()
+            for cursor, call in zip(cursors, calls, strict=True)
+        ]
     while isinstance(error, psycopg.errors.PipelineAborted) and error.__context__:
         error = error.__context__
     done = sum(each.statusmessage is not None for each in cursors)
