@@ -10,7 +10,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from itertools import repeat
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
@@ -109,13 +108,12 @@ async def insert_registrations(
     if not registrations:
         return []
     moment = now()
-    outcomes: list[Registered | Refusal] = [*repeat(UsernameTaken(), len(registrations))]
+    outcomes: dict[int, Registered | Refusal] = {}
     # In order of name, so that two batches that share names cannot deadlock. Sorting keeps the order of equals.
     async for part in _in_parts(sorted(range(len(registrations)), key=lambda index: registrations[index].username)):
         found = await _insert_part(session, [registrations[index] for index in part], currency, moment)
-        for index, outcome in zip(part, found, strict=True):
-            outcomes[index] = outcome
-    return outcomes
+        outcomes |= zip(part, found, strict=True)
+    return [outcomes[index] for index in range(len(registrations))]
 
 
 async def _insert_part(

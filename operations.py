@@ -16,7 +16,7 @@ from db.database import Database
 from db.isolation import IsolatedWrite, Write
 from ledger import OPERATOR, Posted
 from models import UserPublic
-from refusals import BatchUnderWay, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, Overloaded
+from refusals import BatchUnderWay, Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, Overloaded
 from settings import Settings
 
 P = ParamSpec("P")
@@ -79,7 +79,8 @@ async def _run_queries(session: AsyncSession, queries: Sequence[Callable[[AsyncS
     for query in queries:
         try:
             outcomes.append(await query(session))
-        except Interruption:
+        except Conflict:
+            # All are run again: the connection broke, perhaps.
             raise
         except Exception as error:
             outcomes.append(error)
@@ -114,13 +115,9 @@ class Operations:
             "authenticate", lambda hashes: database.read(crud.authenticate, hashes), too_late=DatabaseUnavailable
         )
         # Not cancelled at the deadline: SQLite would wait for the query to end, however long that takes.
-        self.query: Batcher[Callable[[AsyncSession], Awaitable[Any]], Any] = self._batcher(
-            "query",
-            lambda queries: database.read(_run_queries, queries),
-            tasks=4,
-            batch_limit=READS_TOGETHER,
-            too_late=DatabaseUnavailable,
-        )
+        self.query = self._query_batcher("query", tasks=4, together=READS_TOGETHER)
+        # It may read all users, where every other query reads a few rows by an index.
+        self.search = self._query_batcher("search", tasks=2, together=1)
 
     def write(self, write: IsolatedWrite[Item, ..., Outcome], item: Item) -> Coroutine[Any, Any, Outcome]:
         """Write one item, in one transaction with the others that wait for the same crud function.
@@ -144,7 +141,8 @@ class Operations:
         async def run(session: AsyncSession) -> T:
             return await query(session, *args, **kwargs)
 
-        answer: T = await self.query(run)
+        batcher = self.search if query is crud.list_users else self.query
+        answer: T = await batcher(run)
         return answer
 
     def _batcher(
@@ -169,6 +167,14 @@ class Operations:
         )
         self.batchers.append(batcher)
         return batcher
+
+    def _query_batcher(
+        self, name: str, *, tasks: int, together: int
+    ) -> Batcher[Callable[[AsyncSession], Awaitable[Any]], Any]:
+        def run(queries: Sequence[Callable[[AsyncSession], Awaitable[Any]]]) -> Awaitable[list[Any]]:
+            return self.database.read(_run_queries, queries)
+
+        return self._batcher(name, run, tasks=tasks, batch_limit=together, too_late=DatabaseUnavailable)
 
     def _coalesce(self, write: IsolatedWrite[Item, ..., Outcome], *args: Any) -> Call[Item, Outcome]:
         """Return what calls `write` for a single item; items that need a locked row wait without the others."""

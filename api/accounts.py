@@ -103,6 +103,5 @@ async def list_entries(
     limit: Limit = 50,
 ) -> Response:
     """Newest first, each with the balance after it."""
-    newest = 2**63 - 1
-    part = await operations_of(request).read(crud.list_entries, id, caller, after=after or newest, limit=limit)
-    return page_of(part)
+    newer = 2**63 - 1 if after is None else after
+    return page_of(await operations_of(request).read(crud.list_entries, id, caller, after=newer, limit=limit))
