@@ -28,8 +28,8 @@ Call = Callable[[Item], Coroutine[Any, Any, Outcome]]
 READS_TOGETHER = 8
 """Queries that may share a connection, one after the other: to take one costs as much as a short query."""
 
-PART, PART_ON_SQLITE = 250, 1000
-"""Items of a batch that share a transaction, unless all do. SQLite would write most of its pages for a smaller part."""
+PART = 250
+"""Items of a batch that share a transaction, unless all do; others need a turn, or the locks, in between."""
 
 LOCK_PATIENCE = 0.2
 """Seconds that a batch waits for a lock: longer than other batches hold it, too short for callers to notice."""
@@ -250,10 +250,8 @@ class Operations:
                 return await patient(bulk)
             outcomes: list[Outcome | Exception] = []
             give_up = time.monotonic() + self.settings.request_timeout
-            # In parts, since other calls need a turn, or the locks, in between.
-            size = PART_ON_SQLITE if self.database.is_sqlite else PART
-            for first in range(0, len(bulk.items), size):
-                part = bulk.items[first : first + size]
+            for first in range(0, len(bulk.items), PART):
+                part = bulk.items[first : first + PART]
                 try:
                     if time.monotonic() > give_up:
                         raise Overloaded

@@ -20,7 +20,6 @@ from tests.support.service import AS_OPERATOR
 @pytest.fixture(autouse=True)
 def parts_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations_module, "PART", 2)
-    monkeypatch.setattr(operations_module, "PART_ON_SQLITE", 2)
 
 
 def registrations(count: int) -> list[KeyedRegistration]:
