@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 Call = Callable[[Item], Coroutine[Any, Any, Outcome]]
 
-READS_TOGETHER = 8
+READS_TOGETHER = 4
 """Queries that may share a connection, one after the other: to take one costs as much as a short query."""
 
 PART = 250
@@ -260,7 +260,10 @@ class Operations:
                     if not outcomes:
                         raise
                     # What is stored is reported.
-                    return outcomes + [interruption] * (len(bulk.items) - first)
+                    outcomes += [interruption] * len(part)
+                    if not isinstance(interruption, Locked):
+                        rest = DatabaseUnavailable() if isinstance(interruption, OutcomeUnknown) else interruption
+                        return outcomes + [rest] * (len(bulk.items) - len(outcomes))
             return outcomes
 
         return call

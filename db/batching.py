@@ -1,6 +1,7 @@
 """Many concurrent calls, one crud call: a batch is all that waits when a task becomes free."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -110,9 +111,13 @@ class Batcher(Generic[Item, Outcome]):
             asyncio.get_running_loop().call_soon(self.settle_in_turn, settled)
 
     def take_waiting(self) -> list[Call[Item, Outcome]]:
-        """The next batch, in order of arrival, without calls that were answered at their deadline."""
+        """The next batch, in order of arrival, without calls that were answered at their deadline.
+
+        It is one task's share of what waits, so that calls share a batch only where there are more of them than tasks.
+        """
         batch: list[Call[Item, Outcome]] = []
-        while self.waiting and len(batch) < self.batch_limit:
+        limit = min(self.batch_limit, math.ceil(len(self.waiting) / self.tasks))
+        while self.waiting and len(batch) < limit:
             call = self.waiting.popleft()
             if not call.outcome.done():
                 call.begun = True

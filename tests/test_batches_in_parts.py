@@ -12,7 +12,7 @@ import operations as operations_module
 from db.database import Database
 from models import KeyedRegistration
 from operations import Bulk, Operations
-from refusals import DatabaseUnavailable, Interruption, OutcomeUnknown
+from refusals import DatabaseUnavailable, Interruption, Locked, OutcomeUnknown
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR
 
@@ -30,11 +30,11 @@ class Failing:
     """Stands before Database.write, and raises an error at one of its calls."""
 
     def __init__(self, write: Any, at: int, error: Exception) -> None:
-        self.write, self.at, self.error, self.calls = write, at, error, 0
+        self.write, self.at, self.until, self.error, self.calls = write, at, at, error, 0
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
-        if self.calls == self.at:
+        if self.at <= self.calls <= self.until:
             raise self.error
         return await self.write(*args, **kwargs)
 
@@ -52,10 +52,24 @@ async def test_what_was_stored_before_a_part_failed_is_reported(
 
     outcomes = await written(operations, 7)
 
-    assert [type(each) for each in outcomes] == [crud.Registered] * 2 + [type(error)] * 5
+    # Only of the part that failed may anything be stored.
+    assert [type(each) for each in outcomes] == [crud.Registered] * 2 + [type(error)] * 2 + [DatabaseUnavailable] * 3
     assert write.calls == 2
     stored = await database.read(crud.list_users, status=None, username_prefix=None, after=0, limit=10)
     assert stored.items.count('"username"') == 2
+
+
+async def test_a_part_that_meets_a_locked_row_holds_up_no_other(
+    operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations.settings.lock_timeout = 0.01
+    write = Failing(operations.database.write, 2, Locked())
+    write.until = 3
+    monkeypatch.setattr(operations.database, "write", write)
+
+    outcomes = await written(operations, 6)
+
+    assert [type(each) for each in outcomes] == [crud.Registered] * 2 + [Locked] * 2 + [crud.Registered] * 2
 
 
 async def test_nothing_is_reported_where_the_first_part_fails(

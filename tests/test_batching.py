@@ -155,7 +155,8 @@ async def test_no_more_batches_than_tasks_run_at_once(run: HeldBack) -> None:
     assert run.batches == [["a"], ["b"]]
     await run.end(1)
 
-    assert run.batches == [["a"], ["b"], ["c", "d"]]
+    # Its share of what waits.
+    assert run.batches == [["a"], ["b"], ["c"]]
 
 
 async def test_a_call_beyond_queue_limit_is_refused_at_once(run: HeldBack) -> None:
@@ -268,3 +269,15 @@ async def test_others_get_their_turn_while_the_callers_of_a_large_batch_are_answ
 
     assert len(answered) > 2
     assert [await each for each in calls] == ["A"] * 200
+
+
+async def test_several_tasks_share_what_waits(run: HeldBack) -> None:
+    batcher = make_batcher(run, tasks=2)
+
+    calls = await call(batcher, "abcd")
+
+    assert run.batches == [["a", "b"], ["c"]]
+    for batch in range(2):
+        await run.end(batch)
+    await run.end(2)
+    assert await asyncio.gather(*calls) == ["A", "B", "C", "D"]
