@@ -246,27 +246,34 @@ class Operations:
         patient = self._patient(batcher, batcher)
 
         async def call(bulk: Bulk[Item]) -> Sequence[Outcome | Exception]:
-            if bulk.all_or_nothing:
-                return await patient(bulk)
-            outcomes: list[Outcome | Exception] = []
-            give_up = time.monotonic() + self.settings.request_timeout
-            for first in range(0, len(bulk.items), PART):
-                part = bulk.items[first : first + PART]
-                try:
-                    if time.monotonic() > give_up:
-                        raise Overloaded
-                    outcomes += await patient(Bulk(part, all_or_nothing=False))
-                except Interruption as interruption:
-                    if not outcomes:
-                        raise
-                    # What is stored is reported.
-                    outcomes += [interruption] * len(part)
-                    if not isinstance(interruption, Locked):
-                        rest = DatabaseUnavailable() if isinstance(interruption, OutcomeUnknown) else interruption
-                        return outcomes + [rest] * (len(bulk.items) - len(outcomes))
-            return outcomes
+            return await (patient(bulk) if bulk.all_or_nothing else self._write_parts(patient, bulk.items))
 
         return call
+
+    async def _write_parts(
+        self, write: Call[Bulk[Item], Sequence[Outcome | Exception]], items: Sequence[Item]
+    ) -> Sequence[Outcome | Exception]:
+        """Write the items in parts; where one fails after others, return what is stored, and why the rest is not."""
+        outcomes: list[Outcome | Exception] = []
+        give_up = time.monotonic() + self.settings.request_timeout
+        for first in range(0, len(items), PART):
+            part = items[first : first + PART]
+            try:
+                if time.monotonic() > give_up:
+                    raise Overloaded
+                outcomes += await write(Bulk(part, all_or_nothing=False))
+            except Locked as locked:
+                outcomes += [locked] * len(part)
+            except Interruption as interruption:
+                if not outcomes:
+                    raise
+                outcomes += [interruption] * len(part)
+                # Nothing of the rest was tried.
+                rest = DatabaseUnavailable() if isinstance(interruption, OutcomeUnknown) else interruption
+                return outcomes + [rest] * (len(items) - len(outcomes))
+        if outcomes and all(isinstance(outcome, Locked) for outcome in outcomes):
+            raise Locked
+        return outcomes
 
     async def close(self) -> None:
         """Refuse new calls, finish those that were accepted, and close the connections."""

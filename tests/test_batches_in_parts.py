@@ -59,17 +59,32 @@ async def test_what_was_stored_before_a_part_failed_is_reported(
     assert stored.items.count('"username"') == 2
 
 
+@pytest.mark.parametrize("place", range(3))
 async def test_a_part_that_meets_a_locked_row_holds_up_no_other(
-    operations: Operations, monkeypatch: pytest.MonkeyPatch
+    operations: Operations, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
     operations.settings.lock_timeout = 0.01
-    write = Failing(operations.database.write, 2, Locked())
-    write.until = 3
+    write = Failing(operations.database.write, place + 1, Locked())
+    write.until = place + 2  # It is tried twice.
     monkeypatch.setattr(operations.database, "write", write)
 
     outcomes = await written(operations, 6)
 
-    assert [type(each) for each in outcomes] == [crud.Registered] * 2 + [Locked] * 2 + [crud.Registered] * 2
+    kinds: list[type] = [crud.Registered] * 6
+    kinds[2 * place : 2 * place + 2] = [Locked] * 2
+    assert [type(each) for each in outcomes] == kinds
+
+
+async def test_a_batch_of_which_all_parts_are_locked_is_refused_whole(
+    operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations.settings.lock_timeout = 0.01
+    write = Failing(operations.database.write, 1, Locked())
+    write.until = 99
+    monkeypatch.setattr(operations.database, "write", write)
+
+    with pytest.raises(Locked):
+        await written(operations, 6)
 
 
 async def test_nothing_is_reported_where_the_first_part_fails(
