@@ -75,6 +75,7 @@ class Part:
 
 
 USER_FIELDS = tuple(UserFields.model_fields)
+INSERTED = (*USER_FIELDS, "registration_key_hash", "registration_content_hash")
 _values_of: Callable[[UserFields], tuple[Any, ...]] = attrgetter(*USER_FIELDS)
 
 PART = 500
@@ -120,7 +121,11 @@ async def _insert_part(
     session: AsyncSession, registrations: Sequence[KeyedRegistration], currency: str, moment: datetime
 ) -> list[Registered | Refusal]:
     hashes = [_hash_key(registration) for registration in registrations]
-    created = await _insert_users(session, registrations, hashes, currency, moment)
+    ids = await _insert_users(session, registrations, hashes, currency, moment)
+    created = {
+        index: _show(UserPublic, registrations[index], id=id, status="active", created_at=moment)
+        for index, id in ids.items()
+    }
     # After the insert: the transaction that took a name or key has committed by now, so its row is visible.
     lost = {key_hash for index, (key_hash, _) in enumerate(hashes) if key_hash and index not in created}
     earlier = await _find_registrations(session, lost) if lost else {}
@@ -158,15 +163,14 @@ async def _insert_users(
     hashes: Sequence[tuple[str | None, str | None]],
     currency: str,
     moment: datetime,
-) -> dict[int, UserPublic]:
-    """Insert the users whose name and key are free, each with a profile and an account; return them by index.
+) -> dict[int, int]:
+    """Insert the users whose name and key are free, each with a profile and an account; return their ids by index.
 
     `hashes` are those of the key and of the content of each registration.
     """
-    users = [dict(zip(USER_FIELDS, _values_of(registration), strict=True)) for registration in registrations]
     rows = [
-        {**user, "registration_key_hash": key_hash, "registration_content_hash": content_hash}
-        for user, (key_hash, content_hash) in zip(users, hashes, strict=True)
+        dict(zip(INSERTED, (*_values_of(registration), *pair), strict=True))
+        for registration, pair in zip(registrations, hashes, strict=True)
     ]
     # In order of name, so that two batches that share names cannot deadlock. Sorting keeps the order of equals.
     inserted = await insert_free(
@@ -177,14 +181,11 @@ async def _insert_users(
         returning=("id", "username", "registration_key_hash"),
     )
     ids = {(username, key_hash): id for id, username, key_hash in inserted}
-    created = {}
-    for index, (user, (key_hash, _)) in enumerate(zip(users, hashes, strict=True)):
-        # Of several with the same name and key, the first was inserted.
-        id = ids.pop((user["username"], key_hash), None)
-        if id is not None:
-            created[index] = UserPublic.model_construct(id=id, **user, status="active", created_at=moment)
+    # Of several with the same name and key, the first was inserted.
+    found = ((index, ids.pop((row["username"], row["registration_key_hash"]), None)) for index, row in enumerate(rows))
+    created = {index: id for index, id in found if id is not None}
     if created:
-        owners = [{"user_id": user.id} for user in created.values()]
+        owners = [{"user_id": id} for id in created.values()]
         insert_rows(session, Profile, owners, status="active")
         insert_rows(session, Account, owners, currency=currency)
     return created
@@ -275,7 +276,7 @@ async def import_users(
             rows = await execute(session, queries.select_imported(dialect_of(session)), keys=keys)
             imported = {key for (key,) in rows}
         if keep_tokens:
-            owners = [(user.id, user.username) for user in created.values()]
+            owners = [(id, registrations[index].username) for index, id in created.items()]
             if len(new) < len(imported):
                 rows = await execute(session, queries.select_without_token(dialect_of(session)), keys=keys)
                 owners = [(id, username) for id, username in rows]

@@ -1,6 +1,7 @@
 """The SELECTs that crud.py executes, each rendered once for each dialect."""
 
 from dataclasses import fields
+from itertools import chain
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -148,26 +149,29 @@ def _part(dialect: str, query: Any, position: sa.ColumnElement[int], *, newest_f
         order, is_after = position.desc(), position < sa.bindparam("after")
     places = (sa.func.row_number().over(order_by=order).label("place"), position.label("position"))
     limit = sa.bindparam("limit", type_=sa.Integer)
-    rows = query.add_columns(*places).where(is_after).order_by(order).limit(limit + 1).subquery().c
-    item = _object_of(dialect, {column.name: rows[column.name] for column in query.selected_columns})
+    rows = query.add_columns(*places).where(is_after).order_by(order).limit(limit + 1).subquery()
+    shown = [_shown(dialect, rows.c[column.name]) for column in query.selected_columns]
+    place = rows.c.place
+    source: sa.FromClause = rows
     if dialect == "sqlite":
+        pairs: Any = ((sa.literal_column(f"'{column.name}'"), column) for column in shown)
         # In the order of the rows.
-        items = sa.func.json_group_array(item)
+        items = sa.func.json_group_array(sa.func.json_object(*chain.from_iterable(pairs)))
     else:
-        items = sa.func.json_agg(postgresql.aggregate_order_by(item, rows.place))
+        # Shorter than json_build_object, and less work.
+        item = sa.select(*shown).correlate(rows).lateral("item")
+        source = rows.join(item, sa.true())
+        items = sa.func.json_agg(postgresql.aggregate_order_by(sa.func.row_to_json(item.table_valued()), place))
     return sa.select(
-        sa.func.coalesce(sa.cast(items.filter(rows.place <= limit), sa.Text), "[]"),
-        sa.case((sa.func.count() > limit, sa.func.max(rows.position).filter(rows.place == limit))),
-    )
+        sa.func.coalesce(sa.cast(items.filter(place <= limit), sa.Text), "[]"),
+        sa.case((sa.func.count() > limit, sa.func.max(rows.c.position).filter(place == limit))),
+    ).select_from(source)
 
 
-def _object_of(dialect: str, columns: dict[str, sa.ColumnElement[Any]]) -> Any:
-    """Return the JSON object of the columns, with instants as pydantic writes them."""
-    parts: list[Any] = []
-    for name, column in columns.items():
-        is_instant = isinstance(column.type, UTCDateTime)
-        parts += [sa.literal_column(f"'{name}'"), _instant(dialect, column) if is_instant else column]
-    return (sa.func.json_object if dialect == "sqlite" else sa.func.json_build_object)(*parts)
+def _shown(dialect: str, column: Any) -> sa.Label[Any]:
+    """Return the column as JSON shows it, instants as pydantic writes them."""
+    shown: sa.ColumnElement[Any] = _instant(dialect, column) if isinstance(column.type, UTCDateTime) else column
+    return shown.label(column.name)
 
 
 def _instant(dialect: str, column: Any) -> Any:
