@@ -22,6 +22,7 @@ from sqlalchemy import event
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import crud
+from alembic_savepoint.terminal import printable
 from api.bodies import DECODER
 from api.problems import InvalidFields, cause_of, describe, field_errors
 from db.database import Database
@@ -30,7 +31,6 @@ from private_files import keep_older, open_private
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, Refusal, SchemaBehind, SchemaDiffers
 from schema import Schema, get_revision, has_columns
 from settings import Settings
-from terminal import printable
 
 CHUNK = 20_000
 """The number of records that are in memory, and in one transaction, at a time."""

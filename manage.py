@@ -24,24 +24,25 @@ from sqlalchemy.exc import SQLAlchemyError
 from typer.core import TyperGroup
 
 import importing
+from alembic_savepoint.backup import saves
+from alembic_savepoint.doctor.comparison import check_schema
+from alembic_savepoint.doctor.diagnosis import EXIT_CODES, Diagnosis
+from alembic_savepoint.doctor.doctor import diagnose
+from alembic_savepoint.doctor.repair import RepairRefused, accept, plan_repair, restamp
+from alembic_savepoint.guards.migrating import only_migrator
+from alembic_savepoint.history.applied import read_applied
+from alembic_savepoint.history.graph import as_json, as_svg, as_text
+from alembic_savepoint.history.revisions import read_history, versions_folder
+from alembic_savepoint.rehearsal import rehearsal_report
+from alembic_savepoint.rehearsal.rehearsal import rehearse
+from alembic_savepoint.terminal import Messages, Output, OutputLost, Terminal, plural, printable, url_text
 from audit import Totals, open_books
 from db.engines import create_migration_engine
 from db.sqlite_file import is_part_of
-from migrations import rehearsal_report, saves
-from migrations.applied import read_applied
-from migrations.comparison import check_schema
-from migrations.diagnosis import EXIT_CODES, Diagnosis
-from migrations.doctor import diagnose
-from migrations.graph import as_json, as_svg, as_text
-from migrations.migrating import only_migrator
-from migrations.rehearsal import rehearse
-from migrations.repair import RepairRefused, accept, plan_repair, restamp
-from migrations.revisions import read_history, versions_folder
 from private_files import FileRefused, older_name
 from refusals import Interruption
 from schema import ALEMBIC_INI, as_typed, chosen_settings, url_setting
 from settings import Settings, SettingsError
-from terminal import Messages, Output, OutputLost, Terminal, plural, printable, url_text
 
 
 class Commands(TyperGroup):

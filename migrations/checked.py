@@ -3,7 +3,7 @@
 Only some commands run env.py: for a broken history, `heads`, `history`, `show` and `merge` would print a traceback.
 """
 
-from migrations.revisions import VERSIONS, read_history, refuse_broken_history
+from alembic_savepoint.history.revisions import VERSIONS, read_history, refuse_broken_history
 
 assert __spec__ is not None
 # Before Python 3.12 only a package may stand for its folder.

@@ -14,13 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import AutoString, SQLModel, UTCDateTime
 
 import models  # noqa: F401 (its tables are what the database is compared with)
+from alembic_savepoint.guards.migrating import Run, only_migrator, refuse_unknown
+from alembic_savepoint.history.applied import RECORD
+from alembic_savepoint.history.revisions import read_history, refuse_broken_history, versions_folder
+from alembic_savepoint.terminal import printable
 from db.engines import create_migration_engine, driver_url
-from migrations.applied import RECORD
-from migrations.migrating import Run, only_migrator, refuse_unknown
-from migrations.revisions import read_history, refuse_broken_history, versions_folder
 from schema import database_url, settings_kind
 from settings import Settings, SettingsError, settings_from_environment
-from terminal import printable
 
 config = context.config
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 import audit
 import manage
-from terminal import plural
+from alembic_savepoint.terminal import plural
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR, ROOT, Rows, query
 

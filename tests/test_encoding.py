@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import main
 import manage
-from migrations import saves
+from alembic_savepoint.backup import saves
 from starting import StartRefused
 from tests.support.service import alembic, execute_on_server, new_database, query
 

@@ -14,15 +14,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import manage
-from migrations import saves
-from migrations.left_over import is_left_over, remove_left_over, temporary_path
-from migrations.save_files import INCOMPLETE, temporary
+from alembic_savepoint.backup import saves
+from alembic_savepoint.backup.left_over import is_left_over, remove_left_over, temporary_path
+from alembic_savepoint.backup.save_files import INCOMPLETE, temporary
 from tests.support.service import ROOT
 
 HELD = """
 import sys
 sys.path.insert(0, {root!r})
-import migrations.saves as saves
+import alembic_savepoint.backup.saves as saves
 from pathlib import Path
 
 def stop(*_):

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 import main
 import manage
-from migrations import saves
-from migrations.applied import read_applied
+from alembic_savepoint.backup import saves
+from alembic_savepoint.history.applied import read_applied
 from tests.support.service import OPERATOR_TOKEN, query
 
 VALUES = {"x'ff00fe'": "x'ff00fe'", "NULL": "NULL", "7": "7", "1.5": "1.5"}

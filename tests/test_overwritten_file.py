@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from alembic_savepoint.backup import saves
 from db.sqlite_file import SQLiteFile
-from migrations import saves
 from refusals import DatabaseUnavailable
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR

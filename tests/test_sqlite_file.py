@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import crud
+from alembic_savepoint.backup import saves
 from db.database import Database
 from db.engines import reading
 from db.sqlite_file import make_private
-from migrations import saves
 from refusals import DatabaseUnavailable
 from settings import Settings
 from starting import StartRefused

@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.testing import CliRunner, Result
 
 import manage
-from terminal import PrintableFormatter, Terminal, plural, printable, url_text
+from alembic_savepoint.terminal import PrintableFormatter, Terminal, plural, printable, url_text
 from tests.support.service import Rows, alembic, query
 
 HOSTILE = "[/red] \x1b[2J\x1b]0;title\x07\x9b31m\u202e\u2066 :smile: \nThe books are right.\r"

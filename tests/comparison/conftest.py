@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 from alembic.config import Config
 
-from migrations import comparison
-from migrations.catalog import Schema
-from migrations.comparison import schema_of_models, schema_of_revision
+from alembic_savepoint.doctor import comparison
+from alembic_savepoint.doctor.catalog import Schema
+from alembic_savepoint.doctor.comparison import schema_of_models, schema_of_revision
 from tests.support.comparison import config_of
 from tests.support.service import ROOT
 

@@ -8,10 +8,10 @@ from alembic import command
 from alembic.config import Config
 from sqlmodel import SQLModel
 
+from alembic_savepoint.backup import saves
+from alembic_savepoint.doctor.catalog import constraints, schema_of
+from alembic_savepoint.doctor.comparison import check_schema, differences, schema_of_revision
 from db.engines import create_migration_engine
-from migrations import saves
-from migrations.catalog import constraints, schema_of
-from migrations.comparison import check_schema, differences, schema_of_revision
 from schema import ALEMBIC_INI
 from tests.support.comparison import execute, found, schema_at
 from tests.support.migrations import REVISIONS, only_sqlite

@@ -13,9 +13,9 @@ from alembic import command
 from alembic.config import Config
 from sqlmodel import SQLModel
 
+from alembic_savepoint.doctor.comparison import differences, schema_of_revision
+from alembic_savepoint.history.revisions import read_history, versions_folder
 from db.engines import create_migration_engine
-from migrations.comparison import differences, schema_of_revision
-from migrations.revisions import read_history, versions_folder
 from schema import ALEMBIC_INI
 from tests.support.comparison import config_of, found, schema_at
 from tests.support.migrations import REVISIONS, add_revision, fill, look, only_postgresql, only_sqlite
@@ -253,7 +253,7 @@ def test_a_check_that_is_killed_leaves_everything_as_it_was(url: str, folder: Pa
     add_revision(folder, NEW, HEAD, '    op.drop_table("profiles")\n    import time; time.sleep(60)')
     before = trace(url)
     script = (
-        "import sys; from migrations.comparison import check_schema; from schema import read_ini;"
+        "import sys; from alembic_savepoint.doctor.comparison import check_schema; from schema import read_ini;"
         "config = read_ini(); config.set_main_option('script_location', sys.argv[2] + '/migrations');"
         "check_schema(sys.argv[1], config)"
     )

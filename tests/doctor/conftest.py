@@ -37,6 +37,6 @@ def place(url: str, repository: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(folder)
     place = Place(folder, url)
-    monkeypatch.setattr("migrations.revisions.VERSIONS", place.versions)
+    monkeypatch.setattr("alembic_savepoint.history.revisions.VERSIONS", place.versions)
     monkeypatch.setattr("manage.ALEMBIC_INI", folder / "alembic.ini")
     return place

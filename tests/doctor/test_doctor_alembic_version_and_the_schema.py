@@ -5,11 +5,11 @@ import re
 import pytest
 import sqlalchemy as sa
 
-from migrations.catalog import schema_of
-from migrations.comparison import Difference, check_schema, differences
-from migrations.doctor import config_for
-from migrations.revisions import read_history
-from migrations.schema_faults import statement
+from alembic_savepoint.doctor.catalog import schema_of
+from alembic_savepoint.doctor.comparison import Difference, check_schema, differences
+from alembic_savepoint.doctor.doctor import config_for
+from alembic_savepoint.doctor.schema_faults import statement
+from alembic_savepoint.history.revisions import read_history
 from tests.support.doctor import ADD_COLUMN, INDEX, NEW, OTHER, REPAIR, Place, commands, evidence, on_one_engine, steps
 from tests.support.migrations import (
     ACCOUNTS,

@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 import manage
-from migrations.diagnosis import KINDS
-from migrations.doctor import diagnose
-from migrations.repair import RepairRefused, plan_repair, restamp
+from alembic_savepoint.doctor.diagnosis import KINDS
+from alembic_savepoint.doctor.doctor import diagnose
+from alembic_savepoint.doctor.repair import RepairRefused, plan_repair, restamp
 from tests.support.doctor import INDEX, NEW, OTHER, Place
 from tests.support.migrating import somebody_who_migrates
 from tests.support.migrations import HEAD

@@ -9,9 +9,9 @@ import sqlalchemy as sa
 from typer.testing import CliRunner, Result
 
 import manage
+from alembic_savepoint.history.applied import RECORD, Applied, Event, read_applied
+from alembic_savepoint.history.graph import as_json
 from db.engines import create_migration_engine
-from migrations.applied import RECORD, Applied, Event, read_applied
-from migrations.graph import as_json
 from tests.support.graph import NOON, event, history_of, words
 from tests.support.revisions import Draft, write_all
 from tests.support.service import query

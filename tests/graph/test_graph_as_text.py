@@ -9,9 +9,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given, settings
 
-from migrations.applied import Applied, Event
-from migrations.graph import MARGIN, arrange, as_svg, as_text, nodes_of
-from migrations.revisions import History, read_history
+from alembic_savepoint.history.applied import Applied, Event
+from alembic_savepoint.history.graph import MARGIN, arrange, as_svg, as_text, nodes_of
+from alembic_savepoint.history.revisions import History, read_history
 from tests.support.graph import elements, event, history_of, words
 from tests.support.revisions import Draft, healthy_histories, write_all
 

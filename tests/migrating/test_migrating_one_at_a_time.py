@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from migrations import saves
+from alembic_savepoint.backup import saves
 from schema import ALEMBIC_INI
 from tests.support.migrating import ADD_COLUMN, NEW, record, somebody_who_migrates
 from tests.support.migrations import (
@@ -203,7 +203,7 @@ def test_a_copy_waits_for_locks_as_long_as_the_setting_says(url: str, monkeypatc
         patience.append(lock_timeout)
         raise saves.SaveError("Somebody holds the tables.")
 
-    monkeypatch.setattr("migrations.saves.save", save)
+    monkeypatch.setattr("alembic_savepoint.backup.saves.save", save)
 
     with pytest.raises(CommandError, match=r"no copy could be taken first\. Somebody holds the tables"):
         command.downgrade(Config(ALEMBIC_INI), BEFORE_ACCOUNTS)

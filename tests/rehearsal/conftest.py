@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import make_url
 
-from migrations import rehearsal
+from alembic_savepoint.rehearsal import rehearsal
 from schema import ALEMBIC_INI
 from tests.support.migrations import ACCOUNTS, BEFORE_ACCOUNTS, HEAD, REVISIONS, fill
 from tests.support.rehearsal import config_of, everything

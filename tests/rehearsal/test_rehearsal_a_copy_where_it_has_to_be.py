@@ -7,11 +7,11 @@ import pytest
 from alembic import command
 from alembic.util import CommandError
 
-from migrations import rehearsal
-from migrations.copies import scratch_database
-from migrations.rehearsal_report import as_json
-from migrations.revisions import read_history
-from migrations.trial import Rehearsal, Trial
+from alembic_savepoint.history.revisions import read_history
+from alembic_savepoint.rehearsal import rehearsal
+from alembic_savepoint.rehearsal.copies import scratch_database
+from alembic_savepoint.rehearsal.rehearsal_report import as_json
+from alembic_savepoint.rehearsal.trial import Rehearsal, Trial
 from tests.support.migrations import (
     ACCOUNTS,
     HEAD,

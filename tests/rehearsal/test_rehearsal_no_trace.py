@@ -16,8 +16,8 @@ from alembic.util import CommandError
 from sqlalchemy import make_url
 
 import manage
-from migrations import rehearsal
-from migrations.copies import LABEL, scratch_database
+from alembic_savepoint.rehearsal import rehearsal
+from alembic_savepoint.rehearsal.copies import LABEL, scratch_database
 from tests.support.migrations import (
     ACCOUNTS,
     BEFORE_ACCOUNTS,

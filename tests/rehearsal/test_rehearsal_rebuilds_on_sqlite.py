@@ -11,12 +11,12 @@ import pytest
 from alembic.util import CommandError
 from sqlalchemy import create_engine
 
+from alembic_savepoint.guards.migrating import only_migrator
+from alembic_savepoint.rehearsal.rebuild_losses import Rebuilds
+from alembic_savepoint.rehearsal.rehearsal import rehearse
+from alembic_savepoint.rehearsal.trial import Rehearsal
+from alembic_savepoint.rehearsal.watching import Watch
 from db.engines import create_migration_engine
-from migrations.migrating import only_migrator
-from migrations.rebuild_losses import Rebuilds
-from migrations.rehearsal import rehearse
-from migrations.trial import Rehearsal
-from migrations.watching import Watch
 from settings import Settings
 from tests.support.migrations import HEAD, add_revision, only_postgresql, only_sqlite, run_script
 from tests.support.rehearsal import ADD_COLUMN, NEW, everything, findings, rehearsed, run, tried

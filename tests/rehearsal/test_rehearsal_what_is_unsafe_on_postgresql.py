@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from migrations import unsafe
-from migrations.unsafe import ask_squawk
-from migrations.watching import Statement
+from alembic_savepoint.rehearsal import unsafe
+from alembic_savepoint.rehearsal.unsafe import ask_squawk
+from alembic_savepoint.rehearsal.watching import Statement
 from tests.support.migrations import only_postgresql
 from tests.support.rehearsal import ADD_COLUMN, ALL_EMAILS, findings, only, printed, rules, statement, tried
 from tests.support.service import query

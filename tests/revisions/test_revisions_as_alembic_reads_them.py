@@ -10,9 +10,9 @@ from alembic.script import ScriptDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrations import revisions
-from migrations.effects import Drop, drops
-from migrations.revisions import RevisionUnreadable, read_history, read_revision
+from alembic_savepoint.history import revisions
+from alembic_savepoint.history.effects import Drop, drops
+from alembic_savepoint.history.revisions import RevisionUnreadable, read_history, read_revision
 from schema import ALEMBIC_INI
 from tests.support.revisions import VERSIONS, Draft, healthy_histories, write_all
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from migrations import lost_files
-from migrations.lost_files import find_in_git
-from migrations.revisions import read_history
+from alembic_savepoint.history import lost_files
+from alembic_savepoint.history.lost_files import find_in_git
+from alembic_savepoint.history.revisions import read_history
 from tests.support.revisions import Draft
 
 

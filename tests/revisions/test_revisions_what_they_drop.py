@@ -5,8 +5,8 @@ import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
-from migrations.effects import Drop, drops, rebuilds
-from migrations.revisions import read_history
+from alembic_savepoint.history.effects import Drop, drops, rebuilds
+from alembic_savepoint.history.revisions import read_history
 from tests.support.revisions import VERSIONS, revision_with, upgrade
 
 UNKNOWN = Drop(None)

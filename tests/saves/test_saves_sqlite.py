@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from migrations.saves import SaveError, load, save
+from alembic_savepoint.backup.saves import SaveError, load, save
 from tests.support.saves import change, files_in, only_sqlite, state
 from tests.support.service import query
 

@@ -21,7 +21,7 @@ from alembic.config import Config
 from sqlalchemy import make_url
 
 import audit
-from migrations.saves import Save, SaveError, SaveRefused, list_saves, load, save
+from alembic_savepoint.backup.saves import Save, SaveError, SaveRefused, list_saves, load, save
 from schema import ALEMBIC_INI
 from tests.support.accounts import order, register_all
 from tests.support.migrations import REVISIONS, fill

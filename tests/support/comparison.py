@@ -7,9 +7,9 @@ from pathlib import Path
 import psycopg
 from alembic.config import Config
 
+from alembic_savepoint.doctor.catalog import Schema, schema_of
+from alembic_savepoint.doctor.comparison import check_schema
 from db.engines import create_migration_engine
-from migrations.catalog import Schema, schema_of
-from migrations.comparison import check_schema
 from schema import ALEMBIC_INI
 
 

@@ -15,8 +15,8 @@ from alembic.config import Config
 from typer.testing import CliRunner, Result
 
 import manage
-from migrations.catalog import schema_of
-from migrations.diagnosis import KINDS
+from alembic_savepoint.doctor.catalog import schema_of
+from alembic_savepoint.doctor.diagnosis import KINDS
 from tests.support.migrations import (
     HEAD,
     REVISIONS,

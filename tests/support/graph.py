@@ -5,8 +5,8 @@ from pathlib import Path
 from textwrap import dedent
 from xml.etree import ElementTree as ET
 
-from migrations.applied import Event
-from migrations.revisions import History, read_history
+from alembic_savepoint.history.applied import Event
+from alembic_savepoint.history.revisions import History, read_history
 from tests.support.revisions import Draft, write_all
 
 SVG = "{http://www.w3.org/2000/svg}"

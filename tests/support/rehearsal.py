@@ -10,10 +10,10 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import manage
-from migrations.rehearsal import rehearse
-from migrations.rehearsal_report import as_text
-from migrations.trial import Rehearsal, Trial
-from migrations.watching import Statement, UnsafeStep
+from alembic_savepoint.rehearsal.rehearsal import rehearse
+from alembic_savepoint.rehearsal.rehearsal_report import as_text
+from alembic_savepoint.rehearsal.trial import Rehearsal, Trial
+from alembic_savepoint.rehearsal.watching import Statement, UnsafeStep
 from schema import ALEMBIC_INI
 from settings import Settings
 from tests.support.migrations import HEAD, add_revision

@@ -6,8 +6,8 @@ from textwrap import dedent
 
 from hypothesis import strategies as st
 
-from migrations import revisions
-from migrations.revisions import read_revision
+from alembic_savepoint.history import revisions
+from alembic_savepoint.history.revisions import read_revision
 from tests.support.service import ROOT
 
 VERSIONS = ROOT / "migrations" / "versions"

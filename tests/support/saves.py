@@ -11,8 +11,8 @@ from alembic import command
 from alembic.config import Config
 from typer.testing import Result
 
-from migrations import saves
-from migrations.saves import Save
+from alembic_savepoint.backup import saves
+from alembic_savepoint.backup.saves import Save
 from schema import ALEMBIC_INI
 from tests.support.migrations import REVISIONS, Snapshot, look
 from tests.support.service import query

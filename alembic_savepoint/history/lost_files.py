@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from migrations.revisions import RevisionUnreadable, read_revision
+from alembic_savepoint.history.revisions import RevisionUnreadable, read_revision
 
 GIT_SECONDS = 10
 """The time limit of git's searches."""

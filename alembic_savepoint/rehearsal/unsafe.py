@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from migrations.revisions import Direction
-from migrations.watching import Lock, Statement, UnsafeStep, Watch
+from alembic_savepoint.history.revisions import Direction
+from alembic_savepoint.rehearsal.watching import Lock, Statement, UnsafeStep, Watch
 
 MANY_ROWS = 100_000
 """The number of rows that one statement may touch without a warning."""

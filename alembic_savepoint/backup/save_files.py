@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import psycopg
 import pydantic
 
-from migrations.left_over import temporary_path
+from alembic_savepoint.backup.left_over import temporary_path
 from models import now
 
 Progress = Callable[[str, int, int], None]

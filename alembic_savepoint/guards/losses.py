@@ -6,8 +6,8 @@ from collections.abc import Mapping, Set
 import sqlalchemy as sa
 from alembic.util import CommandError
 
-from migrations.effects import drops
-from migrations.revisions import Revision, assignments, parse
+from alembic_savepoint.history.effects import drops
+from alembic_savepoint.history.revisions import Revision, assignments, parse
 
 UNKNOWN = "all"
 """The name for drops that the file does not show."""

@@ -11,10 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from migrations.losses import UNKNOWN
-from migrations.trial import Rehearsal, Trial
-from migrations.watching import Lock, Statement, UnsafeStep
-from terminal import plural
+from alembic_savepoint.guards.losses import UNKNOWN
+from alembic_savepoint.rehearsal.trial import Rehearsal, Trial
+from alembic_savepoint.rehearsal.watching import Lock, Statement, UnsafeStep
+from alembic_savepoint.terminal import plural
 
 # --- for machines -----------------------------------------------------------------------------------------------------
 

@@ -14,13 +14,11 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from db.engines import create_migration_engine
-from migrations import saves
-from migrations.applied import RECORD
-from migrations.copies import copy_of
-from migrations.losses import count_losses
-from migrations.migrating import LOCK_ERRORS, blockers_of, only_migrator, refuse_unknown
-from migrations.revisions import (
+from alembic_savepoint.backup import saves
+from alembic_savepoint.guards.losses import count_losses
+from alembic_savepoint.guards.migrating import LOCK_ERRORS, blockers_of, only_migrator, refuse_unknown
+from alembic_savepoint.history.applied import RECORD
+from alembic_savepoint.history.revisions import (
     ASK_DOCTOR,
     Direction,
     History,
@@ -28,9 +26,11 @@ from migrations.revisions import (
     refuse_broken_history,
     versions_folder,
 )
-from migrations.trial import Rehearsal, Trial, Trials, code_of, first_line, refuse_commit, sqlstate
-from migrations.unsafe import ask_squawk
-from migrations.watching import Watch
+from alembic_savepoint.rehearsal.copies import copy_of
+from alembic_savepoint.rehearsal.trial import Rehearsal, Trial, Trials, code_of, first_line, refuse_commit, sqlstate
+from alembic_savepoint.rehearsal.unsafe import ask_squawk
+from alembic_savepoint.rehearsal.watching import Watch
+from db.engines import create_migration_engine
 from schema import read_ini
 from settings import Settings
 

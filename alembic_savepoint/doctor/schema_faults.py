@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from alembic.config import Config
 from sqlmodel import SQLModel
 
-from migrations.catalog import Schema, schema_of
-from migrations.comparison import Difference, NoScratch, RevisionFailed, differences, schema_of_revision
-from migrations.diagnosis import Case, Diagnosis, Next, event_text
+from alembic_savepoint.doctor.catalog import Schema, schema_of
+from alembic_savepoint.doctor.comparison import Difference, NoScratch, RevisionFailed, differences, schema_of_revision
+from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, event_text
 
 LEFT_OVER = "_alembic_tmp_"
 """Alembic's prefix of the table that it fills on SQLite before it drops the old one."""

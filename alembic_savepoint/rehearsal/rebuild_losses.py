@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from migrations.catalog import Part, schema_of
-from migrations.watching import UnsafeStep, Watch, mentions
+from alembic_savepoint.doctor.catalog import Part, schema_of
+from alembic_savepoint.rehearsal.watching import UnsafeStep, Watch, mentions
 
 TYPES = ("null", "integer", "real", "text", "blob")
 

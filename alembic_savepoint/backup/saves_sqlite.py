@@ -11,10 +11,7 @@ from typing import Any
 
 from sqlalchemy import make_url
 
-from db import sqlite_file
-from db.engines import switch_to_wal
-from migrations.applied import revision_text
-from migrations.save_files import (
+from alembic_savepoint.backup.save_files import (
     NO_TABLES,
     PATIENCE,
     UNCHANGED,
@@ -28,6 +25,9 @@ from migrations.save_files import (
     discarded_on_failure,
     temporary,
 )
+from alembic_savepoint.history.applied import revision_text
+from db import sqlite_file
+from db.engines import switch_to_wal
 from models import now
 
 

@@ -21,11 +21,11 @@ from filelock import FileLock, Timeout
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.schema import CreateTable
 
-from migrations import saves
-from migrations.applied import RECORD, applied_in
-from migrations.effects import drops, rebuilds
-from migrations.losses import count_losses, refuse_losses
-from migrations.revisions import ASK_DOCTOR, Direction, History, Revision
+from alembic_savepoint.backup import saves
+from alembic_savepoint.guards.losses import count_losses, refuse_losses
+from alembic_savepoint.history.applied import RECORD, applied_in
+from alembic_savepoint.history.effects import drops, rebuilds
+from alembic_savepoint.history.revisions import ASK_DOCTOR, Direction, History, Revision
 from models import now
 from settings import Settings
 

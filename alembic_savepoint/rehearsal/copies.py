@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from alembic_savepoint.backup import saves
+from alembic_savepoint.backup.left_over import remove_left_over, temporary_path
 from db.engines import create_migration_engine
-from migrations import saves
-from migrations.left_over import remove_left_over, temporary_path
 
 LABEL = "A copy made by manage.py rehearse; it can be dropped"
 """The comment on databases that may be dropped."""

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from rich.cells import cell_len, set_cell_size
 
-from migrations.applied import Applied, Event
-from migrations.revisions import History, ancestors, children_first, path_text
+from alembic_savepoint.history.applied import Applied, Event
+from alembic_savepoint.history.revisions import History, ancestors, children_first, path_text
 
 State = Literal["applied", "pending", "unknown", "untold"]
 

@@ -18,10 +18,10 @@ from alembic.script import ScriptDirectory
 from sqlmodel import SQLModel
 
 import models  # noqa: F401 (its tables are in the metadata)
+from alembic_savepoint.doctor.catalog import LEFT_OUT, Schema, schema_of
+from alembic_savepoint.history.applied import Applied, read_applied
+from alembic_savepoint.history.revisions import History, path_text, read_history, versions_folder
 from db.engines import create_migration_engine, reading
-from migrations.applied import Applied, read_applied
-from migrations.catalog import LEFT_OUT, Schema, schema_of
-from migrations.revisions import History, path_text, read_history, versions_folder
 from schema import read_ini
 
 

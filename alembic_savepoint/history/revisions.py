@@ -17,7 +17,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from terminal import printable
+from alembic_savepoint.terminal import printable
 
 Direction = Literal["upgrade", "downgrade"]
 

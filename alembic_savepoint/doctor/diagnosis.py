@@ -7,9 +7,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from migrations.applied import Applied, Event
-from migrations.lost_files import Git, Lost, find_in_git
-from migrations.revisions import History, Revision, RevisionUnreadable, assignments, parse, path_text, read_revision
+from alembic_savepoint.history.applied import Applied, Event
+from alembic_savepoint.history.lost_files import Git, Lost, find_in_git
+from alembic_savepoint.history.revisions import (
+    History,
+    Revision,
+    RevisionUnreadable,
+    assignments,
+    parse,
+    path_text,
+    read_revision,
+)
 
 KINDS = {
     "unreadable-file": (10, "a revision file cannot be read"),

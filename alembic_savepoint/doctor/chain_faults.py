@@ -5,9 +5,9 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from migrations.diagnosis import Case, Diagnosis, Next, assigns, shell, write
-from migrations.lost_files import Git
-from migrations.revisions import History, Revision, path_text
+from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, assigns, shell, write
+from alembic_savepoint.history.lost_files import Git
+from alembic_savepoint.history.revisions import History, Revision, path_text
 
 
 def chain_faults(case: Case) -> Iterator[Diagnosis]:

@@ -10,14 +10,14 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.schema import CreateTable
 
+from alembic_savepoint.doctor.comparison import edited_revisions
+from alembic_savepoint.doctor.diagnosis import Case, Diagnosis
+from alembic_savepoint.doctor.doctor import config_for
+from alembic_savepoint.doctor.schema_faults import SchemaAtHand
+from alembic_savepoint.guards.migrating import only_migrator
+from alembic_savepoint.history.applied import RECORD, VERSIONS, applied_in, read_applied
+from alembic_savepoint.history.revisions import Revision, read_history
 from db.engines import create_migration_engine
-from migrations.applied import RECORD, VERSIONS, applied_in, read_applied
-from migrations.comparison import edited_revisions
-from migrations.diagnosis import Case, Diagnosis
-from migrations.doctor import config_for
-from migrations.migrating import only_migrator
-from migrations.revisions import Revision, read_history
-from migrations.schema_faults import SchemaAtHand
 from models import now
 
 NEVER = ("unreadable-file", "duplicate-id", "cycle", "missing-parent", "lost-file", "ahead", "foreign-branch")

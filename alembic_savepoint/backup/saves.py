@@ -7,9 +7,8 @@ from typing import Literal, NamedTuple
 
 from sqlalchemy import make_url
 
-from migrations.left_over import is_left_over, remove_left_over
-from migrations.revisions import read_history, versions_folder
-from migrations.save_files import (
+from alembic_savepoint.backup.left_over import is_left_over, remove_left_over
+from alembic_savepoint.backup.save_files import (
     INCOMPLETE,
     UNCHANGED,
     Contents,
@@ -28,8 +27,13 @@ from migrations.save_files import (
     silent,
     temporary,
 )
-from migrations.saves_postgresql import connect_postgresql, contents_of_postgresql, dump_postgresql, load_postgresql
-from migrations.saves_sqlite import (
+from alembic_savepoint.backup.saves_postgresql import (
+    connect_postgresql,
+    contents_of_postgresql,
+    dump_postgresql,
+    load_postgresql,
+)
+from alembic_savepoint.backup.saves_sqlite import (
     contents_of_sqlite,
     copy_sqlite,
     is_sqlite,
@@ -38,6 +42,7 @@ from migrations.saves_sqlite import (
     sound,
     sqlite_path,
 )
+from alembic_savepoint.history.revisions import read_history, versions_folder
 from models import now
 
 __all__ = [

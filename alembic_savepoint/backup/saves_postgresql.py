@@ -17,9 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from sqlmodel import SQLModel
 
-from db.engines import driver_url
-from migrations.applied import revision_text
-from migrations.save_files import (
+from alembic_savepoint.backup.save_files import (
     NO_TABLES,
     PATIENCE,
     UNCHANGED,
@@ -32,6 +30,8 @@ from migrations.save_files import (
     discarded_on_failure,
     temporary,
 )
+from alembic_savepoint.history.applied import revision_text
+from db.engines import driver_url
 from models import now
 
 logger = logging.getLogger(__name__)

@@ -18,13 +18,13 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlmodel import SQLModel
 
-from migrations import saves
-from migrations.losses import count_losses
-from migrations.migrating import LOCK_ERRORS, check_foreign_keys, write_record
-from migrations.rebuild_losses import Rebuilds
-from migrations.revisions import Direction, History, Revision, parse, path_text
-from migrations.unsafe import long_held, newly_required, nullable_columns, slow_or_large
-from migrations.watching import Lock, Statement, UnsafeStep, Watch, strongest
+from alembic_savepoint.backup import saves
+from alembic_savepoint.guards.losses import count_losses
+from alembic_savepoint.guards.migrating import LOCK_ERRORS, check_foreign_keys, write_record
+from alembic_savepoint.history.revisions import Direction, History, Revision, parse, path_text
+from alembic_savepoint.rehearsal.rebuild_losses import Rebuilds
+from alembic_savepoint.rehearsal.unsafe import long_held, newly_required, nullable_columns, slow_or_large
+from alembic_savepoint.rehearsal.watching import Lock, Statement, UnsafeStep, Watch, strongest
 from schema import as_typed
 
 # --- what was seen ----------------------------------------------------------------------------------------------------

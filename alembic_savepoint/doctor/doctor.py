@@ -6,16 +6,16 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic.config import Config
 
+from alembic_savepoint.backup.saves_sqlite import is_sqlite
+from alembic_savepoint.doctor.chain_faults import chain_faults
+from alembic_savepoint.doctor.comparison import edited_revisions, pending_revisions
+from alembic_savepoint.doctor.diagnosis import KINDS, Case, Diagnosis, Next, event_text, shell
+from alembic_savepoint.doctor.schema_faults import LEFT_OVER, SchemaAtHand, schema_faults
+from alembic_savepoint.doctor.unknown_revisions import unknown_revision
+from alembic_savepoint.history.applied import Applied, read_applied
+from alembic_savepoint.history.lost_files import Git
+from alembic_savepoint.history.revisions import path_text, read_history
 from db.engines import reading
-from migrations.applied import Applied, read_applied
-from migrations.chain_faults import chain_faults
-from migrations.comparison import edited_revisions, pending_revisions
-from migrations.diagnosis import KINDS, Case, Diagnosis, Next, event_text, shell
-from migrations.lost_files import Git
-from migrations.revisions import path_text, read_history
-from migrations.saves_sqlite import is_sqlite
-from migrations.schema_faults import LEFT_OVER, SchemaAtHand, schema_faults
-from migrations.unknown_revisions import unknown_revision
 from schema import read_ini
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from migrations.revisions import Direction, Revision, assignments, parse
+from alembic_savepoint.history.revisions import Direction, Revision, assignments, parse
 
 
 @dataclass(frozen=True, slots=True)

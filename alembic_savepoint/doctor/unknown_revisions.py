@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from migrations.diagnosis import Case, Diagnosis, Next, shell
-from migrations.lost_files import Git, Lost
-from migrations.schema_faults import SchemaAtHand
+from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, shell
+from alembic_savepoint.doctor.schema_faults import SchemaAtHand
+from alembic_savepoint.history.lost_files import Git, Lost
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 
 import sqlalchemy as sa
 
-from migrations.applied import RECORD, VERSIONS
+from alembic_savepoint.history.applied import RECORD, VERSIONS
 
 LEFT_OUT = (RECORD.name, VERSIONS.name)
 """Alembic's table and the record, which belong to no revision."""

@@ -1,0 +1,1 @@
+"""Save, load, rehearse, check and diagnose the database of any Alembic project."""

@@ -1,0 +1,1 @@
+"""What is wrong between files, database and models, and what to run next."""

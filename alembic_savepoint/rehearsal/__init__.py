@@ -1,0 +1,1 @@
+"""A migration run for real, watched, and undone."""
