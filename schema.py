@@ -7,7 +7,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from logging.config import fileConfig
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,15 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import CHAR, DATETIME, Connection, DateTime, Integer, String, column, false, inspect, table
 from sqlalchemy.dialects.postgresql import DOMAIN
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 from sqlmodel import AutoString, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from alembic_savepoint.project import Options, Project, Spelling
+from db.engines import create_migration_engine
 from refusals import SchemaBehind
-from settings import NamedDatabase, Settings, settings_from_environment
+from settings import NamedDatabase, Settings, SettingsError, settings_from_environment
 
 ALEMBIC_INI = Path(__file__).with_name("alembic.ini")
 
@@ -163,12 +167,60 @@ def chosen_settings() -> Settings:
     return settings.model_copy(update={"database_url": database_url(settings)})
 
 
-def as_typed(command: str) -> str:
-    """Return the command with the current ALEMBIC_CONFIG before each of its calls, for the same database."""
+def chosen_project() -> Project:
+    """Return the project for the commands of migrations. Raises CommandError and SettingsError."""
+    settings = chosen_settings()
+    config = read_ini(chosen_ini())
+    return Project(config, options_of(settings), url=settings.database_url, spelling=spelling())
+
+
+def configured_options(config: Config) -> tuple[str, Options]:
+    """Return the URL and the settings of migrations, for env.py. Raises CommandError.
+
+    If the ini file names another URL, DATABASE_URL may be missing.
+    """
+    try:
+        settings = settings_from_environment(settings_kind(config))
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
+    url = database_url(settings, config)
+    return url, options_of(settings.model_copy(update={"database_url": url}))
+
+
+def connect_to_migrate(url: str) -> Connection:
+    """Return a connection for migrations. Raises CommandError."""
+    engine = create_migration_engine(url)
+    try:
+        return engine.connect()
+    except DBAPIError as error:
+        words = f"The database {engine.url.database} cannot be used: {str(error.orig).splitlines()[0]}"
+        raise CommandError(words) from None
+
+
+def log_as_configured(config: Config) -> None:
+    """Set up logging from the ini file, for the command `alembic`: the service has its own. Raises CommandError."""
+    if config.cmd_opts is None or config.config_file_name is None:
+        return
+    try:
+        fileConfig(config.config_file_name, disable_existing_loggers=False)
+    except (configparser.Error, KeyError, RuntimeError, ValueError):
+        raise CommandError(
+            f"{config.config_file_name}: its sections for logging are wrong. Copy those of alembic.ini."
+        ) from None
+
+
+def options_of(settings: Settings) -> Options:
+    """Return the settings of migrations."""
+    in_production = settings.environment == "production" or settings.database_url == settings.prod_database_url
+    values = {each.name: getattr(settings, each.name) for each in fields(Options) if hasattr(settings, each.name)}
+    return Options(**values, require_save=in_production)
+
+
+def spelling() -> Spelling:
+    """Return how commands are typed for the chosen ini file, and that settings are environment variables."""
     ini = chosen_ini()
-    if ini == ALEMBIC_INI:
-        return command
-    return re.sub(r"(?:^|(?<=&& ))(?=alembic |python manage\.py )", f"ALEMBIC_CONFIG={shlex.quote(str(ini))} ", command)
+    variables = "" if ini == ALEMBIC_INI else f"ALEMBIC_CONFIG={shlex.quote(str(ini))}"
+    return Spelling("python manage.py", variables=variables, in_environment=True)
 
 
 async def upgrade_to_head() -> None:

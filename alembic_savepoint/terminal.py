@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import TextIO
@@ -41,6 +41,8 @@ class Terminal(Console):
 
     def __init__(self, *, width: int | None = None, stderr: bool = False) -> None:
         super().__init__(width=width, stderr=stderr, markup=False, emoji=False, highlight=False)
+        self.spelled: Callable[[str], str] = str
+        """Returns a text with commands and settings as the reader types them."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Escape everything that is printed, also in tables and progress bars."""
@@ -49,7 +51,7 @@ class Terminal(Console):
 
     def print_line(self, text: str, style: str = "") -> None:
         """Print any text in one line, however narrow the terminal is."""
-        self.print(printable(text), style=style, soft_wrap=True)
+        self.print(printable(self.spelled(text)), style=style, soft_wrap=True)
 
 
 class OutputLost(Exception):

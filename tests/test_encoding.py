@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import main
 import manage
-from alembic_savepoint.backup import saves
 from starting import StartRefused
+from tests.support.project import load, save
 from tests.support.service import alembic, execute_on_server, new_database, query
 
 pytestmark = pytest.mark.slow
@@ -98,13 +98,13 @@ def test_what_a_latin1_database_holds_is_moved_by_a_save(
 ) -> None:
     with new_database("postgresql", tmp_path, request, postgresql_template) as source:
         query(source, "INSERT INTO users (username, email, created_at) VALUES ('émile', 'e@example.com', now())")
-        saves.save(source, tmp_path, "first")
+        save(source, tmp_path, "first")
     old = create("LATIN1")
-    saves.load(old, tmp_path, "first")
-    saves.save(old, tmp_path, "second")
+    load(old, tmp_path, "first")
+    save(old, tmp_path, "second")
 
     new = create("UTF8")
-    saves.load(new, tmp_path, "second")
+    load(new, tmp_path, "second")
 
     assert query(new, "SELECT username FROM users") == [("émile",)]
 
@@ -117,7 +117,7 @@ def test_a_save_is_not_loaded_into_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with new_database("postgresql", tmp_path, request, postgresql_template) as source:
-        saves.save(source, tmp_path, "first")
+        save(source, tmp_path, "first")
     monkeypatch.setenv("SAVES_DIR", str(tmp_path))
     monkeypatch.setenv("DATABASE_URL", create("LATIN1"))
 

@@ -17,6 +17,7 @@ import manage
 from alembic_savepoint.backup import saves
 from alembic_savepoint.backup.left_over import is_left_over, remove_left_over, temporary_path
 from alembic_savepoint.backup.save_files import INCOMPLETE, temporary
+from tests.support.project import load, save
 from tests.support.service import ROOT
 
 HELD = """
@@ -30,7 +31,7 @@ def stop(*_):
     sys.stdin.read()
 
 saves.{place} = stop
-saves.save({url!r}, Path({folder!r}), "killed")
+save({url!r}, Path({folder!r}), "killed")
 """
 """A save that stops for ever at a function."""
 
@@ -70,7 +71,7 @@ def test_a_save_that_was_killed_is_named_and_the_next_one_removes_it(
     with stopped_save(url, folder, "publish") as process:
         [name] = names(folder)
         assert "is being written by a save or load." in listed().stderr
-        saves.save(url, folder, "beside")
+        save(url, folder, "beside")
         assert name in names(folder)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -80,7 +81,7 @@ def test_a_save_that_was_killed_is_named_and_the_next_one_removes_it(
     assert f"{folder}/{name} (" in result.stderr
     assert result.stderr.endswith("was left by a save or load that was killed. The next one removes it.\n")
     assert "beside" in result.stdout
-    saves.load(url, folder, "beside")
+    load(url, folder, "beside")
     assert not list(folder.glob(INCOMPLETE))
     assert listed().stderr == ""
 
@@ -100,9 +101,9 @@ def test_a_copy_without_its_description_is_named_and_kept(
     url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVES_DIR", str(folder))
-    made = saves.save(url, folder, "half")
+    made = save(url, folder, "half")
     (folder / "half.json").unlink()
-    saves.save(url, folder, "whole")
+    save(url, folder, "whole")
 
     assert made.copy_in(folder).exists()
     assert "has no description beside it, so it cannot be loaded: its save was killed. Remove it." in listed().stderr
@@ -171,16 +172,16 @@ def test_the_copy_of_a_killed_rehearsal_is_removed_by_the_next_one(
 
 
 def test_a_database_that_a_load_makes_is_private(tmp_path: Path, folder: Path, sqlite_template: str) -> None:
-    saves.save(f"sqlite:///{sqlite_template}", folder, "kept")
+    save(f"sqlite:///{sqlite_template}", folder, "kept")
 
-    saves.load(f"sqlite:///{tmp_path}/new.db", folder, "kept")
+    load(f"sqlite:///{tmp_path}/new.db", folder, "kept")
 
     assert stat.S_IMODE((tmp_path / "new.db").stat().st_mode) == 0o600
 
 
 def test_all_names_of_saves_tell_the_time_in_one_way(url: str, folder: Path) -> None:
-    made = saves.save(url, folder)
-    replaced = saves.load(url, folder, made.name)
+    made = save(url, folder)
+    replaced = load(url, folder, made.name)
 
     assert replaced
     for name in (made.name, replaced.name, saves.dated("before-0a1b2c3d4e5f")):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 import main
 import manage
 from alembic_savepoint.backup import saves
-from alembic_savepoint.history.applied import read_applied
+from tests.support.project import read_applied
 from tests.support.service import OPERATOR_TOKEN, query
 
 VALUES = {"x'ff00fe'": "x'ff00fe'", "NULL": "NULL", "7": "7", "1.5": "1.5"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from alembic_savepoint.backup import saves
 from db.sqlite_file import SQLiteFile
 from refusals import DatabaseUnavailable
+from tests.support.project import load, save
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR
 from tests.support.sqlite_file import assert_unavailable, started, url_of, usernames
@@ -58,7 +58,7 @@ def test_a_database_that_is_overwritten_acknowledges_nothing_any_more(
     path: Path, overwrite: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copy(path, path.with_name("backup.db"))
-    saves.save(url_of(path), path.parent / "saves", "one")
+    save(url_of(path), path.parent / "saves", "one")
     with started(url_of(path)) as client:
         register(client, "alice")
         fill(path)
@@ -73,11 +73,11 @@ def test_a_database_that_is_overwritten_acknowledges_nothing_any_more(
 def test_a_smaller_save_is_loaded_and_a_vacuum_shrinks_the_file_under_the_service(path: Path) -> None:
     with started(url_of(path)) as client:
         register(client, "alice")
-        saves.save(url_of(path), path.parent / "saves", "one")
+        save(url_of(path), path.parent / "saves", "one")
         fill(path)
         register(client, "bob")
         large = path.stat().st_size
-        saves.load(url_of(path), path.parent / "saves", "one")
+        load(url_of(path), path.parent / "saves", "one")
         checkpoint(path)
         assert path.stat().st_size < large - 1_000_000
         register(client, "carol")

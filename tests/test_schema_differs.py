@@ -8,8 +8,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import manage
-from alembic_savepoint.doctor.doctor import diagnose
-from alembic_savepoint.history.revisions import VERSIONS
+from tests.support.project import VERSIONS, diagnose
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR, Rows, serving
 

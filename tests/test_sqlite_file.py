@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import crud
-from alembic_savepoint.backup import saves
 from db.database import Database
 from db.engines import reading
 from db.sqlite_file import make_private
 from refusals import DatabaseUnavailable
 from settings import Settings
 from starting import StartRefused
+from tests.support.project import load, save
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR, alembic
 from tests.support.sqlite_file import assert_unavailable, started, url_of, usernames
@@ -160,9 +160,9 @@ def test_a_symbolic_link_that_is_pointed_elsewhere_is_another_file(path: Path, s
 def test_a_save_is_loaded_under_the_running_service(path: Path, tmp_path: Path) -> None:
     with started(url_of(path)) as client:
         assert client.post("/register", json=named("alice")).status_code == 201
-        saves.save(url_of(path), tmp_path / "saves", "one")
+        save(url_of(path), tmp_path / "saves", "one")
         assert client.post("/register", json=named("bob")).status_code == 201
-        saves.load(url_of(path), tmp_path / "saves", "one")
+        load(url_of(path), tmp_path / "saves", "one")
 
         users = client.get("/users", headers=AS_OPERATOR).json()["items"]
         assert [user["username"] for user in users] == ["alice"]
@@ -217,8 +217,8 @@ def permissive_umask() -> Iterator[None]:
 
 
 def load_into(path: Path, source: Path) -> None:
-    saves.save(url_of(source), path.parent / "saves", "one")
-    saves.load(url_of(path), path.parent / "saves", "one")
+    save(url_of(source), path.parent / "saves", "one")
+    load(url_of(path), path.parent / "saves", "one")
 
 
 def start_at(path: Path, _: Path) -> None:

@@ -14,7 +14,7 @@ import psycopg
 import pydantic
 
 from alembic_savepoint.backup.left_over import temporary_path
-from models import now
+from alembic_savepoint.history.applied import now
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, how much of it is done, and how much there is."""
@@ -165,11 +165,11 @@ def read(folder: Path, name: str) -> Save:
     try:
         save = Save.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise SaveRefused(f"There is no save {name} in {folder}. Those that are: python manage.py saves") from None
+        raise SaveRefused(f"There is no save {name} in {folder}. Those that are: alembic-savepoint saves") from None
     except pydantic.ValidationError:
         raise SaveRefused(
             f"{path} is damaged: it is not what was written. Nothing was changed. "
-            "Take another save: python manage.py saves"
+            "Take another save: alembic-savepoint saves"
         ) from None
     if save.name != name:
         raise SaveRefused(f"{path} describes save {save.name}. Nothing was changed. Give both files that name again.")
@@ -203,5 +203,5 @@ def check_contents(save: Save, found: Contents) -> None:
     if (found.rows, found.revision) != (save.rows, save.revision):
         raise SaveRefused(
             f"Save {save.name} does not hold the rows and the revision that {save.name}.json says. Nothing was "
-            "changed. Take another save: python manage.py saves"
+            "changed. Take another save: alembic-savepoint saves"
         )

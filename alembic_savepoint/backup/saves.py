@@ -5,8 +5,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sqlalchemy import make_url
-
 from alembic_savepoint.backup.left_over import is_left_over, remove_left_over
 from alembic_savepoint.backup.save_files import (
     INCOMPLETE,
@@ -36,14 +34,13 @@ from alembic_savepoint.backup.saves_postgresql import (
 from alembic_savepoint.backup.saves_sqlite import (
     contents_of_sqlite,
     copy_sqlite,
-    is_sqlite,
     load_sqlite,
     open_sqlite,
     sound,
-    sqlite_path,
 )
-from alembic_savepoint.history.revisions import read_history, versions_folder
-from models import now
+from alembic_savepoint.connections import sqlite_path
+from alembic_savepoint.history.applied import now
+from alembic_savepoint.project import Project
 
 __all__ = [
     "Contents",
@@ -64,69 +61,71 @@ __all__ = [
 
 
 @errors_as_save_error("The save could not be made")
-def save(url: str, folder: Path, name: str | None = None, progress: Progress = silent, lock_timeout: float = 5) -> Save:
-    """Save the database of this URL as it is at one instant, while it is in use.
+def save(project: Project, name: str | None = None, progress: Progress = silent) -> Save:
+    """Save the database as it is at one instant, while it is in use.
 
     The default name is its revision and the time. Raises SaveRefused for a name that is taken or invalid, and if there
     are no tables; SaveError if the copy cannot be made. Files of killed saves and loads are removed.
     """
+    folder = project.options.saves_dir
     if name is not None:
         check_name(name)
         refuse_taken(folder, name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     remove_left_over(folder, INCOMPLETE)
-    return make_save(url, folder, name, progress, lock_timeout)
+    return make_save(project, name, progress)
 
 
-def make_save(url: str, folder: Path, name: str | None, progress: Progress, lock_timeout: float) -> Save:
+def make_save(project: Project, name: str | None, progress: Progress) -> Save:
     """Copy the database, and turn the copy into a save."""
-    take = copy_sqlite if is_sqlite(url) else dump_postgresql
+    take, folder = copy_sqlite if project.is_sqlite else dump_postgresql, project.options.saves_dir
     with temporary(folder) as copy:
-        contents = take(url, copy, progress, lock_timeout)
+        contents = take(project.url, copy, progress, project.options.lock_timeout)
         return publish(copy, folder, name or dated("-".join(contents.revision) or "base"), contents, progress)
 
 
 @errors_as_save_error(UNCHANGED.rstrip("."))
-def load(url: str, folder: Path, name: str, progress: Progress = silent, lock_timeout: float = 5) -> Save | None:
+def load(project: Project, name: str, progress: Progress = silent) -> Save | None:
     """Replace the contents of the database with those of the save, or change nothing.
 
     Return the save of what was replaced, which is complete up to the last change; None if the database was empty.
     Raises SaveRefused as `verify` does, and SaveError. Files of killed saves and loads are removed.
     """
-    chosen = verify(url, folder, name, progress)
+    chosen, folder = verify(project, name, progress), project.options.saves_dir
     remove_left_over(folder, INCOMPLETE)
-    replace = load_sqlite if is_sqlite(url) else load_postgresql
+    replace = load_sqlite if project.is_sqlite else load_postgresql
 
     def keep() -> Save:
-        return make_save(url, folder, dated("replaced"), progress, lock_timeout)
+        return make_save(project, dated("replaced"), progress)
 
-    return replace(url, chosen, folder, keep, progress, lock_timeout=lock_timeout)
+    return replace(project.url, chosen, folder, keep, progress, lock_timeout=project.options.lock_timeout)
 
 
 @errors_as_save_error("The save cannot be read")
-def verify(url: str, folder: Path, name: str, progress: Progress = silent) -> Save:
+def verify(project: Project, name: str, progress: Progress = silent) -> Save:
     """Return the save of this name, after checking that its files are whole and fit this database and code.
 
     Raises SaveRefused.
     """
+    folder = project.options.saves_dir
     save = read(folder, name)
-    if make_url(url).get_backend_name() != save.engine:
+    if (save.engine == "sqlite") is not project.is_sqlite:
         raise SaveRefused(
-            f"Save {name} is of {save.engine}, and DATABASE_URL names another engine. Nothing was changed. "
+            f"Save {name} is of {save.engine}, and savepoint_url names another engine. Nothing was changed. "
             "A save is loaded into the engine that it comes from."
         )
-    unknown = set(save.revision) - read_history(versions_folder()).by_id.keys()
+    unknown = set(save.revision) - project.history.by_id.keys()
     if unknown:
         raise SaveRefused(
-            f"Save {name} is at revision {', '.join(sorted(unknown))}, which no file in migrations/versions has. "
+            f"Save {name} is at revision {', '.join(sorted(unknown))}, which no revision file has. "
             f"Nothing was changed. Check out the code that has it, and load again: "
-            f"git log --all --oneline -- 'migrations/versions/*{min(unknown)}*'"
+            f"git log --all --oneline -- '*{min(unknown)}*'"
         )
     copy = save.copy_in(folder)
     if copy.stat().st_size != save.size or checksum(copy, progress) != save.sha256:
         raise SaveRefused(
             f"{copy} is damaged: it is not what was saved. Nothing was changed. "
-            "Take another one: python manage.py saves"
+            "Take another one: alembic-savepoint saves"
         )
     return save
 
@@ -165,9 +164,10 @@ def list_incomplete(folder: Path) -> list[Incomplete]:
 
 
 @errors_as_save_error("The database cannot be read")
-def contents(url: str, lock_timeout: float = 5) -> Contents | None:
+def contents(project: Project) -> Contents | None:
     """Return the contents of the database now; None if there is no file or no table. Raises SaveError."""
-    if not is_sqlite(url):
+    url, lock_timeout = project.url, project.options.lock_timeout
+    if not project.is_sqlite:
         with connect_postgresql(url, lock_timeout) as postgresql:
             found = contents_of_postgresql(postgresql)
     elif (path := sqlite_path(url)).exists():

@@ -15,7 +15,6 @@ from typing import Any, Self
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from sqlmodel import SQLModel
 
 from alembic_savepoint.backup.save_files import (
     NO_TABLES,
@@ -30,9 +29,8 @@ from alembic_savepoint.backup.save_files import (
     discarded_on_failure,
     temporary,
 )
-from alembic_savepoint.history.applied import revision_text
-from db.engines import driver_url
-from models import now
+from alembic_savepoint.connections import driver_url
+from alembic_savepoint.history.applied import now, revision_text
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ def connect_postgresql(url: str, lock_timeout: float) -> Iterator[psycopg.Connec
 
 def libpq(url: str) -> tuple[str, dict[str, str]]:
     """Return the connection string for PostgreSQL's programs, and their environment with the password."""
-    parsed = driver_url(url, is_async=False)
+    parsed = driver_url(url)
     _, parameters = parsed.get_dialect()().create_connect_args(parsed)
     parameters.pop("context", None)
     password = parameters.pop("password", None)
@@ -67,10 +65,11 @@ def libpq(url: str) -> tuple[str, dict[str, str]]:
 
 
 def tables_of_postgresql(connection: psycopg.Connection) -> list[tuple[str, str]]:
-    """Return the tables of the current schema, each with its schema, in the service's lock order."""
-    # The service inserts a user before the rows that refer to it, so locking users first avoids deadlocks.
-    order = {table.name: number for number, table in enumerate(SQLModel.metadata.sorted_tables)}
-    return sorted(connection.execute(TABLES), key=lambda table: (order.get(table[1], len(order)), table[1]))
+    """Return the tables of the current schema, each with its schema and before those that refer to it.
+
+    Whoever writes begins with what others refer to, so locking in this order avoids deadlocks.
+    """
+    return list(connection.execute(f"{TABLES} ORDER BY {DEPTH}, relname"))
 
 
 def identifiers(tables: list[tuple[str, str]]) -> sql.Composed:
@@ -279,7 +278,7 @@ class Psql:
             raise SaveError(
                 f"The answer to COMMIT did not arrive ({complaint(said)}), so it is not known whether the save was "
                 "loaded. The newest save whose name begins with replaced- holds what was there before; compare: "
-                "python manage.py saves"
+                "alembic-savepoint saves"
             )
 
 
@@ -353,6 +352,13 @@ TABLES = """
     SELECT nspname, relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE nspname = current_schema() AND relkind = 'r' AND NOT EXISTS (
         SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e')
+"""
+DEPTH = """
+    (WITH RECURSIVE above (id, height) AS (
+        SELECT pg_class.oid, 0
+        UNION SELECT confrelid, height + 1 FROM above JOIN pg_constraint ON conrelid = id
+        WHERE contype = 'f' AND confrelid <> conrelid AND height < 20
+    ) SELECT max(height) FROM above)
 """
 LOCK = r"""
     DO $savepoint$

@@ -1,15 +1,14 @@
 """Saves of SQLite: its online backup, both ways."""
 
+import os
 import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-from sqlalchemy import make_url
 
 from alembic_savepoint.backup.save_files import (
     NO_TABLES,
@@ -25,32 +24,20 @@ from alembic_savepoint.backup.save_files import (
     discarded_on_failure,
     temporary,
 )
-from alembic_savepoint.history.applied import revision_text
-from db import sqlite_file
-from db.engines import switch_to_wal
-from models import now
-
-
-def is_sqlite(url: str) -> bool:
-    """Return whether the URL is of SQLite."""
-    return make_url(url).get_backend_name() == "sqlite"
-
-
-def sqlite_path(url: str) -> Path:
-    """Return the file of the database."""
-    return Path(str(make_url(url).database))
+from alembic_savepoint.connections import sqlite_path, sqlite_uri
+from alembic_savepoint.history.applied import now, revision_text
 
 
 def open_sqlite(path: Path, timeout: float) -> sqlite3.Connection:
     """Connect without the driver's own transactions, and without creating a file."""
-    return sqlite3.connect(sqlite_file.uri(path), uri=True, isolation_level=None, timeout=timeout)
+    return sqlite3.connect(sqlite_uri(path), uri=True, isolation_level=None, timeout=timeout)
 
 
 def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float) -> Contents:
     """Copy the database into an empty file, and return the copy's contents."""
     path = sqlite_path(url)
     if not path.exists():
-        raise SaveRefused(f"There is no file {path}, so nothing was saved. DATABASE_URL says which database is meant.")
+        raise SaveRefused(f"There is no file {path}, so nothing was saved. savepoint_url says which database is meant.")
     with (
         sound(path),
         closing(open_sqlite(path, lock_timeout)) as source,
@@ -86,12 +73,29 @@ def load_sqlite(
             with sound(chosen.copy_in(folder)):
                 check_integrity(source, chosen.copy_in(folder))
                 check_contents(chosen, contents_of_sqlite(source, chosen.created_at))
-            sqlite_file.make_private(path)
+            create_private(path)
             with sound(path), closing(open_sqlite(path, 0)) as live:
-                # In this mode, readers see the old data until the transaction commits.
-                switch_to_wal(live.cursor())
                 fit_pages(source, live)
                 return replace_sqlite(source, live, folder, keep, progress, seconds=PATIENCE * lock_timeout)
+
+
+def create_private(path: Path) -> None:
+    """Create the file, readable by its owner alone, if there is none; SQLite gives -wal and -shm the same mode.
+
+    Raises SaveError for the -wal of a database that was moved away, which a new file would destroy.
+    """
+    file = path.resolve()
+    log = file.with_name(f"{file.name}-wal")
+    # A file that exists is not opened: closing it would release SQLite's locks on it.
+    if file.exists():
+        return
+    if log.exists() and log.stat().st_size:
+        raise SaveError(
+            f"{UNCHANGED} {file} is missing, but {log} is there, with changes of a database that was moved away. A new "
+            "file would destroy them: move the database back, or the -wal to where it is now."
+        )
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def replace_sqlite(

@@ -9,9 +9,6 @@ import sqlalchemy as sa
 
 from alembic_savepoint.history.applied import RECORD, VERSIONS
 
-LEFT_OUT = (RECORD.name, VERSIONS.name)
-"""Alembic's table and the record, which belong to no revision."""
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -40,10 +37,13 @@ Schema = dict[str, frozenset[Part]]
 """The parts of each table; the order of columns does not count."""
 
 
-def schema_of(connection: sa.Connection) -> Schema:
-    """Return the tables of the current schema; views, triggers, functions and comments are ignored."""
+def schema_of(connection: sa.Connection, version_table: str = VERSIONS.name) -> Schema:
+    """Return the tables of the current schema; views, triggers, functions and comments are ignored.
+
+    Alembic's table and the record belong to no revision.
+    """
     read = sqlite_parts if connection.dialect.name == "sqlite" else postgresql_parts
-    return {table: frozenset(parts) for table, parts in read(connection) if table not in LEFT_OUT}
+    return {table: frozenset(parts) for table, parts in read(connection) if table not in (RECORD.name, version_table)}
 
 
 # --- PostgreSQL -------------------------------------------------------------------------------------------------------

@@ -10,19 +10,15 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 from alembic.autogenerate import produce_migrations, render_python_code
-from alembic.config import Config
 from alembic.operations import ops
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlmodel import SQLModel
 
-import models  # noqa: F401 (its tables are in the metadata)
-from alembic_savepoint.doctor.catalog import LEFT_OUT, Schema, schema_of
+from alembic_savepoint.connections import create_engine, reading
+from alembic_savepoint.doctor.catalog import Schema, schema_of
 from alembic_savepoint.history.applied import Applied, read_applied
-from alembic_savepoint.history.revisions import History, path_text, read_history, versions_folder
-from db.engines import create_migration_engine, reading
-from schema import read_ini
+from alembic_savepoint.history.revisions import History, path_text
+from alembic_savepoint.project import Project
 
 
 class NoScratch(LookupError):
@@ -77,17 +73,18 @@ def differences(actual: Schema, expected: Schema) -> list[Difference]:
 # --- what a schema should be ------------------------------------------------------------------------------------------
 
 
-def schema_of_models(connection: sa.Connection) -> Schema:
-    """Return the schema that models.py makes on this engine. Changes nothing: see `scratch`. Raises NoScratch."""
+def schema_of_models(connection: sa.Connection, project: Project) -> Schema:
+    """Return the schema that the models make on this engine. Changes nothing: see `scratch`. Raises NoScratch."""
     with scratch(connection) as place:
-        SQLModel.metadata.create_all(place, checkfirst=False)
-        return schema_of(place)
+        for metadata in project.environment.metadata:
+            metadata.create_all(place, checkfirst=False)
+        return schema_of(place, project.versions.name)
 
 
 def schema_of_revision(
     connection: sa.Connection,
     revision: str | Sequence[str],
-    config: Config | None = None,
+    project: Project,
     after_each: Callable[[str, sa.Connection], None] | None = None,
 ) -> Schema:
     """Return the schema that the revisions make on this engine, run from base to this one, these ones, or "heads".
@@ -95,7 +92,7 @@ def schema_of_revision(
     `after_each` is called with each revision that was run, and its connection. Changes nothing: see `scratch`. Raises
     RevisionFailed, and NoScratch.
     """
-    config, running = config or read_ini(), "their order"
+    script, running = project.script, "their order"
 
     def steps(heads: Any, _: Any) -> Iterator[Any]:
         nonlocal running
@@ -108,19 +105,15 @@ def schema_of_revision(
 
     with scratch(connection) as place, quiet():
         try:
-            script = ScriptDirectory.from_config(config)
-            with EnvironmentContext(config, script, fn=steps) as context:
-                # As migrations/env.py does it.
-                context.configure(
-                    connection=place, target_metadata=SQLModel.metadata, render_as_batch=True, transactional_ddl=True
-                )
+            with EnvironmentContext(project.config, script, fn=steps) as context:
+                context.configure(connection=place, **{**project.environment.options, "transactional_ddl": True})
                 # All is one transaction that ends in a rollback, and tables without rows need no other.
                 context.get_context().autocommit_block = nullcontext  # type: ignore[method-assign, assignment]
                 context.run_migrations()
         except Exception as error:  # A file may raise anything.
             words = str(getattr(error, "orig", None) or error) or repr(error)
             raise RevisionFailed(f"{running}: {words.splitlines()[0]}") from error
-        return schema_of(place)
+        return schema_of(place, project.versions.name)
 
 
 @contextmanager
@@ -131,7 +124,7 @@ def scratch(connection: sa.Connection) -> Iterator[sa.Connection]:
     back: a role may use that where it may not create schemas, and what a revision commits is gone with the session.
     """
     if connection.dialect.name == "sqlite":
-        with create_migration_engine("sqlite://").connect() as place:
+        with create_engine("sqlite://").connect() as place:
             place.begin()
             yield place
         return
@@ -139,7 +132,7 @@ def scratch(connection: sa.Connection) -> Iterator[sa.Connection]:
     with connection.engine.connect().execution_options(postgresql_readonly=False) as place:
         if not place.scalar(sa.text("SELECT has_database_privilege(current_database(), 'TEMPORARY')")):
             raise NoScratch(
-                "To compare schemas, the role of DATABASE_URL needs a temporary schema. Let it have one: "
+                "To compare schemas, the role of savepoint_url needs a temporary schema. Let it have one: "
                 "GRANT TEMPORARY ON DATABASE … TO …"
             )
         sa.event.listen(place, "before_cursor_execute", without_concurrently, retval=True)
@@ -183,32 +176,31 @@ class Finding:
 ADVICE = {
     "unreadable-file": "Fix the file; git log -p shows how it was.",
     "duplicate-id": "Give one of the files an id of its own, and the other file as its parent.",
-    "missing-parent": "Restore the file. Where it is: python manage.py doctor",
+    "missing-parent": "Restore the file. Where it is: alembic-savepoint doctor",
     "cycle": "Restore down_revision as it was first committed; git log -p shows it.",
     "several-heads": 'Join them: alembic merge heads -m "…"',
-    "edited-file": "Undo the edit, and move it into a revision of its own; or accept it. How: python manage.py doctor",
-    "unknown-revision": "Its schema was not compared. The cause, and what to do: python manage.py doctor",
+    "edited-file": "Undo the edit, and move it into a revision of its own; or accept it. How: alembic-savepoint doctor",
+    "unknown-revision": "Its schema was not compared. The cause, and what to do: alembic-savepoint doctor",
     "behind": "Run: alembic upgrade head",
     "revisions-fail": "Fix the revision: no new database can be created.",
-    "not-in-revisions": "models.py differs, and no revision changes it. Run: alembic revision --autogenerate -m …, "
+    "not-in-revisions": "The models differ, and no revision changes it. Run: alembic revision --autogenerate -m …, "
     "and add what that does not detect, such as CHECK constraints.",
-    "drift": "It was changed outside the revisions. Undo that by hand, or see what is known: python manage.py doctor",
+    "drift": "It was changed outside the revisions. Undo that by hand, or see what is known: alembic-savepoint doctor",
     "alembic": "Alembic would generate this. Run: alembic revision --autogenerate -m …",
-    "unnamed-constraint": "No revision could drop it on both engines. Name it in models.py and in a revision.",
+    "unnamed-constraint": "No revision could drop it on both engines. Name it in the model and in a revision.",
 }
 """The advice for each kind of finding."""
 
 
-def check_schema(url: str, config: Config | None = None) -> list[Finding]:
-    """Return all errors in a database, its revisions and models.py. Changes nothing.
+def check_schema(project: Project) -> list[Finding]:
+    """Return all errors in a database, its revisions and the models. Changes nothing.
 
     Raises LookupError if the SQLite file does not exist, NoScratch, SQLAlchemyError if the database cannot be read, and
     CommandError if there is no folder of revisions.
     """
-    config = config or read_ini()
-    history, applied = read_history(versions_folder(config)), read_applied(url)
-    with reading(url) as connection:
-        in_schema = list(faults_of_schema(connection, history, applied, config))
+    history, applied = project.history, read_applied(project)
+    with reading(project.url) as connection:
+        in_schema = list(faults_of_schema(connection, history, applied, project))
     found = [*faults_of(history), *position_of(history, applied), *in_schema]
     return [Finding(kind, text, ADVICE[kind]) for kind, text in found]
 
@@ -271,15 +263,15 @@ def edited_revisions(history: History, applied: Applied) -> list[str]:
 
 
 def faults_of_schema(
-    connection: sa.Connection, history: History, applied: Applied, config: Config
+    connection: sa.Connection, history: History, applied: Applied, project: Project
 ) -> Iterator[tuple[str, str]]:
-    """Compare the database with the revisions, and the revisions with models.py."""
-    actual, wanted = schema_of(connection), schema_of_models(connection)
+    """Compare the database with the revisions, and the revisions with the models."""
+    actual, wanted = schema_of(connection, project.versions.name), schema_of_models(connection, project)
     known = is_known(history, applied)
     at_head = known and not pending_revisions(history, applied)
     try:
-        made = schema_of_revision(connection, "heads", config)
-        expected = made if at_head else schema_of_revision(connection, applied.current, config) if known else actual
+        made = schema_of_revision(connection, "heads", project)
+        expected = made if at_head else schema_of_revision(connection, applied.current, project) if known else actual
     except RevisionFailed as error:
         if {kind for kind, _ in faults_of(history)} <= {"several-heads"}:
             yield "revisions-fail", f"On an empty database they fail: {error}"
@@ -289,22 +281,20 @@ def faults_of_schema(
     yield from (("drift", str(difference)) for difference in drift)
     if at_head:
         reported = {difference.table for difference in [*undone, *drift]}
-        yield from (("alembic", text) for table, text in generated_by_alembic(connection) if table not in reported)
+        yield from (
+            ("alembic", text) for table, text in generated_by_alembic(connection, project) if table not in reported
+        )
     # Where only the database or the revisions have them, they are differences.
     for table, parts in sorted(wanted.items()):
         unnamed = sorted(f"{part.kind} {part.text}" for part in parts if not part.is_named)
         yield from (("unnamed-constraint", f"{table}: {constraint} has no name of its own") for constraint in unnamed)
 
 
-def generated_by_alembic(connection: sa.Connection) -> Iterator[tuple[str, str]]:
+def generated_by_alembic(connection: sa.Connection, project: Project) -> Iterator[tuple[str, str]]:
     """Yield what `alembic revision --autogenerate` would write, by table."""
-    options = {
-        "compare_type": True,
-        "compare_server_default": True,
-        "include_name": lambda name, kind, _: kind != "table" or name not in LEFT_OUT,
-    }
+    options = {**project.environment.options}
     with quiet():
-        script = produce_migrations(MigrationContext.configure(connection, opts=options), SQLModel.metadata)
+        script = produce_migrations(MigrationContext.configure(connection, opts=options), options["target_metadata"])
     for operation in script.upgrade_ops.ops if script.upgrade_ops else ():
         table = str(getattr(operation, "table_name", ""))
         for step in operation.ops if isinstance(operation, ops.OpContainer) else [operation]:

@@ -1,12 +1,10 @@
 """Diagnoses of errors in a revision chain or a database's schema, with evidence and what to run next."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import sqlalchemy as sa
-from alembic.config import Config
 
-from alembic_savepoint.backup.saves_sqlite import is_sqlite
+from alembic_savepoint.connections import reading
 from alembic_savepoint.doctor.chain_faults import chain_faults
 from alembic_savepoint.doctor.comparison import edited_revisions, pending_revisions
 from alembic_savepoint.doctor.diagnosis import KINDS, Case, Diagnosis, Next, event_text, shell
@@ -14,55 +12,47 @@ from alembic_savepoint.doctor.schema_faults import LEFT_OVER, SchemaAtHand, sche
 from alembic_savepoint.doctor.unknown_revisions import unknown_revision
 from alembic_savepoint.history.applied import Applied, read_applied
 from alembic_savepoint.history.lost_files import Git
-from alembic_savepoint.history.revisions import path_text, read_history
-from db.engines import reading
-from schema import read_ini
+from alembic_savepoint.history.revisions import path_text
+from alembic_savepoint.project import Project
 
 
-def diagnose(url: str, versions_folder: Path, root: Path) -> list[Diagnosis]:
-    """Return all errors, the most serious first; git searches in `root`. Changes nothing.
+def diagnose(project: Project) -> list[Diagnosis]:
+    """Return all errors, the most serious first; Changes nothing.
 
     The files are read without being executed. Only to compare schemas, and only where they form a history, are they
     run, on a scratch database.
     """
-    history = read_history(versions_folder)
+    history = project.history
     try:
-        applied = read_applied(url)
-        with reading(url) as connection:
-            case = Case(history, applied, root)
-            found = [*chain_faults(case), *database_faults(case, connection, config_for(versions_folder))]
+        applied = read_applied(project)
+        with reading(project.url) as connection:
+            case = Case(history, applied, project.root)
+            found = [*chain_faults(case), *database_faults(case, connection, project)]
     except (LookupError, sa.exc.SQLAlchemyError) as error:
-        found = [*chain_faults(Case(history, Applied([], []), root)), unreadable_database(error, url)]
+        found = [*chain_faults(Case(history, Applied([], []), project.root)), unreadable_database(error, project)]
     return sorted(found, key=lambda diagnosis: list(KINDS).index(diagnosis.kind))
 
 
-def config_for(versions_folder: Path) -> Config:
-    """Return Alembic's configuration for the revisions in this folder."""
-    config = read_ini()
-    config.set_main_option("script_location", str(versions_folder.parent).replace("%", "%%"))
-    return config
-
-
-def unreadable_database(error: Exception, url: str) -> Diagnosis:
+def unreadable_database(error: Exception, project: Project) -> Diagnosis:
     """Diagnose a database that cannot be read."""
     words = str(getattr(error, "orig", None) or error).splitlines()[0]
     if isinstance(error, LookupError):
-        step = Next("alembic upgrade head", "DATABASE_URL says which database is meant. To create it:")
-    elif is_sqlite(url):
+        step = Next("alembic upgrade head", "savepoint_url says which database is meant. To create it:")
+    elif project.is_sqlite:
         damaged = "If the file is damaged, stop the service, move it away with its -wal and -shm, and load a save:"
-        step = Next("python manage.py saves", f"DATABASE_URL says which database is meant. {damaged}")
+        step = Next("alembic-savepoint saves", f"savepoint_url says which database is meant. {damaged}")
     else:
         step = Next(
-            "python manage.py doctor",
-            "Start the server, or correct DATABASE_URL (host, port, name, user, password). Then run doctor again:",
+            "alembic-savepoint doctor",
+            "Start the server, or correct savepoint_url (host, port, name, user, password). Then run doctor again:",
         )
     return Diagnosis("database-unreadable", "The database cannot be read.", [words], [step])
 
 
-def database_faults(case: Case, connection: sa.Connection, config: Config) -> Iterator[Diagnosis]:
+def database_faults(case: Case, connection: sa.Connection, project: Project) -> Iterator[Diagnosis]:
     """Yield the errors in the database's revision and schema."""
     unknown = [id for id in case.applied.current if id not in case.history.by_id and id not in case.claimed]
-    schema = SchemaAtHand(case, connection, config)
+    schema = SchemaAtHand(case, connection, project)
     of_schema = [unknown_revision(case, id, schema) for id in unknown] or list(schema_faults(case, schema))
     yield from of_schema
     yield from schema.obstacles()
@@ -99,7 +89,7 @@ def leftover_tables(connection: sa.Connection) -> Iterator[Diagnosis]:
         if len(counts) == 1:
             evidence.append(f"{own_name} is missing: the rows may be only in {table}")
             steps = [
-                Next("python manage.py save", "Take a copy before anything else:"),
+                Next("alembic-savepoint save", "Take a copy before anything else:"),
                 Next(
                     f"ALTER TABLE {quote(table)} RENAME TO {quote(own_name)};",
                     "If these are its rows, finish the rebuild, in sqlite3 or psql; doctor then shows what is missing:",
@@ -135,7 +125,7 @@ def edited_files(case: Case) -> Iterator[Diagnosis]:
         adds = "If the edit is right, move what it adds into a revision of its own, since nothing applies it here:"
         steps.append(Next(f'alembic revision -m "what was edited in {id}"', adds))
         accepts = "Or, if nothing has to be applied for it, accept the file as it is now:"
-        steps.append(Next(f"python manage.py doctor --accept {id}", accepts))
+        steps.append(Next(f"alembic-savepoint doctor --accept {id}", accepts))
         yield Diagnosis("edited-file", f"{path_text(revision.path)} was edited after it was applied.", evidence, steps)
 
 

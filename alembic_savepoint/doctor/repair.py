@@ -4,21 +4,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.schema import CreateTable
 
+from alembic_savepoint.connections import create_engine
 from alembic_savepoint.doctor.comparison import edited_revisions
 from alembic_savepoint.doctor.diagnosis import Case, Diagnosis
-from alembic_savepoint.doctor.doctor import config_for
 from alembic_savepoint.doctor.schema_faults import SchemaAtHand
 from alembic_savepoint.guards.migrating import only_migrator
-from alembic_savepoint.history.applied import RECORD, VERSIONS, applied_in, read_applied
-from alembic_savepoint.history.revisions import Revision, read_history
-from db.engines import create_migration_engine
-from models import now
+from alembic_savepoint.history.applied import RECORD, applied_in, now, read_applied
+from alembic_savepoint.history.revisions import Revision
+from alembic_savepoint.project import Project
 
 NEVER = ("unreadable-file", "duplicate-id", "cycle", "missing-parent", "lost-file", "ahead", "foreign-branch")
 """Kinds whose files have to be fixed or found first: another revision in alembic_version would only hide the error."""
@@ -39,7 +37,7 @@ class Repair:
         return f"alembic_version: {', '.join(self.becomes)} instead of {', '.join(self.was) or 'no revision'}"
 
 
-def plan_repair(diagnoses: Sequence[Diagnosis], url: str) -> Repair:
+def plan_repair(diagnoses: Sequence[Diagnosis], project: Project) -> Repair:
     """Return what would be written. Raises RepairRefused if that would not help."""
     if first := next((each for each in diagnoses if each.kind in NEVER), None):
         raise RepairRefused(f"A restamp would not fix this ({first.kind}), only hide it. Follow the steps above.")
@@ -48,24 +46,25 @@ def plan_repair(diagnoses: Sequence[Diagnosis], url: str) -> Repair:
         raise RepairRefused("None of this is fixed by writing another revision into alembic_version.")
     if len(wanted) > 1 or () in wanted:
         raise RepairRefused("Not exactly one revision has this schema, so none can be written.")
-    return Repair(tuple(sorted(read_applied(url).current)), wanted.pop())
+    return Repair(tuple(sorted(read_applied(project).current)), wanted.pop())
 
 
-def restamp(url: str, repair: Repair, versions_folder: Path, patience: float) -> None:
+def restamp(project: Project, repair: Repair) -> None:
     """Replace the rows of alembic_version, and record it.
 
     Everything is checked again first. Raises RepairRefused, and CommandError while another process migrates.
     """
-    began, history = time.monotonic(), read_history(versions_folder)
-    with turn_to_write(url, patience) as connection:
-        applied = applied_in(connection)
-        case = Case(history, applied, versions_folder)
-        like = SchemaAtHand(case, connection, config_for(versions_folder)).likeness()
+    began, history = time.monotonic(), project.history
+    with turn_to_write(project) as connection:
+        applied = applied_in(connection, project.versions)
+        case = Case(history, applied, project.root)
+        like = SchemaAtHand(case, connection, project).likeness()
         if (tuple(applied.current), like.restamp) != (repair.was, repair.becomes):
             raise RepairRefused("The database was changed in the meantime. Nothing was written; run doctor again.")
-        MigrationContext.configure(connection)._ensure_version_table()
-        connection.execute(sa.delete(VERSIONS))
-        connection.execute(sa.insert(VERSIONS), [{"version_num": id} for id in repair.becomes])
+        options = {name: each for name, each in project.environment.options.items() if name.startswith("version_table")}
+        MigrationContext.configure(connection, opts=options)._ensure_version_table()
+        connection.execute(sa.delete(project.versions))
+        connection.execute(sa.insert(project.versions), [{"version_num": id} for id in repair.becomes])
         for id in repair.becomes:
             revision = history.by_id[id]
             # The checksum that was applied, if it is known: a file that was edited since must still be noticed.
@@ -74,14 +73,14 @@ def restamp(url: str, repair: Repair, versions_folder: Path, patience: float) ->
             record(connection, "repair", revision, checksum=checksum, message=message, seconds=seconds)
 
 
-def accept(url: str, id: str, versions_folder: Path, patience: float) -> None:
+def accept(project: Project, id: str) -> None:
     """Record the file of an applied revision as it is now, so that it counts as what was applied.
 
     Raises RepairRefused if it was not edited, and CommandError while another process migrates.
     """
-    history = read_history(versions_folder)
-    with turn_to_write(url, patience) as connection:
-        edited = edited_revisions(history, applied_in(connection))
+    history = project.history
+    with turn_to_write(project) as connection:
+        edited = edited_revisions(history, applied_in(connection, project.versions))
         if id not in edited:
             others = f"those are: {', '.join(edited)}" if edited else "there are none"
             raise RepairRefused(f"{id} is not an applied revision whose file was edited; {others}.")
@@ -90,10 +89,10 @@ def accept(url: str, id: str, versions_folder: Path, patience: float) -> None:
 
 
 @contextmanager
-def turn_to_write(url: str, patience: float) -> Iterator[sa.Connection]:
-    """Begin a transaction while no other process migrates. Raises CommandError after `patience` seconds."""
-    engine = create_migration_engine(url)
-    with only_migrator(engine, patience), engine.begin() as connection:
+def turn_to_write(project: Project) -> Iterator[sa.Connection]:
+    """Begin a transaction while no other process migrates. Raises CommandError if one does for too long."""
+    engine = create_engine(project.url)
+    with only_migrator(engine, project.options.migration_timeout), engine.begin() as connection:
         yield connection
 
 

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
-from alembic.config import Config
-from sqlmodel import SQLModel
 
 from alembic_savepoint.doctor.catalog import Schema, schema_of
 from alembic_savepoint.doctor.comparison import Difference, NoScratch, RevisionFailed, differences, schema_of_revision
 from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, event_text
+from alembic_savepoint.project import Project
 
 LEFT_OVER = "_alembic_tmp_"
 """Alembic's prefix of the table that it fills on SQLite before it drops the old one."""
@@ -38,20 +37,24 @@ class Likeness:
 class SchemaAtHand:
     """The schema of the database, to be compared with those of the revisions."""
 
-    def __init__(self, case: Case, connection: sa.Connection, config: Config) -> None:
+    def __init__(self, case: Case, connection: sa.Connection, project: Project) -> None:
         self.case = case
         self.connection = connection
-        self.config = config
+        self.project = project
         self.actual: Schema = {
-            table: parts for table, parts in schema_of(connection).items() if not table.startswith(LEFT_OVER)
+            table: parts
+            for table, parts in schema_of(connection, project.versions.name).items()
+            if not table.startswith(LEFT_OVER)
         }
         self.obstacle: str | None = None
         """The reason why it could not be compared."""
 
     @property
     def is_unversioned(self) -> bool:
-        """Return whether there are tables of models.py, and no revision."""
-        return not self.case.applied.current and bool(self.actual.keys() & SQLModel.metadata.tables.keys())
+        """Return whether there are tables of the models, and no revision."""
+        return not self.case.applied.current and any(
+            table.name in self.actual for table in self.project.environment.tables
+        )
 
     def made_by(
         self, revisions: Sequence[str], after_each: Callable[[str, sa.Connection], None] | None = None
@@ -63,7 +66,7 @@ class SchemaAtHand:
             return None
         try:
             with no_bytecode():
-                return schema_of_revision(self.connection, revisions, self.config, after_each)
+                return schema_of_revision(self.connection, revisions, self.project, after_each)
         except RevisionFailed as error:
             self.obstacle = f"on an empty database the revisions fail: {error}"
         except NoScratch as error:
@@ -98,7 +101,7 @@ class SchemaAtHand:
         def look(revision: str, place: sa.Connection) -> None:
             applied.add(revision)
             if applied == {revision, *self.case.history.ancestors(revision)}:
-                found[revision,] = differences(self.actual, schema_of(place))
+                found[revision,] = differences(self.actual, schema_of(place, self.project.versions.name))
 
         made = self.made_by(position, look)
         return {} if made is None else {**found, tuple(position): differences(self.actual, made)}
@@ -109,13 +112,13 @@ class SchemaAtHand:
         exact = [position for position, differs in found.items() if not differs]
         lines = [f"Its schema is exactly that of {self.named(position)}" for position in exact]
         if len(exact) == 1:
-            step = Next("python manage.py doctor --repair", f"Write {' and '.join(exact[0])} into alembic_version:")
+            step = Next("alembic-savepoint doctor --repair", f"Write {' and '.join(exact[0])} into alembic_version:")
             return Likeness(exact, lines, [step])
         if exact:
             stamps = [f"alembic stamp --purge {' '.join(each)}" for each in exact]
             choose = "Several revisions have this schema. If you know which one was applied last:"
             return Likeness(exact, lines, [Next(stamps[0], choose), *(Next(stamp, "Or:") for stamp in stamps[1:])])
-        load = Next("python manage.py saves", "List the saves; `python manage.py load NAME` restores one:")
+        load = Next("alembic-savepoint saves", "List the saves; `alembic-savepoint load NAME` restores one:")
         if not found:
             why = f"The schema was not compared: {self.obstacle or 'there are no revisions'}"
             return Likeness([], [why], [load])
@@ -133,7 +136,7 @@ class SchemaAtHand:
     def obstacles(self) -> Iterator[Diagnosis]:
         """Diagnose that it could not be compared, unless other diagnoses say why."""
         if self.obstacle and not self.case.is_broken:
-            step = Next("python manage.py doctor", "When that is fixed, run doctor again:")
+            step = Next("alembic-savepoint doctor", "When that is fixed, run doctor again:")
             yield Diagnosis("not-compared", "The schema could not be compared.", [f"Why: {self.obstacle}"], [step])
 
 
@@ -198,9 +201,9 @@ def steps_against_drift(schema: SchemaAtHand, differs: list[Difference]) -> list
     steps = [Next(sql, f"In {shell_name}, for {each.kind} {each.name}:") for each, sql in sketches if sql]
     if any(sql is None for _, sql in sketches):
         rest = "the rest" if steps else "it"
-        words = f"Undo {rest} by hand, or restore a save with `python manage.py load NAME`. The saves:"
-        steps.append(Next("python manage.py saves", words))
-    return [*steps, Next("python manage.py doctor", "Then run doctor again:")]
+        words = f"Undo {rest} by hand, or restore a save with `alembic-savepoint load NAME`. The saves:"
+        steps.append(Next("alembic-savepoint saves", words))
+    return [*steps, Next("alembic-savepoint doctor", "Then run doctor again:")]
 
 
 def statement(difference: Difference, dialect: sa.Dialect) -> str | None:

@@ -38,7 +38,7 @@ def line_down(case: Case, id: str) -> Line:
 def unknown_revision(case: Case, id: str, schema: SchemaAtHand) -> Diagnosis:
     """Diagnose why no file has the revision that the database is at."""
     line = line_down(case, id)
-    evidence = [f"alembic_version: {id}, which no file in migrations/versions has"]
+    evidence = [f"alembic_version: {id}, which no revision file has"]
     for each in line.unknown:
         evidence += [*case.record_of(each), *case.lost_of(each)]
     deleted = [(lost, *deletion) for each in line.unknown for lost in case.lost(each) if (deletion := gone(case, lost))]

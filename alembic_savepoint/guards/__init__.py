@@ -1,1 +1,93 @@
-"""What keeps a migration whole: one at a time, each revision in a transaction, its losses counted."""
+"""What keeps a migration whole: one at a time, each revision in a transaction, its losses counted, and recorded.
+
+One line in env.py, instead of `with context.begin_transaction(): context.run_migrations()`:
+
+    alembic_savepoint.guards.run_migrations()
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from alembic import context
+from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+
+from alembic_savepoint.connections import begin_immediate
+from alembic_savepoint.guards.migrating import Run, only_migrator, refuse_unknown
+from alembic_savepoint.history.revisions import refuse_broken_history
+from alembic_savepoint.project import ASKING, Options, Project, Spelling, environment_of, without_record
+from alembic_savepoint.terminal import printable
+
+
+def run_migrations(options: Options | None = None, spelling: Spelling | None = None) -> None:
+    """Run what the command asks for, after context.configure().
+
+    While no other process migrates this database, each revision runs in a transaction, and is recorded in it. Raises
+    CommandError, a paragraph for people, if nothing could be done, or a revision failed.
+    """
+    migration = context.get_context()
+    migration.opts["include_name"] = without_record(migration.opts.get("include_name"))
+    if migration.opts.get(ASKING):
+        context.run_migrations()
+        return
+    environment = None if context.is_offline_mode() else environment_of(migration)
+    project = Project(context.config, options, spelling=spelling, script=context.script, environment=environment)
+    try:
+        history = project.history
+        refuse_broken_history(history)
+        run = Run(project, history, context.get_x_argument(as_dictionary=True))
+        migration.on_version_apply_callbacks = (*migration.on_version_apply_callbacks, run.record)
+        if environment is None:
+            run_all()
+        else:
+            run_online(migration, run)
+    except CommandError as error:
+        raise CommandError(printable(project.spelling.of(str(error)))) from error.__cause__
+
+
+def run_all() -> None:
+    """Run the revisions, or any other command, in Alembic's transactions."""
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_online(migration: MigrationContext, run: Run) -> None:
+    """Run the command on the database; one that changes it, while no other does."""
+    connection, project = migration.connection, run.project
+    assert connection is not None
+    if "destination_rev" not in migration.opts:
+        # A command that only reads: current, check, revision.
+        refuse_unknown(project, run.history, migration.get_current_heads(), connection)
+        run_all()
+        return
+    with whole_on_sqlite(connection), only_migrator(connection.engine, run.settings.migration_timeout) as holder:
+        heads = () if migration.purge else migration.get_current_heads()
+        run.plan(migration, heads, migration.opts["fn"])
+        migration._migrations_fn = run.steps
+        run.until_done(run_all, connection, holder)
+
+
+@contextmanager
+def whole_on_sqlite(connection: sa.Connection) -> Iterator[None]:
+    """On SQLite, have transactions cover DDL, and foreign keys checked after a revision instead of within it.
+
+    Both can only be set outside a transaction, and the driver's own transactions do not cover DDL.
+    """
+    driver = connection.connection.dbapi_connection
+    if connection.dialect.name != "sqlite" or driver is None:
+        yield
+        return
+    connection.rollback()
+    if driver.isolation_level is not None:
+        driver.isolation_level = None
+        sa.event.listen(connection, "begin", begin_immediate)
+    cursor = driver.cursor()
+    [are_checked] = cursor.execute("PRAGMA foreign_keys").fetchone()
+    cursor.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        connection.rollback()
+        cursor.execute(f"PRAGMA foreign_keys={are_checked}")
+        cursor.close()

@@ -74,6 +74,6 @@ def refuse_losses(losses: Mapping[str, int], accepted: Set[str]) -> None:
             for name, count in refused.items()
         )
     raise CommandError(
-        f"This downgrade would lose data ({found}). Nothing was changed. Take a copy first: python manage.py save. "
+        f"This downgrade would lose data ({found}). Nothing was changed. Take a copy first: alembic-savepoint save. "
         f"Then, to lose it: alembic -x accept-loss={','.join(losses)} downgrade …"
     )

@@ -23,11 +23,10 @@ from sqlalchemy.schema import CreateTable
 
 from alembic_savepoint.backup import saves
 from alembic_savepoint.guards.losses import count_losses, refuse_losses
-from alembic_savepoint.history.applied import RECORD, applied_in
+from alembic_savepoint.history.applied import RECORD, applied_in, now
 from alembic_savepoint.history.effects import drops, rebuilds
 from alembic_savepoint.history.revisions import ASK_DOCTOR, Direction, History, Revision
-from models import now
-from settings import Settings
+from alembic_savepoint.project import Options, Project
 
 logger = logging.getLogger("alembic.runtime.migration")
 
@@ -83,24 +82,24 @@ def busy(holder: str | None, patience: float) -> str:
     """Return the message after waiting in vain."""
     return (
         f"Another process migrates this database ({holder or 'it has just ended'}). Waited {patience:g} seconds and "
-        "changed nothing. Try again when it has ended; MIGRATION_TIMEOUT is the time to wait."
+        "changed nothing. Try again when it has ended; savepoint_migration_timeout is the time to wait."
     )
 
 
 # --- what the database and the files say ------------------------------------------------------------------------------
 
 
-def refuse_unknown(history: History, heads: Sequence[str], connection: sa.Connection) -> None:
+def refuse_unknown(project: Project, history: History, heads: Sequence[str], connection: sa.Connection) -> None:
     """Raise CommandError if the database is at a revision that no file has."""
     unknown = [id for id in heads if id not in history.by_id]
     if unknown:
-        record = {event.revision: event for event in applied_in(connection).record}
+        record = {event.revision: event for event in applied_in(connection, project.versions).record}
         known = {
             id: f" ({each.message!r}, {each.action} on {each.applied_at:%F %T} UTC)" for id, each in record.items()
         }
         named = ", ".join(f"{id}{known.get(id, '')}" for id in unknown)
         raise CommandError(
-            f"The database is at {named}, and no file in migrations/versions has that revision: it was "
+            f"The database is at {named}, and no revision file has that id: it was "
             "migrated by newer code or from another branch, or the file was lost. Nothing was changed, and nothing "
             f"should be by hand, least of all alembic_version. {ASK_DOCTOR}"
         )
@@ -134,11 +133,10 @@ def other_schema(step: RevisionStep, heads: Sequence[str], error: DBAPIError) ->
 class Run:
     """The revisions that one command runs, up or down, each in its own transaction."""
 
-    def __init__(self, url: str, history: History, settings: Settings, options: dict[str, str]) -> None:
-        self.url = url
+    def __init__(self, project: Project, history: History, options: dict[str, str]) -> None:
+        self.project = project
         self.history = history
-        self.settings = settings
-        self.in_production = settings.environment == "production" or url == settings.prod_database_url
+        self.settings = project.options
         self.accepted = set(options.get("accept-loss", "").split(","))
         self.saved_elsewhere = options.get("saved") == "elsewhere"
         self.planned: list[Any] = []
@@ -150,7 +148,7 @@ class Run:
         connection = context.connection
         assert connection is not None
         if not context.purge:
-            refuse_unknown(self.history, heads, connection)
+            refuse_unknown(self.project, self.history, heads, connection)
         try:
             self.planned = list(find_steps(heads, context))
         except CommandError as error:
@@ -212,24 +210,26 @@ class Run:
         """Save what the step could lose; in production on PostgreSQL, demand a recent save. Raises CommandError."""
         what = f"{step.name.capitalize()} {step.revision.revision} drops or rebuilds something"
         folder = self.settings.saves_dir
-        if engine == "postgresql" and self.in_production:
+        if engine == "postgresql" and self.settings.require_save:
             recent = [save for save in saves.list_saves(folder) if save.created_at > now() - RECENT]
             if any(set(save.revision) == set(heads) for save in recent):
                 return
             raise CommandError(
-                f"{what}, and {folder} holds no save of the last hour. Nothing was changed. Take one: DATABASE_URL=… "
-                "python manage.py save. If copies are kept elsewhere (a snapshot, pg_basebackup): "
+                f"{what}, and {folder} holds no save of the last hour. Nothing was changed. Take one: "
+                "alembic-savepoint save. If copies are kept elsewhere (a snapshot, pg_basebackup): "
                 "alembic -x saved=elsewhere …"
             )
         try:
             name = saves.dated(f"before-{step.revision.revision}")
-            save = saves.save(self.url, folder, name, lock_timeout=self.settings.lock_timeout)
+            save = saves.save(self.project, name)
         except saves.SaveError as error:
             raise CommandError(
                 f"{what}, and no copy could be taken first. {error} Nothing was changed. To go on without one, set "
-                "SAVE_BEFORE_MIGRATIONS=false."
+                "savepoint_save_before_migrations=false."
             ) from None
-        logger.info("Saved as %s; to restore it: python manage.py load %s", save.name, save.name)
+        logger.info(
+            "Saved as %s; to restore it: %s", save.name, self.project.spelling.of(f"alembic-savepoint load {save.name}")
+        )
 
     def endangers(self, step: RevisionStep, engine: str) -> bool:
         """Return whether the step drops a table or column, or rebuilds a table."""
@@ -289,7 +289,7 @@ def blockers_of(connection: sa.Connection, observer: sa.Connection | None) -> It
         watcher.join()
 
 
-def blocked(step: Any, blockers: Sequence[str], settings: Settings) -> str:
+def blocked(step: Any, blockers: Sequence[str], settings: Options) -> str:
     """Return the message for locks that were not acquired."""
     return (
         f"{step}: its locks could not be acquired in {settings.migration_timeout:g} seconds, in repeated attempts. "

@@ -1,14 +1,37 @@
 """The database's own record of its revisions."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlmodel import UTCDateTime
 
-from db.engines import reading
+from alembic_savepoint.connections import reading
+
+if TYPE_CHECKING:
+    from alembic_savepoint.project import Project
+
+
+class UTCDateTime(sa.TypeDecorator[datetime]):
+    """An instant, in UTC; SQLite stores no time zone."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Convert it to UTC."""
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Read it as UTC."""
+        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
+
+
+def now() -> datetime:
+    """Return the current time, in UTC."""
+    return datetime.now(UTC)
+
 
 RECORD = sa.Table(
     "applied_revisions",
@@ -25,6 +48,7 @@ RECORD = sa.Table(
 )
 """All changes of the schema, in order; rows are only added. Like alembic_version, it belongs to no revision."""
 VERSIONS = sa.table("alembic_version", sa.column("version_num", sa.String))
+"""Alembic's table, unless env.py names another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +78,21 @@ class Applied:
         return {event.revision: event for event in self.record if event.checksum}
 
 
-def read_applied(url: str) -> Applied:
+def read_applied(project: "Project") -> Applied:
     """Return what a database holds now; a missing table counts as empty. No migration file is needed or executed.
 
     Raises LookupError if the SQLite file does not exist, and SQLAlchemyError if the database cannot be read.
     """
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
-        raise LookupError(f"There is no file {parsed.database}.")
-    with reading(url) as connection:
-        return applied_in(connection)
+    with reading(project.url) as connection:
+        return applied_in(connection, project.versions)
 
 
-def applied_in(connection: sa.Connection) -> Applied:
+def applied_in(connection: sa.Connection, versions: sa.TableClause = VERSIONS) -> Applied:
     """Return the same, read through this connection."""
     tables = sa.inspect(connection)
-    versions = sa.select(VERSIONS).order_by(VERSIONS.c.version_num)
-    current = [revision_text(each) for each in connection.scalars(versions)] if tables.has_table(VERSIONS.name) else []
+    stamped = sa.select(versions).order_by(versions.c.version_num)
+    has_versions = tables.has_table(versions.name, schema=versions.schema)
+    current = [revision_text(each) for each in connection.scalars(stamped)] if has_versions else []
     events = sa.select(RECORD).order_by(RECORD.c.id)
     rows = connection.execute(events).all() if tables.has_table(RECORD.name) else []
     return Applied(current, [as_event(row) for row in rows])

@@ -1,10 +1,9 @@
-"""The revision graph, as text and as SVG: applied, pending, unknown."""
+"""The revision graph, as text, JSON and Mermaid: applied, pending, unknown."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from html import escape
-from string import Template
 from typing import Any, Literal
 
 from rich.cells import cell_len, set_cell_size
@@ -253,7 +252,7 @@ def faults_of(history: History) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """Return the text without characters that could control a terminal or are not allowed in XML."""
+    """Return the text without characters that could control a terminal or a drawing."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
@@ -273,177 +272,28 @@ def as_json(history: History, applied: Applied | None) -> dict[str, Any]:
     }
 
 
-# --- as SVG -----------------------------------------------------------------------------------------------------------
+# --- as Mermaid -------------------------------------------------------------------------------------------------------
 
-ROW, LANE, MARGIN, GAP = 28, 20, 20, 14
-"""Pixels."""
-CHARACTER = 7.83
-"""The width of a character of 13 pixels, the same in all fonts named below."""
-LONGEST = 72
-"""The number of characters shown of a text; the tooltip has all of them."""
-
-SHAPES = """
-text { font: 13px ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", "Liberation Mono", monospace }
-path { fill: none; stroke-width: 2 } circle, rect { stroke-width: 2 } .pill { fill: none; stroke-width: 1.5 }
-text.small { font-size: 11px; text-anchor: middle } .id { font-weight: bold }
-"""
-COLOURS = Template("""
-.paper { fill: $paper; stroke: none } text { fill: $ink } .muted { fill: $muted } path, .head { stroke: $line }
-circle { fill: $paper } .applied { stroke: $applied } .pending { stroke: $pending }
-.unknown { stroke: $unknown; stroke-dasharray: 2.5 1.5 } .untold { stroke: $line }
-circle.applied { fill: $applied } circle.untold { fill: $line } text.mark { fill: $unknown; font-weight: bold }
-""")
-LIGHT = COLOURS.substitute(
-    paper="#ffffff",
-    ink="#1f2328",
-    muted="#59636e",
-    line="#9aa3ad",
-    applied="#1a7f37",
-    pending="#0969da",
-    unknown="#bc4c00",
-)
-DARK = COLOURS.substitute(
-    paper="#0d1117",
-    ink="#f0f6fc",
-    muted="#9198a1",
-    line="#6a737d",
-    applied="#3fb950",
-    pending="#58a6ff",
-    unknown="#f0883e",
-)
+SPECIAL = str.maketrans({"#": "&num;", "`": "&grave;"})
+"""Mermaid's own entities, and Markdown."""
+STYLES: dict[State, str] = {
+    "applied": "fill:#1a7f37,color:#fff",
+    "pending": "fill:#fff,stroke:#0969da,color:#0969da",
+    "unknown": "fill:#fff,stroke:#bc4c00,color:#bc4c00,stroke-dasharray:3",
+    "untold": "fill:#fff,stroke:#59636e,color:#59636e",
+}
 
 
-def as_svg(history: History, applied: Applied | None) -> str:
-    """Return the graph as an SVG 1.1 image: tooltips name files and dates, and it follows the viewer's dark mode."""
-    places = arrange(nodes_of(history, applied))
-    lanes = 1 + max((lane for place in places for lane in (place.lane, *place.above, *place.below)), default=0)
-    columns = Columns(MARGIN + lanes * LANE + GAP, max((cell_len(crop(place.node.id)) for place in places), default=0))
-    drawn = [*svg_lines(places), *(columns.node(row, place) for row, place in enumerate(places))]
-    drawn += columns.footer(len(places) + 0.5, places, list(faults_of(history)))
-    width, height = columns.right + MARGIN, columns.bottom + MARGIN
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" version="1.1" width="{width:.0f}" height="{height:.0f}"'
-            f' viewBox="0 0 {width:.0f} {height:.0f}" role="img">',
-            f"<title>Revisions: {escape(legend(places))}</title>",
-            f"<style>{SHAPES}{LIGHT}@media (prefers-color-scheme: dark) {{{DARK}}}</style>",
-            '<rect class="paper" width="100%" height="100%" rx="8"/>',
-            *drawn,
-            "</svg>\n",
-        ]
-    )
-
-
-def svg_lines(places: Sequence[Place]) -> Iterator[str]:
-    """Yield a line from each revision to each of its parents, in its lane."""
-    found = {place.node.id: (row, place.lane) for row, place in enumerate(places)}
-    for row, place in enumerate(places):
-        x, y = x_of(place.lane), y_of(row)
-        for parent, lane in place.lanes.items():
-            parent_row, parent_lane = found[parent]
-            path = f"M{x} {y}"
-            if lane != place.lane:
-                path += curve(x, y, x_of(lane))
-            if lane != parent_lane:
-                path += f"V{y_of(parent_row - 1)}" + curve(x_of(lane), y_of(parent_row - 1), x_of(parent_lane))
-            yield f'<path d="{path}V{y_of(parent_row)}"/>'
-
-
-def curve(x: int, y: int, to_x: int) -> str:
-    """Return a change of lane, within one row."""
-    return f"C{x} {y + ROW // 2} {to_x} {y + ROW // 2} {to_x} {y + ROW}"
-
-
-def x_of(lane: int) -> int:
-    """Return the middle of a lane."""
-    return MARGIN + LANE // 2 + LANE * lane
-
-
-def y_of(row: float) -> int:
-    """Return the middle of a row."""
-    return round(MARGIN + ROW // 2 + ROW * row)
-
-
-class Columns:
-    """The text beside the graph; its extent to the right and down is known when all is written."""
-
-    def __init__(self, left: int, id_length: int) -> None:
-        self.left = left
-        self.message = left + id_length * CHARACTER + GAP
-        self.right = self.bottom = 0.0
-
-    def node(self, row: int, place: Place) -> str:
-        """Return a revision: its mark, its text, and its labels."""
-        node, y = place.node, y_of(row)
-        parts = [f"<g><title>{escape(printable_lines(tooltip(node)))}</title>", mark(node.state, x_of(place.lane), y)]
-        parts.append(self.words(self.left, y, node.id, "id"))
-        x = self.message
-        for words, style in ((node.message, "message"), (" ".join(f"({note})" for note in node.notes), "muted")):
-            if words:
-                parts.append(self.words(x, y, words, style))
-                x = self.right_of(x, words)
-        if node.is_head:
-            parts.append(self.pill(x, y, "head", "head"))
-            x = self.right_of(x, "head")
-        if node.is_current:
-            parts.append(self.pill(x, y, "database", node.state))
-        return "".join([*parts, "</g>"])
-
-    def words(self, x: float, y: int, text: str, style: str) -> str:
-        """Return a piece of text, cut if it is too long."""
-        self.right = max(self.right, x + cell_len(crop(text)) * CHARACTER)
-        self.bottom = max(self.bottom, y + ROW // 2)
-        return f'<text class="{style}" x="{x:.1f}" y="{y + 4}">{escape(crop(text))}</text>'
-
-    def right_of(self, x: float, text: str) -> float:
-        """Return the beginning of the next piece."""
-        return x + cell_len(crop(text)) * CHARACTER + GAP
-
-    def pill(self, x: float, y: int, word: str, style: str) -> str:
-        """Return a word with a line around it."""
-        width = len(word) * CHARACTER + 6
-        self.right = max(self.right, x + width)
-        return (
-            f'<rect class="pill {style}" x="{x:.1f}" y="{y - 9}" width="{width:.1f}" height="18" rx="9"/>'
-            f'<text class="small" x="{x + width / 2:.1f}" y="{y + 4}">{word}</text>'
-        )
-
-    def footer(self, row: float, places: Sequence[Place], faults: Sequence[str]) -> Iterator[str]:
-        """Yield the legend, and the unreadable files."""
-        x: float = MARGIN + LANE // 2
-        for state, words in count_states(places):
-            yield mark(state, round(x), y_of(row))
-            yield self.words(x + GAP, y_of(row), words, "muted")
-            x = self.right_of(x + GAP, words) + GAP
-        if not places:
-            yield self.words(x, y_of(row), legend(places), "muted")
-        for line, fault in enumerate(faults, 1):
-            yield self.words(x_of(0) - 5, y_of(row + line), fault, "fault")
-
-
-def mark(state: State, x: int, y: int) -> str:
-    """Return a revision's circle."""
-    circle = f'<circle class="{state}" cx="{x}" cy="{y}" r="{ {"unknown": 8, "untold": 4}.get(state, 5) }"/>'
-    return circle + (f'<text class="small mark" x="{x}" y="{y + 4}">?</text>' if state == "unknown" else "")
-
-
-def tooltip(node: Node) -> Iterator[str]:
-    """Yield everything known about a revision, line by line."""
-    yield f"{node.id}  {node.message}".rstrip()
-    yield ", ".join([MEANINGS[node.state], *node.notes])
-    yield from node.paths
-    if node.created:
-        yield f"created {node.created}"
-    if node.applied_at:
-        yield f"applied {node.applied_at:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def printable_lines(lines: Iterable[str]) -> str:
-    """Return lines without characters that are not allowed in XML."""
-    return "\n".join(map(printable, lines))
-
-
-def crop(text: str) -> str:
-    """Return the text, cut to what is shown."""
-    text = printable(text)
-    return text if cell_len(text) <= LONGEST else set_cell_size(text, LONGEST - 1).rstrip() + "…"
+def as_mermaid(history: History, applied: Applied | None) -> str:
+    """Return the graph as a Mermaid flowchart, newest first, which GitHub, GitLab and editors draw."""
+    nodes = nodes_of(history, applied)
+    numbers = {node.id: number for number, node in enumerate(nodes)}
+    lines = ["flowchart TD"]
+    for node in nodes:
+        words = [node.id, node.message, *(f"({note})" for note in node.notes)]
+        words += ["head"] * node.is_head + ["database"] * node.is_current
+        text = "<br>".join(escape(printable(each)).translate(SPECIAL) for each in words if each)
+        lines.append(f'    r{numbers[node.id]}["{text}"]:::{node.state}')
+        lines += [f"    r{numbers[node.id]} --> r{numbers[parent]}" for parent in node.parents if parent in numbers]
+    lines += [f"    classDef {state} {style}" for state, style in STYLES.items()]
+    return "\n".join([*lines, *(f"    %% {fault}" for fault in faults_of(history))])

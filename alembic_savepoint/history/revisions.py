@@ -13,8 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from alembic_savepoint.terminal import printable
@@ -26,10 +24,7 @@ REVISION_FILE = re.compile(r"(?!\.#|__init__)(.*\.py)$")
 FILE_NAMED_BY_ITS_ID = re.compile(r"([a-f0-9]+)\.py$")
 ILLEGAL_IN_AN_ID = "@-+:"
 
-VERSIONS = Path(__file__).with_name("versions")
-"""The folder of the revisions, unless another configuration of Alembic names one."""
-
-ASK_DOCTOR = "Run: python manage.py doctor, which shows the cause and the next command."
+ASK_DOCTOR = "Run: alembic-savepoint doctor, which shows the cause and the next command."
 
 
 class RevisionUnreadable(ValueError):
@@ -212,10 +207,10 @@ class History:
         return ", ".join(map(path_text, self.paths[id]))
 
 
-def read_history(folder: Path) -> History:
-    """Return the revisions in a folder, with their errors; a missing folder has none."""
+def read_history(*folders: Path, recursive: bool = False) -> History:
+    """Return the revisions in these folders, with their errors; a missing folder has none."""
     revisions, unreadable = [], {}
-    for path in revision_files(folder):
+    for path in revision_files(folders, recursive=recursive):
         try:
             with tokenize.open(path) as file:  # In the encoding that the file declares, as Python reads it.
                 source = file.read()
@@ -227,20 +222,17 @@ def read_history(folder: Path) -> History:
     return History(tuple(revisions), unreadable)
 
 
-def revision_files(folder: Path) -> Iterator[Path]:
+def revision_files(folders: Iterable[Path], *, recursive: bool) -> Iterator[Path]:
     """Yield the files that Alembic takes for revisions, by name; a file with two names counts once."""
-    _, _, names = next(os.walk(folder), ("", [], []))
     seen = set()
-    for name in sorted(names):
-        path = folder / name
-        if REVISION_FILE.match(name) and path.resolve() not in seen:
-            seen.add(path.resolve())
-            yield path
-
-
-def versions_folder(config: Config | None = None) -> Path:
-    """Return the folder in which Alembic looks for revisions. Raises CommandError if there is none, or several."""
-    return Path(ScriptDirectory.from_config(config).versions) if config else VERSIONS
+    for folder in folders:
+        walked = os.walk(folder) if recursive else [next(os.walk(folder), (str(folder), [], []))]
+        for place, _, names in walked:
+            for name in sorted(names):
+                path = Path(place) / name
+                if REVISION_FILE.match(name) and "__pycache__" not in path.parts and path.resolve() not in seen:
+                    seen.add(path.resolve())
+                    yield path
 
 
 def refuse_broken_history(history: History) -> None:

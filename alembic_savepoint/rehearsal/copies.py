@@ -13,9 +13,10 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from alembic_savepoint.backup import saves
 from alembic_savepoint.backup.left_over import remove_left_over, temporary_path
-from db.engines import create_migration_engine
+from alembic_savepoint.connections import create_engine
+from alembic_savepoint.project import Project
 
-LABEL = "A copy made by manage.py rehearse; it can be dropped"
+LABEL = "A copy made by alembic-savepoint; it can be dropped"
 """The comment on databases that may be dropped."""
 
 PREFIX = "savepoint-copy-"
@@ -23,23 +24,24 @@ PREFIX = "savepoint-copy-"
 
 
 @contextmanager
-def copy_of(url: str, lock_timeout: float, progress: saves.Progress) -> Iterator[str]:
+def copy_of(project: Project, progress: saves.Progress) -> Iterator[str]:
     """Make a copy, and yield its URL. The caller ensures that only one call runs at a time. Raises CommandError."""
     remove_left_over(Path(tempfile.gettempdir()), f"{PREFIX}*")
     with temporary_path(partial(tempfile.mkdtemp, prefix=PREFIX)) as folder:
+        copying = project.at(project.url, saves_dir=folder)
         try:
-            is_empty = saves.contents(url, lock_timeout) is None
+            is_empty = saves.contents(project) is None
             if not is_empty:
-                save = saves.save(url, folder, "copy", progress, lock_timeout)
+                save = saves.save(copying, "copy", progress)
         except saves.SaveError as error:
             raise CommandError(f"No copy could be made: {error}") from None
-        if sa.make_url(url).get_backend_name() == "sqlite":
+        if project.is_sqlite:
             yield f"sqlite:///{folder / 'empty.sqlite' if is_empty else save.copy_in(folder)}"
             return
-        with scratch_database(url) as scratch:
+        with scratch_database(project.url) as scratch:
             try:
                 if not is_empty:
-                    saves.load(scratch, folder, save.name, progress, lock_timeout)
+                    saves.load(copying.at(scratch), save.name, progress)
             except saves.SaveError as error:
                 raise CommandError(f"The copy could not be loaded: {error}") from None
             yield scratch
@@ -52,7 +54,7 @@ def scratch_database(url: str) -> Iterator[str]:
     # Names have 63 bytes at most.
     prefix = f"{(source.database or '')[:40]}_rehearsal_"
     name = f"{prefix}{secrets.token_hex(4)}"
-    engine = create_migration_engine(url).execution_options(isolation_level="AUTOCOMMIT")
+    engine = create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
     quote = engine.dialect.identifier_preparer.quote
     with engine.connect() as connection:
         for left_over in connection.scalars(LEFT_OVER, {"prefix": prefix, "label": LABEL}).all():

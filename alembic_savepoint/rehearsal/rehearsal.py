@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import sqlalchemy as sa
-from alembic.config import Config
 from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from alembic_savepoint.backup import saves
+from alembic_savepoint.connections import create_engine
 from alembic_savepoint.guards.losses import count_losses
 from alembic_savepoint.guards.migrating import LOCK_ERRORS, blockers_of, only_migrator, refuse_unknown
 from alembic_savepoint.history.applied import RECORD
@@ -22,26 +22,20 @@ from alembic_savepoint.history.revisions import (
     ASK_DOCTOR,
     Direction,
     History,
-    read_history,
     refuse_broken_history,
-    versions_folder,
 )
+from alembic_savepoint.project import Options, Project
 from alembic_savepoint.rehearsal.copies import copy_of
 from alembic_savepoint.rehearsal.trial import Rehearsal, Trial, Trials, code_of, first_line, refuse_commit, sqlstate
 from alembic_savepoint.rehearsal.unsafe import ask_squawk
 from alembic_savepoint.rehearsal.watching import Watch
-from db.engines import create_migration_engine
-from schema import read_ini
-from settings import Settings
 
 
 def rehearse(
-    url: str,
+    project: Project,
     target: str = "head",
     *,
-    settings: Settings,
     copy: bool = False,
-    config: Config | None = None,
     progress: saves.Progress = saves.silent,
 ) -> Rehearsal:
     """Run the migration to `target`, as alembic upgrade or downgrade takes it, and leave no trace.
@@ -49,26 +43,24 @@ def rehearse(
     Without `copy` it is one transaction on the database itself, or on a copy if a revision cannot be in one. A failed
     migration is a result. Raises CommandError, a paragraph for people, if it could not be tried.
     """
-    config = config or read_ini()
-    history = read_history(versions_folder(config))
+    history = project.history
     refuse_broken_history(history)
-    engine = create_migration_engine(url)
-    script = ScriptDirectory.from_config(config)
-    with reached(), interruptible(), only_migrator(engine, settings.migration_timeout) as holder:
-        rehearsal, steps = plan(engine, target, script, history)
+    engine = create_engine(project.url)
+    with reached(), interruptible(), only_migrator(engine, project.options.migration_timeout) as holder:
+        rehearsal, steps = plan(engine, target, project, history)
         if not steps:
             return rehearsal
         rehearsal.reason = "as asked for" if copy else why_not_in_one_transaction(rehearsal, history)
         where: AbstractContextManager[sa.Connection]
         if rehearsal.reason:
             rehearsal.place = "copy"
-            where = on_a_copy(url, settings, progress)
+            where = on_a_copy(project, progress)
         else:
-            where = in_place(url, settings, target, holder)
+            where = in_place(project, target, holder)
         with where as connection:
             trials = Trials(rehearsal, steps, history, connection)
             with sequences_noted(trials.watch, rehearsal):
-                trials.run(config, script, progress)
+                trials.run(project, progress)
             look_for_patterns(rehearsal, connection)
     return rehearsal
 
@@ -107,13 +99,13 @@ def look_for_patterns(rehearsal: Rehearsal, connection: sa.Connection) -> None:
 # --- what is to be run ------------------------------------------------------------------------------------------------
 
 
-def plan(
-    engine: sa.Engine, target: str, script: ScriptDirectory, history: History
-) -> tuple[Rehearsal, list[RevisionStep]]:
+def plan(engine: sa.Engine, target: str, project: Project, history: History) -> tuple[Rehearsal, list[RevisionStep]]:
     """Return the direction, the revisions in order, and their losses. Raises CommandError if there is no path."""
     with engine.execution_options(no_begin=True).connect() as connection:
-        heads = MigrationContext.configure(connection).get_current_heads()
-        refuse_unknown(history, heads, connection)
+        script = project.script
+        opts = {name: each for name, each in project.environment.options.items() if name.startswith("version_table")}
+        heads = MigrationContext.configure(connection, opts=opts).get_current_heads()
+        refuse_unknown(project, history, heads, connection)
         try:
             direction = direction_to(target, heads, script, history)
             find_steps: Callable[..., list[RevisionStep]] = (
@@ -161,19 +153,19 @@ NEEDS_COPY = re.compile(
 
 
 @contextmanager
-def on_a_copy(url: str, settings: Settings, progress: saves.Progress) -> Iterator[sa.Connection]:
+def on_a_copy(project: Project, progress: saves.Progress) -> Iterator[sa.Connection]:
     """Yield a connection to a copy, which is removed afterwards."""
     with (
-        copy_of(url, settings.lock_timeout, progress) as copied,
-        create_migration_engine(copied).connect() as connection,
+        copy_of(project, progress) as copied,
+        create_engine(copied).connect() as connection,
     ):
         yield connection
 
 
 @contextmanager
-def in_place(url: str, settings: Settings, target: str, holder: sa.Connection | None) -> Iterator[sa.Connection]:
+def in_place(project: Project, target: str, holder: sa.Connection | None) -> Iterator[sa.Connection]:
     """Yield a connection to the database itself, in a transaction that is always rolled back."""
-    engine = create_migration_engine(url)
+    engine, settings = create_engine(project.url), project.options
     if engine.dialect.name == "sqlite":
         limit = f"PRAGMA busy_timeout={round(settings.lock_timeout * 1000)}"
         sa.event.listen(engine, "connect", lambda connection, _: connection.execute(limit))
@@ -193,19 +185,19 @@ def in_place(url: str, settings: Settings, target: str, holder: sa.Connection | 
             connection.rollback()
 
 
-def in_the_way(error: DBAPIError, target: str, blockers: Sequence[str], settings: Settings) -> str:
+def in_the_way(error: DBAPIError, target: str, blockers: Sequence[str], settings: Options) -> str:
     """Return the message for a lock that was not acquired, or a broken connection."""
-    way_out = f"Wait for that to end, or rehearse on a copy: python manage.py rehearse {target} --copy"
+    way_out = f"Wait for that to end, or rehearse on a copy: alembic-savepoint rehearse {target} --copy"
     if sqlstate(error) in LOCK_ERRORS:
         return (
             f"“{' '.join((error.statement or '').split())[:100]}” needs a lock, and did not get it in "
-            f"{settings.migration_lock_timeout:g} seconds (MIGRATION_LOCK_TIMEOUT). Blocked by: "
+            f"{settings.migration_lock_timeout:g} seconds (savepoint_migration_lock_timeout). Blocked by: "
             f"{'; '.join(blockers) or 'nothing any more'}. Nothing was changed. {way_out}"
         )
     if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
         return (
-            f"Another process has been writing for {settings.lock_timeout:g} seconds (LOCK_TIMEOUT), so the rehearsal "
-            f"could not begin. Nothing was changed. {way_out}"
+            f"Another process has been writing for {settings.lock_timeout:g} seconds (savepoint_lock_timeout), so the "
+            f"rehearsal could not begin. Nothing was changed. {way_out}"
         )
     return f"The rehearsal was aborted: {first_line(error)}. Nothing was changed."
 

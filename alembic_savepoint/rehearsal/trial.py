@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionStep
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlmodel import SQLModel
 
 from alembic_savepoint.backup import saves
 from alembic_savepoint.guards.losses import count_losses
 from alembic_savepoint.guards.migrating import LOCK_ERRORS, check_foreign_keys, write_record
 from alembic_savepoint.history.revisions import Direction, History, Revision, parse, path_text
+from alembic_savepoint.project import Project
 from alembic_savepoint.rehearsal.rebuild_losses import Rebuilds
 from alembic_savepoint.rehearsal.unsafe import long_held, newly_required, nullable_columns, slow_or_large
 from alembic_savepoint.rehearsal.watching import Lock, Statement, UnsafeStep, Watch, strongest
-from schema import as_typed
 
 # --- what was seen ----------------------------------------------------------------------------------------------------
 
@@ -92,7 +89,7 @@ class Rehearsal:
         """The command that runs the migration."""
         lost = dict.fromkeys(chain.from_iterable(revision.losses for revision in self.revisions))
         option = f"-x accept-loss={','.join(lost)} " if lost else ""
-        return as_typed(f"alembic {option}{self.direction} {self.target}")
+        return f"alembic {option}{self.direction} {self.target}"
 
     @property
     def warnings(self) -> int:
@@ -127,22 +124,19 @@ class Trials:
         self.rebuilds = Rebuilds("")
         self.began = self.watch.clock()
 
-    def run(self, config: Config, script: ScriptDirectory, progress: saves.Progress) -> None:
+    def run(self, project: Project, progress: saves.Progress) -> None:
         """Run them as the alembic command does, and note a failure.
 
         Raises TransactionEnded, and DBAPIError if a lock was not acquired or the connection broke.
         """
         one_by_one = partial(self.one_by_one, progress)
         try:
-            with EnvironmentContext(config, script, fn=one_by_one) as environment:
+            with EnvironmentContext(project.config, project.script, fn=one_by_one) as environment:
                 environment.configure(
                     connection=self.watch.connection,
-                    target_metadata=SQLModel.metadata,
-                    render_as_batch=True,
-                    transactional_ddl=True,
-                    # In a transaction that has begun already, this does nothing.
-                    transaction_per_migration=True,
                     on_version_apply=self.record,
+                    # In a transaction that has begun already, the second does nothing.
+                    **{**project.environment.options, "transactional_ddl": True, "transaction_per_migration": True},
                 )
                 environment.run_migrations()
         except TransactionEnded:
@@ -245,7 +239,7 @@ def refuse_commit(*_: Any) -> None:
     """Raise TransactionEnded before a change becomes permanent."""
     raise TransactionEnded(
         "A revision ends the transaction itself, or does what cannot be rolled back, so it cannot be rehearsed in one. "
-        "Nothing was changed. Rehearse on a copy: python manage.py rehearse --copy"
+        "Nothing was changed. Rehearse on a copy: alembic-savepoint rehearse --copy"
     )
 
 

@@ -86,7 +86,7 @@ COLUMNS = {
 # --- squawk -----------------------------------------------------------------------------------------------------------
 
 NOT_ASKED = {
-    "prefer-text-field": "models.py limits texts, alike on both engines",
+    "prefer-text-field": "the models limit texts, alike on both engines",
     "prefer-identity": "Alembic writes SERIAL",
     "prefer-bigint-over-int": "a matter of the model, which no migration in use suffers from",
     "prefer-bigint-over-smallint": "as above",

@@ -8,13 +8,13 @@ from alembic import command
 from alembic.config import Config
 from sqlmodel import SQLModel
 
-from alembic_savepoint.backup import saves
 from alembic_savepoint.doctor.catalog import constraints, schema_of
-from alembic_savepoint.doctor.comparison import check_schema, differences, schema_of_revision
+from alembic_savepoint.doctor.comparison import differences
 from db.engines import create_migration_engine
 from schema import ALEMBIC_INI
 from tests.support.comparison import execute, found, schema_at
 from tests.support.migrations import REVISIONS, only_sqlite
+from tests.support.project import check_schema, load, save, schema_of_revision
 from tests.support.service import query
 
 
@@ -23,8 +23,8 @@ def test_nothing_is_found_at_head(url: str) -> None:
 
 
 def test_nothing_is_found_in_a_database_that_was_loaded_from_a_save(url: str, tmp_path: Path) -> None:
-    saves.save(url, tmp_path, "kept")
-    saves.load(url, tmp_path, "kept")
+    save(url, tmp_path, "kept")
+    load(url, tmp_path, "kept")
 
     assert check_schema(url) == []
 

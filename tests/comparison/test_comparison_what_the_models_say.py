@@ -13,12 +13,13 @@ from alembic import command
 from alembic.config import Config
 from sqlmodel import SQLModel
 
-from alembic_savepoint.doctor.comparison import differences, schema_of_revision
-from alembic_savepoint.history.revisions import read_history, versions_folder
+from alembic_savepoint.doctor.comparison import differences
+from alembic_savepoint.history.revisions import read_history
 from db.engines import create_migration_engine
 from schema import ALEMBIC_INI
 from tests.support.comparison import config_of, found, schema_at
 from tests.support.migrations import REVISIONS, add_revision, fill, look, only_postgresql, only_sqlite
+from tests.support.project import VERSIONS, schema_of_revision
 from tests.support.service import ROOT, query, wait_until
 
 NEW = "ffffffffffff"
@@ -157,7 +158,7 @@ def test_the_newest_checksum_in_the_record_counts(url: str) -> None:
 
 
 def checksum_of_head() -> str:
-    return read_history(versions_folder()).by_id[HEAD].checksum
+    return read_history(VERSIONS).by_id[HEAD].checksum
 
 
 def test_a_database_that_is_behind_is_compared_with_its_own_revision(
@@ -253,7 +254,7 @@ def test_a_check_that_is_killed_leaves_everything_as_it_was(url: str, folder: Pa
     add_revision(folder, NEW, HEAD, '    op.drop_table("profiles")\n    import time; time.sleep(60)')
     before = trace(url)
     script = (
-        "import sys; from alembic_savepoint.doctor.comparison import check_schema; from schema import read_ini;"
+        "import sys; from tests.support.project import check_schema; from schema import read_ini;"
         "config = read_ini(); config.set_main_option('script_location', sys.argv[2] + '/migrations');"
         "check_schema(sys.argv[1], config)"
     )

@@ -37,6 +37,5 @@ def place(url: str, repository: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(folder)
     place = Place(folder, url)
-    monkeypatch.setattr("alembic_savepoint.history.revisions.VERSIONS", place.versions)
-    monkeypatch.setattr("manage.ALEMBIC_INI", folder / "alembic.ini")
+    monkeypatch.setattr("schema.ALEMBIC_INI", folder / "alembic.ini")
     return place

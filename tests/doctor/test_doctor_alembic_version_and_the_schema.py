@@ -6,8 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from alembic_savepoint.doctor.catalog import schema_of
-from alembic_savepoint.doctor.comparison import Difference, check_schema, differences
-from alembic_savepoint.doctor.doctor import config_for
+from alembic_savepoint.doctor.comparison import Difference, differences
 from alembic_savepoint.doctor.schema_faults import statement
 from alembic_savepoint.history.revisions import read_history
 from tests.support.doctor import ADD_COLUMN, INDEX, NEW, OTHER, REPAIR, Place, commands, evidence, on_one_engine, steps
@@ -21,6 +20,7 @@ from tests.support.migrations import (
     only_postgresql,
     run_script,
 )
+from tests.support.project import check_schema
 from tests.support.service import query
 
 pytestmark = pytest.mark.slow
@@ -291,7 +291,7 @@ def test_an_edit_that_was_meant_is_accepted_and_the_next_one_is_not(place: Place
     checksum = read_history(place.versions).by_id[BEFORE_ACCOUNTS].checksum
     assert (others, accepted[1:6]) == (before, ("accept", BEFORE_ACCOUNTS, REVISIONS[1], checksum, "access tokens"))
     assert place.is_healthy
-    assert check_schema(place.url, config_for(place.versions)) == []
+    assert check_schema(place.url, place.config) == []
 
     path.write_text(path.read_text() + "# and again\n")
     assert f"The record of the database: accept {BEFORE_ACCOUNTS} " in evidence(place.only("edited-file", 33))

@@ -7,11 +7,11 @@ from typer.testing import CliRunner
 
 import manage
 from alembic_savepoint.doctor.diagnosis import KINDS
-from alembic_savepoint.doctor.doctor import diagnose
-from alembic_savepoint.doctor.repair import RepairRefused, plan_repair, restamp
+from alembic_savepoint.doctor.repair import RepairRefused
 from tests.support.doctor import INDEX, NEW, OTHER, Place
 from tests.support.migrating import somebody_who_migrates
 from tests.support.migrations import HEAD
+from tests.support.project import diagnose, plan_repair, restamp
 from tests.support.service import ROOT, query
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def test_a_repair_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) ->
     assert (nobody.exit_code, place.everything()) == (23, before)
     assert "Standard input is not a terminal, so nobody can be asked. To confirm in advance: --yes" in nobody.stderr
 
-    monkeypatch.setattr("manage.is_interactive", lambda: True)
+    monkeypatch.setattr("alembic_savepoint.commands.shared.is_interactive", lambda: True)
     for answer, code in (("n\n", 23), ("y\n", 0)):
         result = CliRunner().invoke(manage.app, ["doctor", "--repair"], input=answer)
         assert result.exit_code == code

@@ -9,10 +9,11 @@ import sqlalchemy as sa
 from typer.testing import CliRunner, Result
 
 import manage
-from alembic_savepoint.history.applied import RECORD, Applied, Event, read_applied
+from alembic_savepoint.history.applied import RECORD, Applied, Event
 from alembic_savepoint.history.graph import as_json
 from db.engines import create_migration_engine
-from tests.support.graph import NOON, event, history_of, words
+from tests.support.graph import NOON, event, history_of
+from tests.support.project import config_of, project_of, read_applied
 from tests.support.revisions import Draft, write_all
 from tests.support.service import query
 
@@ -100,11 +101,10 @@ Show = Callable[..., Result]
 @pytest.fixture
 def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Show:
     """Run `manage.py graph` on a history of two revisions."""
-    folder = write_all(tmp_path / "versions", Draft("a1"), Draft("b1", ("a1",)))
-    monkeypatch.setattr(manage, "versions_folder", lambda: folder)
+    write_all(tmp_path / "versions", Draft("a1"), Draft("b1", ("a1",)))
 
     def run(url: str, *arguments: str) -> Result:
-        monkeypatch.setenv("DATABASE_URL", url)
+        monkeypatch.setattr(manage, "chosen_project", lambda: project_of(url, config_of(tmp_path)))
         return CliRunner().invoke(manage.app, ["graph", *arguments])
 
     return run
@@ -130,14 +130,14 @@ def test_the_command_shows_that_a_migrated_database_is_at_head(url: str, monkeyp
     assert legend == f"● {len(revisions)} applied"
 
 
-def test_the_command_draws_the_image_and_prints_the_document(empty_url: str, show: Show, tmp_path: Path) -> None:
+def test_the_command_prints_a_document_or_a_flowchart(empty_url: str, show: Show) -> None:
     store(empty_url, ["a1"])
 
-    result = show(empty_url, "--svg", str(tmp_path / "graph.svg"), "--json")
+    document, flowchart = show(empty_url, "--json"), show(empty_url, "--mermaid")
 
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert [revision["state"] for revision in json.loads(result.stdout)["revisions"]] == ["pending", "applied"]
-    assert "database" in words((tmp_path / "graph.svg").read_text(encoding="utf-8"))
+    assert (document.exit_code, document.stderr) == (flowchart.exit_code, flowchart.stderr) == (0, "")
+    assert [revision["state"] for revision in json.loads(document.stdout)["revisions"]] == ["pending", "applied"]
+    assert flowchart.stdout.startswith("flowchart TD\n")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_command_draws_the_image_and_prints_the_document(empty_url: str, sho
     [
         ("sqlite:///gone.db", "There is no file gone.db."),
         ("postgresql://127.0.0.1:1/x", "Connection refused"),
-        ("mysql://localhost/x", "DATABASE_URL: mysql is not supported"),
+        ("mysql://localhost/x", "The project's database is mysql."),
     ],
 )
 def test_without_a_database_the_command_says_so_and_shows_the_files(show: Show, database_url: str, reason: str) -> None:
@@ -167,10 +167,3 @@ def test_the_command_shows_a_broken_history(empty_url: str, show: Show, tmp_path
     assert result.exit_code == 0
     assert f"?  zz  {message}  (in no file)  ← database\n" in result.stdout
     assert "broken.py: line 1: '(' was never closed" in result.stdout
-
-
-def test_an_image_that_cannot_be_written_is_exit_code_2(empty_url: str, show: Show, tmp_path: Path) -> None:
-    result = show(empty_url, "--svg", str(tmp_path / "nowhere" / "graph.svg"))
-
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "No such file or directory" in result.stderr

@@ -4,15 +4,14 @@ import re
 import tempfile
 from pathlib import Path
 from textwrap import dedent
-from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given, settings
 
 from alembic_savepoint.history.applied import Applied, Event
-from alembic_savepoint.history.graph import MARGIN, arrange, as_svg, as_text, nodes_of
+from alembic_savepoint.history.graph import arrange, as_mermaid, as_text, nodes_of
 from alembic_savepoint.history.revisions import History, read_history
-from tests.support.graph import elements, event, history_of, words
+from tests.support.graph import event, history_of
 from tests.support.revisions import Draft, healthy_histories, write_all
 
 
@@ -198,7 +197,6 @@ def test_without_a_database_only_the_files_are_shown(tmp_path: Path) -> None:
 
 def test_without_files_there_is_nothing_to_draw(tmp_path: Path) -> None:
     assert as_text(read_history(tmp_path), Applied([], [])) == "No revisions"
-    assert "No revisions" in as_svg(read_history(tmp_path), None)
 
 
 def test_what_the_database_says_cannot_steer_the_terminal(tmp_path: Path) -> None:
@@ -224,85 +222,31 @@ def test_each_line_has_its_lane_for_itself(drafts: list[Draft]) -> None:
                 assert lane in between.below
 
 
-def test_the_image_says_what_the_text_says(tmp_path: Path) -> None:
+def test_the_flowchart_has_each_revision_and_each_line(tmp_path: Path) -> None:
     history = history_of(tmp_path, "a1:\nb1: a1\nc1: a1\nd1: b1 c1\ne1: gone")
-    applied = Applied(["b1", "zz"], [event("zz", "d1")])
 
-    svg = as_svg(history, applied)
+    lines = as_mermaid(history, Applied(["b1", "zz"], [event("zz", "d1")])).splitlines()
 
-    said = [text for text in words(svg) if text != "?"]
-    for line in as_text(history, applied).replace("← ", "").replace("(head)", "head").splitlines():
-        for part in re.split("  +", line.strip(" │├─╮╯●○?")):
-            assert part.strip(" ●○?") in ["", *said]
-    assert [circle.get("class") for circle in elements(svg, "circle")][: len(history.by_id) + 2] == [
-        node.state for node in nodes_of(history, applied)
+    assert lines[0] == "flowchart TD"
+    labels = {found[1]: found[2] for line in lines if (found := re.fullmatch(r' +(r\d+)\["(.*)"\]:::\w+', line))}
+    ids = {name: label.partition("<br>")[0] for name, label in labels.items()}
+    drawn = {(ids[found[1]], ids[found[2]]) for line in lines if (found := re.fullmatch(r" +(r\d+) --> (r\d+)", line))}
+    assert sorted(ids.values()) == sorted([*history.by_id, "zz", "gone"])
+    assert drawn == {("b1", "a1"), ("c1", "a1"), ("d1", "b1"), ("d1", "c1"), ("e1", "gone"), ("zz", "d1")}
+    assert [label for label in labels.values() if label.endswith("<br>database")] == [
+        "zz<br>about zz<br>(in no file)<br>database",
+        "b1<br>about b1<br>database",
     ]
 
 
-def test_each_revisions_tooltip_names_its_file_and_dates(tmp_path: Path) -> None:
-    svg = as_svg(history_of(tmp_path, "a1:"), Applied(["a1"], [event("a1")]))
+def test_the_flowchart_takes_no_text_for_its_own_language(tmp_path: Path) -> None:
+    attack = 'x"]; click r0 "javascript:alert(1)"\n`**b**` #quot; <script>\x00'
 
-    assert [title.text for title in elements(svg, "title")][1:] == [
-        f"a1  about a1\napplied\n{tmp_path}/a1_a_revision.py\ncreated 2026-11-23 01:00:00+00:00\n"
-        "applied 2026-11-23 12:00:00 UTC"
-    ]
+    text = as_mermaid(history_of(tmp_path, "a1:"), Applied([attack], [event(attack, message=attack)]))
 
-
-def test_the_image_stands_by_itself_and_executes_nothing(tmp_path: Path) -> None:
-    attack = "</title><script>alert(1)</script>\x00&'\""
-
-    svg = as_svg(history_of(tmp_path, "a1:"), Applied([attack], [event(attack, message=attack)]))
-
-    assert not elements(svg, "script")
-    assert "</title><script>alert(1)</script>\N{REPLACEMENT CHARACTER}&'\"" in words(svg)
-    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg\")|url\(|@import|href", svg)
-    assert {attribute for element in ET.fromstring(svg).iter() for attribute in element.attrib} <= {  # noqa: S314
-        "class", "width", "height", "viewBox", "role", "version", "x", "y", "rx", "cx", "cy", "r", "d",
-    }  # fmt: skip
+    assert len(text.splitlines()) == 7
+    assert re.search(r"[<`#](?!br>)", re.sub(r"classDef.*", "", text)) is None
 
 
-@settings(deadline=None, max_examples=40)
-@given(healthy_histories())
-def test_lines_go_from_revision_to_revision(drafts: list[Draft]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        history = read_history(write_all(Path(folder), *drafts))
-    svg = as_svg(history, None)
-    at = {
-        node.id: (int(circle.get("cx", "")), int(circle.get("cy", "")))
-        for node, circle in zip(nodes_of(history, None), elements(svg, "circle"), strict=False)
-    }
-    lines = [re.findall(r"[MC][\d ]+|V[\d ]+", path.get("d", "")) for path in elements(svg, "path")]
-
-    # It begins with M x y, changes lanes with C … x y, and ends with V y.
-    ends = [
-        (
-            tuple(map(int, line[0][1:].split())),
-            (int([part.strip("M") for part in line if part[0] != "V"][-1].split()[-2]), int(line[-1][1:])),
-        )
-        for line in lines
-    ]
-    expected = [(at[id], at[parent]) for id, revision in history.by_id.items() for parent in revision.parents]
-    assert sorted(ends) == sorted(expected)
-    width, height = (int(elements(svg, "svg")[0].get(side, "")) for side in ("width", "height"))
-    assert all(MARGIN <= x <= width - MARGIN and MARGIN <= y <= height - MARGIN for x, y in at.values())
-
-
-@pytest.mark.parametrize("count", [1, 200])
-def test_the_image_is_as_large_as_its_history(tmp_path: Path, count: int) -> None:
-    lines = [f"r{number}: {f'r{number - 1}' if number else ''}" for number in range(count)]
-
-    svg = as_svg(history_of(tmp_path, "\n".join(lines)), None)
-
-    size = {side: int(elements(svg, "svg")[0].get(side, "")) for side in ("width", "height")}
-    assert size["height"] == count * 28 + 82
-    assert size["width"] < 420
-    assert len(svg) < 2500 + 400 * count
-
-
-def test_a_long_message_is_cut_in_the_image_and_whole_in_its_tooltip(tmp_path: Path) -> None:
-    message = "word " * 40 + "end"
-
-    svg = as_svg(read_history(tmp_path), Applied(["a1"], [event("a1", message=message)]))
-
-    assert [text for text in words(svg) if text.startswith("word")] == [("word " * 14 + "w").rstrip() + "…"]
-    assert message in (elements(svg, "title")[1].text or "")
+def test_without_files_the_flowchart_is_empty(tmp_path: Path) -> None:
+    assert as_mermaid(read_history(tmp_path), None).splitlines()[0] == "flowchart TD"

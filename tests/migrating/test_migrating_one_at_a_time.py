@@ -29,6 +29,7 @@ from tests.support.migrations import (
     only_sqlite,
     quick_alembic,
 )
+from tests.support.project import load, save
 from tests.support.service import alembic, query
 
 pytestmark = pytest.mark.slow
@@ -221,7 +222,7 @@ def test_before_it_drops_something_a_migration_saves_a_copy_that_can_be_loaded(u
     [copy] = saves.list_saves(saves_dir)
     assert copy.name.startswith(f"before-{HEAD}-")
     assert f"python manage.py load {copy.name}" in result.stderr
-    saves.load(url, saves_dir, copy.name)
+    load(url, saves_dir, copy.name)
     # PostgreSQL writes the text of a CHECK in other words once it is restored.
     assert look(url).rows == before.rows
 
@@ -274,5 +275,5 @@ def test_in_production_on_postgresql_a_copy_is_asked_for(url: str, saves_dir: Pa
     elsewhere = ("-x", "saved=elsewhere")
     assert alembic("sqlite:///unused.db", *elsewhere, "downgrade", BEFORE_ACCOUNTS, **in_production).returncode == 0
     migrate(url, "upgrade", "head")
-    saves.save(url, saves_dir)
+    save(url, saves_dir)
     assert alembic("sqlite:///unused.db", "downgrade", BEFORE_ACCOUNTS, **in_production).returncode == 0

@@ -13,7 +13,6 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import make_url
 
-from alembic_savepoint.rehearsal import rehearsal
 from schema import ALEMBIC_INI
 from tests.support.migrations import ACCOUNTS, BEFORE_ACCOUNTS, HEAD, REVISIONS, fill
 from tests.support.rehearsal import config_of, everything
@@ -79,5 +78,5 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a copy of the migrations, to change; they are what is rehearsed."""
     shutil.copytree(ROOT / "migrations/versions", tmp_path / "migrations/versions")
     shutil.copy(ROOT / "migrations/env.py", tmp_path / "migrations")
-    monkeypatch.setattr(rehearsal, "read_ini", lambda: config_of(tmp_path))
+    monkeypatch.setattr("tests.support.project.read_ini", lambda: config_of(tmp_path))
     return tmp_path

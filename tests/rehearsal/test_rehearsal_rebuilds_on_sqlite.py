@@ -13,12 +13,12 @@ from sqlalchemy import create_engine
 
 from alembic_savepoint.guards.migrating import only_migrator
 from alembic_savepoint.rehearsal.rebuild_losses import Rebuilds
-from alembic_savepoint.rehearsal.rehearsal import rehearse
 from alembic_savepoint.rehearsal.trial import Rehearsal
 from alembic_savepoint.rehearsal.watching import Watch
 from db.engines import create_migration_engine
 from settings import Settings
 from tests.support.migrations import HEAD, add_revision, only_postgresql, only_sqlite, run_script
+from tests.support.project import rehearse
 from tests.support.rehearsal import ADD_COLUMN, NEW, everything, findings, rehearsed, run, tried
 from tests.support.service import query
 

@@ -10,9 +10,9 @@ from alembic.script import ScriptDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alembic_savepoint.history import revisions
 from alembic_savepoint.history.effects import Drop, drops
 from alembic_savepoint.history.revisions import RevisionUnreadable, read_history, read_revision
+from alembic_savepoint.project import Project
 from schema import ALEMBIC_INI
 from tests.support.revisions import VERSIONS, Draft, healthy_histories, write_all
 
@@ -45,7 +45,7 @@ def test_the_repositorys_own_history_is_what_alembic_makes_of_it() -> None:
 
     assert [
         (revision.id, revision.parents, revision.message, str(revision.path))
-        for revision in read_history(revisions.versions_folder()).in_order()
+        for revision in read_history(VERSIONS).in_order()
     ] == [
         (script.revision, script._versioned_down_revisions, script.doc, script.path)
         for script in scripts.walk_revisions()
@@ -104,8 +104,7 @@ def test_the_folder_is_where_the_ini_file_says(tmp_path: Path, lines: list[str],
     (tmp_path / "migrations").mkdir()
     (tmp_path / "alembic.ini").write_text("\n".join(["[alembic]", "path_separator = os", *lines]))
 
-    assert revisions.versions_folder(Config(tmp_path / "alembic.ini")) == tmp_path / folder
-    assert revisions.versions_folder() == VERSIONS
+    assert Project(Config(tmp_path / "alembic.ini")).folders == [tmp_path / folder]
 
 
 @pytest.mark.parametrize(

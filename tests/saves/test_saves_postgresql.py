@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import make_url
 
 from alembic_savepoint.backup import saves_postgresql
-from alembic_savepoint.backup.saves import SaveError, SaveRefused, list_saves, load, save
+from alembic_savepoint.backup.saves import SaveError, SaveRefused, list_saves
 from tests.support.migrations import REVISIONS, fill
+from tests.support.project import load, save
 from tests.support.saves import Run, change, files_in, only_postgresql, state, upgrade
 from tests.support.service import query, wait_until
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from alembic_savepoint.backup.saves import SaveError, load, save
+from alembic_savepoint.backup.saves import SaveError
+from tests.support.project import load, save
 from tests.support.saves import change, files_in, only_sqlite, state
 from tests.support.service import query
 

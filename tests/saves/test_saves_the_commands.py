@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from alembic_savepoint.backup.saves import contents, load, save
 from alembic_savepoint.guards.migrating import only_migrator
 from db.engines import create_migration_engine
 from tests.support.migrations import REVISIONS
+from tests.support.project import contents, load, save
 from tests.support.saves import HEAD, Run, change, flip_a_bit, only_sqlite, state, upgrade
 from tests.support.service import ROOT
 

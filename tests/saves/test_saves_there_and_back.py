@@ -21,10 +21,11 @@ from alembic.config import Config
 from sqlalchemy import make_url
 
 import audit
-from alembic_savepoint.backup.saves import Save, SaveError, SaveRefused, list_saves, load, save
+from alembic_savepoint.backup.saves import Save, SaveError, SaveRefused, list_saves
 from schema import ALEMBIC_INI
 from tests.support.accounts import order, register_all
 from tests.support.migrations import REVISIONS, fill
+from tests.support.project import load, save
 from tests.support.registration import named
 from tests.support.saves import HEAD, change, counted, files_in, half_way, only_sqlite, state, upgrade
 from tests.support.service import AS_OPERATOR, new_database, query, serving, wait_until

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from alembic_savepoint.backup.saves import Save, SaveError, list_saves, load, save
+from alembic_savepoint.backup.saves import Save, SaveError, list_saves
 from tests.support.migrations import REVISIONS, Snapshot
+from tests.support.project import load, save
 from tests.support.saves import change, files_in, flip_a_bit, half_way, only_postgresql, only_sqlite, state
 from tests.support.service import ENGINES, new_database, query
 

@@ -8,9 +8,9 @@ import psycopg
 from alembic.config import Config
 
 from alembic_savepoint.doctor.catalog import Schema, schema_of
-from alembic_savepoint.doctor.comparison import check_schema
 from db.engines import create_migration_engine
 from schema import ALEMBIC_INI
+from tests.support.project import check_schema
 
 
 def execute(url: str, sql: str) -> None:

@@ -3,14 +3,10 @@
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
-from xml.etree import ElementTree as ET
 
 from alembic_savepoint.history.applied import Event
 from alembic_savepoint.history.revisions import History, read_history
 from tests.support.revisions import Draft, write_all
-
-SVG = "{http://www.w3.org/2000/svg}"
-
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -23,11 +19,3 @@ def history_of(folder: Path, text: str) -> History:
 
 def event(revision: str, *parents: str, action: str = "upgrade", message: str = "", checksum: str = "ab") -> Event:
     return Event(1, action, revision, parents, checksum, message or f"about {revision}", NOON, 0.1)
-
-
-def elements(svg: str, kind: str) -> list[ET.Element]:
-    return list(ET.fromstring(svg).iter(SVG + kind))  # noqa: S314 (it is our own)
-
-
-def words(svg: str) -> list[str]:
-    return [element.text or "" for element in elements(svg, "text")]

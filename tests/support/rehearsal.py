@@ -10,13 +10,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import manage
-from alembic_savepoint.rehearsal.rehearsal import rehearse
 from alembic_savepoint.rehearsal.rehearsal_report import as_text
 from alembic_savepoint.rehearsal.trial import Rehearsal, Trial
 from alembic_savepoint.rehearsal.watching import Statement, UnsafeStep
 from schema import ALEMBIC_INI
 from settings import Settings
 from tests.support.migrations import HEAD, add_revision
+from tests.support.project import rehearse
 from tests.support.service import query
 
 NEW = "ffffffffffff"

@@ -1,0 +1,1 @@
+"""The commands, as `alembic-savepoint`, or mounted in a project's own program."""

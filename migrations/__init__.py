@@ -1,1 +1,0 @@
-"""The schema: its history, and safe migrations."""
