@@ -19,6 +19,7 @@ from alembic_savepoint.commands.shared import (
     first_line,
     messages,
     output,
+    print_document,
     steps,
     use,
     use_existing,
@@ -64,7 +65,7 @@ def graph(
     if mermaid:
         output.print(Text(as_mermaid(history, applied)), soft_wrap=True)
     elif as_document:
-        output.print_json(data=as_json(history, applied))
+        print_document(as_json(history, applied))
     else:
         text = Text(as_text(history, applied))
         text.highlight_regex(r"(?m)^[│ ]*(?:(?P<green>●)|(?P<blue>○)|(?P<red>[?]))")
@@ -85,7 +86,7 @@ def check(context: typer.Context, as_document: AsDocument = False) -> None:
     """
     findings = check_schema(use_existing(context))
     if as_document:
-        output.print_json(data=[asdict(finding) for finding in findings])
+        print_document([asdict(finding) for finding in findings])
     else:
         for advice, same in groupby(findings, key=attrgetter("advice")):
             for finding in same:
@@ -127,7 +128,7 @@ def rehearse_migration(
     except KeyboardInterrupt:
         fail("Interrupted and rolled back: the database is as it was.")
     if as_document:
-        output.print_json(data=rehearsal_report.as_json(rehearsal))
+        print_document(rehearsal_report.as_json(rehearsal))
     else:
         output.print(rehearsal_report.as_text(rehearsal))
         if rehearsal.revisions and not rehearsal.failure:
@@ -172,7 +173,7 @@ def doctor_command(
             _print_diagnoses(found)
     code = found[0].exit_code if found else 0
     if as_document:
-        output.print_json(data={"exit_code": code, "diagnoses": [_diagnosis_as_json(each) for each in found]})
+        print_document({"exit_code": code, "diagnoses": [_diagnosis_as_json(each) for each in found]})
     raise typer.Exit(code)
 
 

@@ -13,6 +13,7 @@ from alembic_savepoint.commands.shared import (
     make_table,
     messages,
     output,
+    print_document,
     steps,
     use,
     use_existing,
@@ -101,7 +102,7 @@ def list_saves(context: typer.Context, as_document: AsDocument = False) -> None:
     for path, size, moment, state in saves.list_incomplete(folder):
         messages.print_line(f"{path} ({decimal(size)}, {moment:%F %T} UTC) {INCOMPLETE[state]}", "yellow")
     if as_document:
-        output.print_json(data=[save.model_dump(mode="json") for save in found])
+        print_document([save.model_dump(mode="json") for save in found])
     elif found:
         table = make_table("name", "engine", "revision", "time (UTC)", numbers=("size", "rows"))
         for save in found:

@@ -1,7 +1,7 @@
 """What every command needs: the project, the terminal, errors in one line, tables and progress bars."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
@@ -65,6 +65,19 @@ def use_existing(context: typer.Context) -> Project:
     if project.is_sqlite and not sqlite_path(project.url).exists():
         fail(f"There is no file {sqlite_path(project.url)}. savepoint_url says which database is meant.")
     return project
+
+
+def print_document(data: Any) -> None:
+    """Print a JSON document."""
+    output.print_json(data=_spelled(data))
+
+
+def _spelled(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _spelled(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_spelled(each) for each in data]
+    return output.spelled(data) if isinstance(data, str) else data
 
 
 def first_line(error: Exception) -> str:
