@@ -213,7 +213,7 @@ def options_of(settings: Settings) -> Options:
     """Return the settings of migrations."""
     in_production = settings.environment == "production" or settings.database_url == settings.prod_database_url
     values = {each.name: getattr(settings, each.name) for each in fields(Options) if hasattr(settings, each.name)}
-    return Options(**values, require_save=in_production)
+    return Options(**values, require_save=in_production, require_names=True)
 
 
 def spelling() -> Spelling:

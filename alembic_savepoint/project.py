@@ -73,6 +73,8 @@ class Options:
     """Whether a copy is saved before a migration that drops something, or rebuilds a table on SQLite."""
     require_save: bool = False
     """Whether on PostgreSQL such a migration demands a save of the last hour instead: for production."""
+    require_names: bool = False
+    """Whether constraints without a name are findings of `check`: no revision could drop them on both engines."""
     scratch_url: str | None = None
     """An empty database for comparisons, where the role may not create one."""
 

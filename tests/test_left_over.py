@@ -31,6 +31,7 @@ def stop(*_):
     sys.stdin.read()
 
 saves.{place} = stop
+from tests.support.project import save
 save({url!r}, Path({folder!r}), "killed")
 """
 """A save that stops for ever at a function."""

@@ -116,5 +116,5 @@ def test_doctor_asks_for_a_migration_only_where_there_is_no_file(tmp_path: Path)
     damaged.write_text("notes " * 1000)
 
     assert next_command(f"sqlite:///{tmp_path}/none.db", tmp_path) == "alembic upgrade head"
-    assert next_command(f"sqlite:///{damaged}", tmp_path) == "python manage.py saves"
-    assert next_command("postgresql://127.0.0.1:1/name", tmp_path) == "python manage.py doctor"
+    assert next_command(f"sqlite:///{damaged}", tmp_path) == "alembic-savepoint saves"
+    assert next_command("postgresql://127.0.0.1:1/name", tmp_path) == "alembic-savepoint doctor"

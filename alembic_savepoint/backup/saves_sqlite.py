@@ -75,8 +75,26 @@ def load_sqlite(
                 check_contents(chosen, contents_of_sqlite(source, chosen.created_at))
             create_private(path)
             with sound(path), closing(open_sqlite(path, 0)) as live:
-                fit_pages(source, live)
-                return replace_sqlite(source, live, folder, keep, progress, seconds=PATIENCE * lock_timeout)
+                with in_wal_mode(live, PATIENCE * lock_timeout):
+                    fit_pages(source, live)
+                    return replace_sqlite(source, live, folder, keep, progress, seconds=PATIENCE * lock_timeout)
+
+
+@contextmanager
+def in_wal_mode(live: sqlite3.Connection, seconds: float) -> Iterator[None]:
+    """Let others read the old data until the transaction commits; afterwards the file has its own mode again.
+
+    That needs a moment without others. If they use it all the time, it stays in WAL mode, which does no harm.
+    """
+    live.execute(f"PRAGMA busy_timeout={round(seconds * 1000)}")
+    (mode,) = live.execute("PRAGMA journal_mode").fetchone()
+    live.execute("PRAGMA journal_mode=WAL")
+    try:
+        yield
+    finally:
+        if mode != "wal":
+            with suppress(sqlite3.OperationalError):
+                live.execute(f"PRAGMA journal_mode={mode}")
 
 
 def create_private(path: Path) -> None:

@@ -204,10 +204,7 @@ def _repair(project: Project, found: list[Diagnosis], yes: bool) -> bool:
 
 
 def _diagnosis_as_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    steps = [
-        {**asdict(step), "command": step.command and output.spelled(step.command)} for step in diagnosis.next_commands
-    ]
-    return {"kind": diagnosis.kind, "exit_code": diagnosis.exit_code, **asdict(diagnosis), "next_commands": steps}
+    return {"kind": diagnosis.kind, "exit_code": diagnosis.exit_code, **asdict(diagnosis)}
 
 
 def _print_diagnoses(found: list[Diagnosis]) -> None:

@@ -285,6 +285,8 @@ def faults_of_schema(
             ("alembic", text) for table, text in generated_by_alembic(connection, project) if table not in reported
         )
     # Where only the database or the revisions have them, they are differences.
+    if not project.options.require_names:
+        return
     for table, parts in sorted(wanted.items()):
         unnamed = sorted(f"{part.kind} {part.text}" for part in parts if not part.is_named)
         yield from (("unnamed-constraint", f"{table}: {constraint} has no name of its own") for constraint in unnamed)

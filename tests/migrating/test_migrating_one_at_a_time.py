@@ -184,7 +184,7 @@ def test_called_from_python_it_raises_alembics_own_error(url: str, monkeypatch: 
     monkeypatch.setenv("DATABASE_URL", url)
     query(url, "UPDATE alembic_version SET version_num = 'abcdef123456'")
 
-    with pytest.raises(CommandError, match="no file in migrations/versions has that revision"):
+    with pytest.raises(CommandError, match="no revision file has that id"):
         command.upgrade(Config(ALEMBIC_INI), "head")
 
 

@@ -78,5 +78,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a copy of the migrations, to change; they are what is rehearsed."""
     shutil.copytree(ROOT / "migrations/versions", tmp_path / "migrations/versions")
     shutil.copy(ROOT / "migrations/env.py", tmp_path / "migrations")
-    monkeypatch.setattr("tests.support.project.read_ini", lambda: config_of(tmp_path))
+    for module in ("schema", "tests.support.project"):
+        monkeypatch.setattr(f"{module}.read_ini", lambda *_: config_of(tmp_path))
     return tmp_path

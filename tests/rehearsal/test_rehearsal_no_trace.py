@@ -249,7 +249,7 @@ def test_a_database_ahead_of_the_files_is_exit_code_2(own_url: str) -> None:
     result = run()
 
     assert result.exit_code == 2
-    assert f"The database is at {NEW}, and no file" in result.stderr
+    assert f"The database is at {NEW}, and no revision file has that id" in result.stderr
 
 
 def test_a_broken_history_is_refused(full_url: str, folder: Path) -> None:

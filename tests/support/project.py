@@ -47,7 +47,9 @@ def project_of(url: str, config: Config | None = None, **options: Any) -> Projec
         "transaction_per_migration": True,
     }
     environment = Environment(sa.make_url(url), configured)
-    return Project(config or read_ini(), Options(**options), url=url, environment=environment)
+    return Project(
+        config or read_ini(), Options(**{"require_names": True, **options}), url=url, environment=environment
+    )
 
 
 def _saving(url: str, folder: Path, lock_timeout: float) -> Project:
