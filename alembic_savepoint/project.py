@@ -1,6 +1,5 @@
 """A project that uses Alembic: its configuration, its revisions, its database, and what its env.py says of them."""
 
-import inspect
 import os
 import re
 import shlex
@@ -203,23 +202,23 @@ class Project:
 
 # --- env.py -----------------------------------------------------------------------------------------------------------
 
-NOT_KEPT = {
-    "self",
-    "connection",
-    "url",
-    "dialect_name",
-    "dialect_opts",
+OF_THE_COMMAND = {
     "as_sql",
+    "destination_rev",
+    "dont_mutate",
+    "fn",
+    "literal_binds",
+    "on_version_apply",
     "output_buffer",
+    "purge",
+    "revision_context",
+    "script",
     "starting_rev",
     "tag",
     "template_args",
-    "literal_binds",
-    "on_version_apply",
-    "kw",
+    ASKING,
 }
-KEPT = inspect.signature(EnvironmentContext.configure).parameters.keys() - NOT_KEPT
-"""The options of context.configure() that are the same for another database."""
+"""The options of a MigrationContext that belong to the command, and not to the project."""
 
 
 def environment_of(context: MigrationContext) -> Environment:
@@ -227,7 +226,7 @@ def environment_of(context: MigrationContext) -> Environment:
     connection = context.connection
     assert connection is not None
     is_postgresql = connection.dialect.name == "postgresql"
-    options = {name: value for name, value in context.opts.items() if name in KEPT and value is not None}
+    options = {name: value for name, value in context.opts.items() if name not in OF_THE_COMMAND and value is not None}
     return Environment(
         connection.engine.url,
         {**options, "include_name": without_record(context.opts.get("include_name"))},

@@ -74,10 +74,10 @@ def load_sqlite(
                 check_integrity(source, chosen.copy_in(folder))
                 check_contents(chosen, contents_of_sqlite(source, chosen.created_at))
             create_private(path)
-            with sound(path), closing(open_sqlite(path, 0)) as live:
-                with in_wal_mode(live, PATIENCE * lock_timeout):
-                    fit_pages(source, live)
-                    return replace_sqlite(source, live, folder, keep, progress, seconds=PATIENCE * lock_timeout)
+            seconds = PATIENCE * lock_timeout
+            with sound(path), closing(open_sqlite(path, 0)) as live, in_wal_mode(live, seconds):
+                fit_pages(source, live)
+                return replace_sqlite(source, live, folder, keep, progress, seconds=seconds)
 
 
 @contextmanager
