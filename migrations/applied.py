@@ -8,7 +8,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlmodel import UTCDateTime
 
-from db.engines import reading
+from db.engines import LOCK_TIMEOUT, reading
 
 RECORD = sa.Table(
     "applied_revisions",
@@ -62,7 +62,7 @@ def read_applied(url: str) -> Applied:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
         raise LookupError(f"There is no file {parsed.database}.")
-    with reading(url) as connection:
+    with reading(url, LOCK_TIMEOUT) as connection:
         return applied_in(connection)
 
 
