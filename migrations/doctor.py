@@ -6,7 +6,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic.config import Config
 
-from db.engines import reading
+from db.engines import LOCK_TIMEOUT, TablesLocked, reading
 from migrations.applied import Applied, read_applied
 from migrations.chain_faults import chain_faults
 from migrations.comparison import edited_revisions, pending_revisions
@@ -28,7 +28,7 @@ def diagnose(url: str, versions_folder: Path, root: Path) -> list[Diagnosis]:
     history = read_history(versions_folder)
     try:
         applied = read_applied(url)
-        with reading(url) as connection:
+        with reading(url, LOCK_TIMEOUT) as connection:
             case = Case(history, applied, root)
             found = [*chain_faults(case), *database_faults(case, connection, config_for(versions_folder))]
     except (LookupError, sa.exc.SQLAlchemyError) as error:
@@ -48,6 +48,8 @@ def unreadable_database(error: Exception, url: str) -> Diagnosis:
     words = str(getattr(error, "orig", None) or error).splitlines()[0]
     if isinstance(error, LookupError):
         step = Next("alembic upgrade head", "DATABASE_URL says which database is meant. To create it:")
+    elif isinstance(error, TablesLocked):
+        step = Next("python manage.py doctor", "When it is no longer locked, run doctor again:")
     elif is_sqlite(url):
         damaged = "If the file is damaged, stop the service, move it away with its -wal and -shm, and load a save:"
         step = Next("python manage.py saves", f"DATABASE_URL says which database is meant. {damaged}")
@@ -62,8 +64,10 @@ def unreadable_database(error: Exception, url: str) -> Diagnosis:
 def database_faults(case: Case, connection: sa.Connection, config: Config) -> Iterator[Diagnosis]:
     """Yield the errors in the database's revision and schema."""
     unknown = [id for id in case.applied.current if id not in case.history.by_id and id not in case.claimed]
-    schema = SchemaAtHand(case, connection, config)
-    of_schema = [unknown_revision(case, id, schema) for id in unknown] or list(schema_faults(case, schema))
+    with SchemaAtHand.of(case, connection, config) as schema:
+        # To hold no lock while the revisions run.
+        connection.rollback()
+        of_schema = [unknown_revision(case, id, schema) for id in unknown] or list(schema_faults(case, schema))
     yield from of_schema
     yield from schema.obstacles()
     yield from leftover_tables(connection)

@@ -60,7 +60,8 @@ def restamp(url: str, repair: Repair, versions_folder: Path, patience: float) ->
     with turn_to_write(url, patience) as connection:
         applied = applied_in(connection)
         case = Case(history, applied, versions_folder)
-        like = SchemaAtHand(case, connection, config_for(versions_folder)).likeness()
+        with SchemaAtHand.of(case, connection, config_for(versions_folder)) as schema:
+            like = schema.likeness()
         if (tuple(applied.current), like.restamp) != (repair.was, repair.becomes):
             raise RepairRefused("The database was changed in the meantime. Nothing was written; run doctor again.")
         MigrationContext.configure(connection)._ensure_version_table()

@@ -12,6 +12,7 @@ from db.engines import create_migration_engine
 from migrations import saves
 from migrations.catalog import constraints, schema_of
 from migrations.comparison import check_schema, differences, schema_of_revision
+from migrations.scratch import scratch
 from schema import ALEMBIC_INI
 from tests.support.comparison import execute, found, schema_at
 from tests.support.migrations import REVISIONS, only_sqlite
@@ -35,9 +36,9 @@ def test_what_a_revision_makes_from_nothing_is_what_migrating_to_it_makes(
     monkeypatch.setenv("DATABASE_URL", empty_url)
     for revision in REVISIONS:
         command.upgrade(Config(ALEMBIC_INI), revision)
-        with create_migration_engine(empty_url).connect() as connection:
-            assert differences(schema_of(connection), schema_of_revision(connection, revision)) == []
-            assert schema_of(connection) == schema_of_revision(connection, [revision])
+        with create_migration_engine(empty_url).connect() as connection, scratch(connection) as place:
+            assert differences(schema_of(connection), schema_of_revision(place, revision)) == []
+            assert schema_of(connection) == schema_of_revision(place, [revision])
     assert schema_at(empty_url).keys() == SQLModel.metadata.tables.keys()
 
 
