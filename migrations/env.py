@@ -16,6 +16,8 @@ from sqlmodel import AutoString, SQLModel, UTCDateTime
 import models  # noqa: F401 (its tables are what the database is compared with)
 from db.engines import create_migration_engine, driver_url
 from migrations.applied import RECORD
+from migrations.comparison import schemas_of_models
+from migrations.defaults import default_differs
 from migrations.migrating import Run, only_migrator, refuse_unknown
 from migrations.revisions import read_history, refuse_broken_history, versions_folder
 from schema import database_url, settings_kind
@@ -23,6 +25,9 @@ from settings import Settings, SettingsError, settings_from_environment
 from terminal import printable
 
 config = context.config
+
+SCHEMAS = (None, *schemas_of_models())
+"""The schemas that are compared; None is the default one."""
 
 # Only for the `alembic` command: the service has set up its own logging.
 if config.cmd_opts is not None and config.config_file_name is not None:
@@ -56,8 +61,8 @@ def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | 
 
 
 def include_name(name: str | None, kind: str, parents: Any) -> bool:
-    """Leave the record of applied revisions out of every comparison; like alembic_version, it has no model."""
-    return (kind, name) != ("table", RECORD.name)
+    """Leave out the record of applied revisions, which has no model, and schemas that no model names."""
+    return name in SCHEMAS if kind == "schema" else (kind, name) != ("table", RECORD.name)
 
 
 def configure(**options: Any) -> MigrationContext:
@@ -68,7 +73,8 @@ def configure(**options: Any) -> MigrationContext:
         render_item=render_item,
         render_as_batch=True,
         compare_type=True,
-        compare_server_default=True,
+        compare_server_default=default_differs,
+        include_schemas=len(SCHEMAS) > 1,
         # Alembic assumes that SQLite's DDL is not transactional; with our engine it is.
         transactional_ddl=True,
         transaction_per_migration=True,
