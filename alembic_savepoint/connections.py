@@ -7,6 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic.util import CommandError
+from psycopg.errors import LockNotAvailable
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 SUPPORTED = ("sqlite", "postgresql")
@@ -75,15 +77,28 @@ def leave_transactions_to_us(dbapi_connection: Any, _: Any) -> None:
 
 def begin_immediate(connection: sa.Connection) -> None:
     """Take the write lock at once: a deferred BEGIN fails at its first write if another process wrote in between."""
-    if not connection.get_execution_options().get("no_begin"):
+    options = connection.get_execution_options()
+    # Alembic's autocommit_block is for what no transaction allows, such as VACUUM.
+    if not options.get("no_begin") and options.get("isolation_level") != "AUTOCOMMIT":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+LOCK_TIMEOUT = 3
+"""Seconds for which commands that only look at a database wait for a lock that somebody else holds."""
+
+
+class TablesLocked(SQLAlchemyError):
+    """A table is locked by another session, such as a migration. Nothing was changed. Run it again when that has ended.
+
+    It is found by: SELECT pid, query FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE mode = 'AccessExclusiveLock'
+    """
 
 
 @contextmanager
 def reading(url: sa.URL | str) -> Iterator[sa.Connection]:
     """Yield a read-only connection that sees the database as it is at one instant, and blocks no one.
 
-    Raises LookupError if the SQLite file does not exist.
+    Raises LookupError if the SQLite file does not exist, and TablesLocked if it waits too long for one lock.
     """
     is_file = is_sqlite(url)
     if is_file and not sqlite_path(url).exists():
@@ -100,9 +115,17 @@ def reading(url: sa.URL | str) -> Iterator[sa.Connection]:
         # A deferred transaction takes no lock, and sees one state from its first read on.
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     else:
+        # For the transaction, since behind a pooler a session is not ours.
+        limit = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT * 1000}"
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(limit))
         engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    with engine.connect() as connection:
-        yield connection
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except OperationalError as error:
+        if isinstance(error.orig, LockNotAvailable):
+            raise TablesLocked(" ".join(str(TablesLocked.__doc__).split())) from None
+        raise
 
 
 def open_existing(dialect: object, record: object, arguments: list[Any], options: dict[str, Any]) -> None:

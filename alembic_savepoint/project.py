@@ -120,6 +120,11 @@ class Environment:
         return tuple(found) if isinstance(found, Sequence) else (found,) if found is not None else ()
 
     @property
+    def schemas(self) -> list[str]:
+        """The schemas that the models name, beside the default one."""
+        return sorted({table.schema for table in self.tables if table.schema})
+
+    @property
     def tables(self) -> list[sa.Table]:
         """The models' tables, each before those that refer to it."""
         return [table for metadata in self.metadata for table in metadata.sorted_tables]

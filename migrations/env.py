@@ -10,6 +10,7 @@ from alembic.util import CommandError
 from sqlmodel import AutoString, SQLModel, UTCDateTime
 
 import models  # noqa: F401 (its tables are what the database is compared with)
+from alembic_savepoint.doctor.defaults import default_differs
 from alembic_savepoint.guards import run_migrations
 from db.engines import driver_url
 from schema import configured_options, connect_to_migrate, log_as_configured, spelling
@@ -35,7 +36,7 @@ def configure(**where: Any) -> None:
         render_item=render_item,
         render_as_batch=True,
         compare_type=True,
-        compare_server_default=True,
+        compare_server_default=default_differs,
         # Alembic assumes that SQLite's DDL is not transactional; with our engine it is.
         transactional_ddl=True,
         transaction_per_migration=True,

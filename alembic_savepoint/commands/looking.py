@@ -78,7 +78,11 @@ def check(context: typer.Context, as_document: AsDocument = False) -> None:
 
     Compares the database with what its revisions make on an empty one, and that with the models. It sees what `alembic
     check` sees, and what that does not: CHECK constraints and the values in them, conditions of indexes, constraints
-    without a name, files edited after they were applied, several heads. Changes nothing, and blocks nobody.
+    without a name, files edited after they were applied, several heads, and views, triggers and functions that were
+    changed by hand. Changes nothing, and blocks nobody.
+
+    The revisions run in a scratch database that is removed afterwards: on PostgreSQL a new one on the same server, for
+    which the role needs CREATEDB, or the empty one that savepoint_scratch_url names.
 
     Example: `alembic-savepoint check --json`
 
@@ -151,7 +155,7 @@ def doctor_command(
 
     Reads the revision files without executing them, the database and its record, and all branches in git, also where
     files are broken or the database is missing. It never writes. Only to compare schemas, and only where the files form
-    a history, it runs them, on a scratch database that is removed afterwards.
+    a history, it runs them, in a scratch database as `check` does.
 
     `--repair` may write: where alembic_version is empty, or names an unknown revision, or another one than the schema
     shows, and exactly one revision has that schema. It writes this one, after asking, and records what it replaced.

@@ -1,13 +1,16 @@
 """The tables of a database, read from the engine's catalog."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 import sqlalchemy as sa
 
 from alembic_savepoint.history.applied import RECORD, VERSIONS
+
+OBJECTS = ("view", "materialized view", "trigger", "function", "procedure", "enum type")
+"""The kinds of parts of which models know nothing: see objects.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,12 @@ class Part:
     @property
     def is_constraint(self) -> bool:
         """Return whether it is a constraint, the only kind of part that may have no name."""
-        return self.kind not in ("table", "column", "index")
+        return self.kind not in ("table", "column", "index", *OBJECTS)
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether it stands for all of a table, view, function or type."""
+        return self.kind == "table" or (self.kind in OBJECTS and not self.name)
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -34,26 +42,32 @@ class Part:
 
 
 Schema = dict[str, frozenset[Part]]
-"""The parts of each table; the order of columns does not count."""
+"""The parts of each table; the order of columns does not count. Outside the current schema: "schema.table"."""
 
 
-def schema_of(connection: sa.Connection, version_table: str = VERSIONS.name) -> Schema:
-    """Return the tables of the current schema; views, triggers, functions and comments are ignored.
+def schema_of(connection: sa.Connection, schemas: Sequence[str] = (), version_table: str = VERSIONS.name) -> Schema:
+    """Return the tables of the current schema and, on PostgreSQL, of these. Comments are ignored.
 
     Alembic's table and the record belong to no revision.
     """
-    read = sqlite_parts if connection.dialect.name == "sqlite" else postgresql_parts
-    return {table: frozenset(parts) for table, parts in read(connection) if table not in (RECORD.name, version_table)}
+    found = sqlite_parts(connection) if connection.dialect.name == "sqlite" else postgresql_parts(connection, schemas)
+    return {
+        table: frozenset(parts)
+        for table, parts in found
+        if table.rpartition(".")[2] not in (RECORD.name, version_table)
+    }
 
 
 # --- PostgreSQL -------------------------------------------------------------------------------------------------------
 
 # Extensions migrate their own tables. NOT NULL is a constraint since version 18, but is read with the column.
-POSTGRESQL = r"""
+POSTGRESQL = sa.text(r"""
 WITH tables AS (
-    SELECT oid AS id, relname::text AS "table", relpersistence FROM pg_class
-    WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema()) AND relkind IN ('r', 'p')
-    AND oid NOT IN (SELECT objid FROM pg_depend WHERE classid = 'pg_class'::regclass AND deptype = 'e')
+    SELECT pg_class.oid AS id, relpersistence,
+        CASE WHEN nspname = current_schema() THEN '' ELSE nspname || '.' END || relname AS "table"
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE (nspname = current_schema() OR nspname = ANY (:schemas)) AND relkind IN ('r', 'p')
+    AND pg_class.oid NOT IN (SELECT objid FROM pg_depend WHERE classid = 'pg_class'::regclass AND deptype = 'e')
 )
 SELECT "table", 'table', '', CASE relpersistence WHEN 'u' THEN 'UNLOGGED' ELSE 'plain' END FROM tables
 UNION ALL
@@ -80,14 +94,15 @@ SELECT "table", 'index', relname,
 FROM tables JOIN pg_index ON indrelid = id JOIN pg_class ON pg_class.oid = indexrelid
 WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid AND contype IN ('p', 'u', 'x'))
 ORDER BY 1
-"""
+""")
 
 
-def postgresql_parts(connection: sa.Connection) -> Iterator[tuple[str, list[Part]]]:
+def postgresql_parts(connection: sa.Connection, schemas: Sequence[str]) -> Iterator[tuple[str, list[Part]]]:
     """Yield each table with its parts, as PostgreSQL writes them."""
-    for table, rows in groupby(connection.exec_driver_sql(POSTGRESQL), key=lambda row: str(row[0])):
+    found = connection.execute(POSTGRESQL, {"schemas": list(schemas)})
+    for table, rows in groupby(found, key=lambda row: str(row[0])):
         # Built like ChooseConstraintName in the server's pg_constraint.c.
-        given = re.compile(rf"{re.escape(table)}(_.+)?_(pkey|key|fkey|check|excl)\d*")
+        given = re.compile(rf"{re.escape(table.rpartition('.')[2])}(_.+)?_(pkey|key|fkey|check|excl)\d*")
         parts = (Part(kind, name, condition(text)) for _, kind, name, text in rows)
         yield table, [replace(part, is_named=not (part.is_constraint and given.fullmatch(part.name))) for part in parts]
 

@@ -1,28 +1,27 @@
 """The schema that a database has, against the one that it should have."""
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
 import sqlalchemy as sa
 from alembic.autogenerate import produce_migrations, render_python_code
+from alembic.config import Config
 from alembic.operations import ops
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 
-from alembic_savepoint.connections import create_engine, reading
-from alembic_savepoint.doctor.catalog import Schema, schema_of
+from alembic_savepoint.connections import reading
+from alembic_savepoint.doctor.catalog import OBJECTS, Schema, schema_of
+from alembic_savepoint.doctor.objects import tables_in, whole_schema_of
+from alembic_savepoint.doctor.scratch import NoScratch, Scratch, scratch
 from alembic_savepoint.history.applied import Applied, read_applied
 from alembic_savepoint.history.revisions import History, path_text
 from alembic_savepoint.project import Project
-
-
-class NoScratch(LookupError):
-    """The reason why there is no place to create a schema to compare with."""
 
 
 class RevisionFailed(RuntimeError):
@@ -44,12 +43,14 @@ class Difference:
 
     def __str__(self) -> str:
         what = f"{self.table}: {self.kind} {self.name}".rstrip()
-        if self.kind != "table" and not self.name:
+        if self.kind not in ("table", *OBJECTS) and not self.name:
             what += f' without a name, "{self.actual or self.expected}",'
         if self.actual is None:
             return f"{what} is missing"
         if self.expected is None:
             return f"{what} is there and should not be"
+        if self.kind in OBJECTS:
+            return f"{what} has another definition"
         return f'{what} is "{self.actual}", not "{self.expected}"'
 
 
@@ -59,7 +60,7 @@ def differences(actual: Schema, expected: Schema) -> list[Difference]:
     for table in sorted(actual.keys() | expected.keys()):
         both = table in actual and table in expected
         there, wanted = (
-            {part.identity: part.text for part in schema.get(table, ()) if both or part.kind == "table"}
+            {part.identity: part.text for part in schema.get(table, ()) if both or part.is_whole}
             for schema in (actual, expected)
         )
         found += [
@@ -73,80 +74,78 @@ def differences(actual: Schema, expected: Schema) -> list[Difference]:
 # --- what a schema should be ------------------------------------------------------------------------------------------
 
 
-def schema_of_models(connection: sa.Connection, project: Project) -> Schema:
-    """Return the schema that the models make on this engine. Changes nothing: see `scratch`. Raises NoScratch."""
-    with scratch(connection) as place:
+def schema_of_models(place: Scratch, project: Project) -> Schema:
+    """Return the tables that the models make on this engine. Raises NoScratch."""
+    schemas = project.environment.schemas
+    with place.empty() as connection:
+        if connection.dialect.name == "sqlite":  # It has no schemas.
+            connection.execution_options(schema_translate_map=dict.fromkeys(schemas))
         for metadata in project.environment.metadata:
-            metadata.create_all(place, checkfirst=False)
-        return schema_of(place, project.versions.name)
+            metadata.create_all(connection, checkfirst=False)
+        return schema_of(connection, schemas)
 
 
 def schema_of_revision(
-    connection: sa.Connection,
+    place: Scratch,
     revision: str | Sequence[str],
     project: Project,
     after_each: Callable[[str, sa.Connection], None] | None = None,
 ) -> Schema:
     """Return the schema that the revisions make on this engine, run from base to this one, these ones, or "heads".
 
-    `after_each` is called with each revision that was run, and its connection. Changes nothing: see `scratch`. Raises
-    RevisionFailed, and NoScratch.
+    Each is committed, as in a real upgrade. `after_each` is called with each one that was run, and its connection.
+    Raises RevisionFailed, and NoScratch, which may be for the lack of an extension or a right.
     """
-    script, running = project.script, "their order"
+    running = "their order"
 
     def steps(heads: Any, _: Any) -> Iterator[Any]:
         nonlocal running
-        for step in script._upgrade_revs(cast("str", revision), heads) if revision else ():
+        for step in project.script._upgrade_revs(cast("str", revision), heads) if revision else ():
             running = step.revision.revision
             yield step
             # Alembic asks for the next one when it has run this one.
             if after_each:
-                after_each(running, place)
+                after_each(running, connection)
+                connection.rollback()
 
-    with scratch(connection) as place, quiet():
+    with place.empty() as connection, quiet():
         try:
-            with EnvironmentContext(project.config, script, fn=steps) as context:
-                context.configure(connection=place, **{**project.environment.options, "transactional_ddl": True})
-                # All is one transaction that ends in a rollback, and tables without rows need no other.
-                context.get_context().autocommit_block = nullcontext  # type: ignore[method-assign, assignment]
-                context.run_migrations()
+            config = config_for(connection, project.config)
+            options = {**project.environment.options, "transactional_ddl": True, "transaction_per_migration": True}
+            with EnvironmentContext(config, project.script, fn=steps) as context:
+                context.configure(connection=connection, **options)
+                with context.begin_transaction():
+                    context.run_migrations()
+        except NoScratch:
+            raise
         except Exception as error:  # A file may raise anything.
-            words = str(getattr(error, "orig", None) or error) or repr(error)
-            raise RevisionFailed(f"{running}: {words.splitlines()[0]}") from error
-        return schema_of(place, project.versions.name)
+            raise failure_of(running, error, place.missing) from error
+        return whole_schema_of(connection, project.environment.schemas, project.versions.name)
 
 
-@contextmanager
-def scratch(connection: sa.Connection) -> Iterator[sa.Connection]:
-    """An empty schema on the same engine, invisible to others and removed in the end, even after a crash.
-
-    On SQLite in memory. On PostgreSQL the temporary schema of a session of its own, in a transaction that is rolled
-    back: a role may use that where it may not create schemas, and what a revision commits is gone with the session.
-    """
-    if connection.dialect.name == "sqlite":
-        with create_engine("sqlite://").connect() as place:
-            place.begin()
-            yield place
-        return
-    # The engine may be one that only reads.
-    with connection.engine.connect().execution_options(postgresql_readonly=False) as place:
-        if not place.scalar(sa.text("SELECT has_database_privilege(current_database(), 'TEMPORARY')")):
-            raise NoScratch(
-                "To compare schemas, the role of savepoint_url needs a temporary schema. Let it have one: "
-                "GRANT TEMPORARY ON DATABASE … TO …"
-            )
-        sa.event.listen(place, "before_cursor_execute", without_concurrently, retval=True)
-        # No other schema: a table that is not there must not be found among those of the service.
-        place.exec_driver_sql("SET search_path = pg_temp")
-        place.commit()
-        place.begin()
-        yield place
+def config_for(connection: sa.Connection, config: Config) -> Config:
+    """Return a copy of the configuration in which a revision finds this database, and no other."""
+    alone = copy(config)
+    alone.file_config = deepcopy(config.file_config)
+    alone.attributes = {**config.attributes, "connection": connection}
+    url = connection.engine.url.render_as_string(hide_password=False)
+    alone.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    return alone
 
 
-def without_concurrently(*call: Any) -> tuple[str, Any]:
-    """Return the statement without CONCURRENTLY, which no transaction allows; nobody else uses these tables."""
-    _, _, statement, parameters, *_ = call
-    return re.sub(r"\bINDEX\s+CONCURRENTLY\b", "INDEX", statement, flags=re.IGNORECASE), parameters
+def failure_of(revision: str, error: Exception, missing: Sequence[str]) -> Exception:
+    """Return NoScratch if the revision failed for the lack of an extension or a right, or else RevisionFailed."""
+    driver_error = getattr(error, "orig", None)
+    words = f"{revision}: {(str(driver_error or error) or repr(error)).splitlines()[0]}"
+    is_denied = getattr(driver_error, "sqlstate", None) == "42501"
+    if not missing and not is_denied and "EXTENSION" not in str(getattr(error, "statement", "")).upper():
+        return RevisionFailed(words)
+    extensions = f" Extensions that could not be created there: {'; '.join(missing)}." if missing else ""
+    return NoScratch(
+        f"in a scratch database the role may not do, or the server lacks, what a revision needs ({words}).{extensions} "
+        "As a superuser, create an empty database that has the extensions and where the role may do it, and name it as "
+        "scratch_url in Alembic's ini file."
+    )
 
 
 @contextmanager
@@ -186,6 +185,7 @@ ADVICE = {
     "not-in-revisions": "The models differ, and no revision changes it. Run: alembic revision --autogenerate -m …, "
     "and add what that does not detect, such as CHECK constraints.",
     "drift": "It was changed outside the revisions. Undo that by hand, or see what is known: alembic-savepoint doctor",
+    "not-compared": "Nothing is known of drift. When the reason is fixed, run it again.",
     "alembic": "Alembic would generate this. Run: alembic revision --autogenerate -m …",
     "unnamed-constraint": "No revision could drop it on both engines. Name it in the model and in a revision.",
 }
@@ -193,14 +193,21 @@ ADVICE = {
 
 
 def check_schema(project: Project) -> list[Finding]:
-    """Return all errors in a database, its revisions and the models. Changes nothing.
+    """Return all errors in a database, its revisions and the models. Changes nothing, and holds no lock.
 
-    Raises LookupError if the SQLite file does not exist, NoScratch, SQLAlchemyError if the database cannot be read, and
+    Raises LookupError if the SQLite file does not exist, SQLAlchemyError if the database cannot be read, and
     CommandError if there is no folder of revisions.
     """
     history, applied = project.history, read_applied(project)
+    at_head = is_known(history, applied) and not pending_revisions(history, applied)
+    schemas = project.environment.schemas
     with reading(project.url) as connection:
-        in_schema = list(faults_of_schema(connection, history, applied, project))
+        actual = whole_schema_of(connection, schemas, project.versions.name)
+        generated = list(generated_by_alembic(connection, project)) if at_head else []
+        with scratch(connection, schemas, project.options.scratch_url) as place:
+            # To hold no lock while the revisions run.
+            connection.rollback()
+            in_schema = list(faults_of_schema(actual, generated, place, history, applied, project=project))
     found = [*faults_of(history), *position_of(history, applied), *in_schema]
     return [Finding(kind, text, ADVICE[kind]) for kind, text in found]
 
@@ -263,27 +270,33 @@ def edited_revisions(history: History, applied: Applied) -> list[str]:
 
 
 def faults_of_schema(
-    connection: sa.Connection, history: History, applied: Applied, project: Project
+    actual: Schema,
+    generated: Sequence[tuple[str, str]],
+    place: Scratch,
+    history: History,
+    applied: Applied,
+    *,
+    project: Project,
 ) -> Iterator[tuple[str, str]]:
-    """Compare the database with the revisions, and the revisions with the models."""
-    actual, wanted = schema_of(connection, project.versions.name), schema_of_models(connection, project)
+    """Compare the database with the revisions, and the revisions with the models; add what Alembic would generate."""
     known = is_known(history, applied)
     at_head = known and not pending_revisions(history, applied)
     try:
-        made = schema_of_revision(connection, "heads", project)
-        expected = made if at_head else schema_of_revision(connection, applied.current, project) if known else actual
+        wanted = schema_of_models(place, project)
+        made = schema_of_revision(place, "heads", project)
+        expected = made if at_head else schema_of_revision(place, applied.current, project) if known else actual
+    except NoScratch as error:
+        yield "not-compared", f"The schema was not compared: {error}"
+        wanted = made = expected = actual = {}
     except RevisionFailed as error:
         if {kind for kind, _ in faults_of(history)} <= {"several-heads"}:
             yield "revisions-fail", f"On an empty database they fail: {error}"
-        made, expected = wanted, wanted if at_head else actual
-    undone, drift = differences(made, wanted), differences(actual, expected)
+        made, expected = wanted, actual
+    undone, drift = differences(tables_in(made), wanted), differences(actual, expected)
     yield from (("not-in-revisions", str(difference)) for difference in undone)
     yield from (("drift", str(difference)) for difference in drift)
-    if at_head:
-        reported = {difference.table for difference in [*undone, *drift]}
-        yield from (
-            ("alembic", text) for table, text in generated_by_alembic(connection, project) if table not in reported
-        )
+    reported = {difference.table for difference in [*undone, *drift]}
+    yield from (("alembic", text) for table, text in generated if table not in reported)
     # Where only the database or the revisions have them, they are differences.
     if not project.options.require_names:
         return
@@ -294,11 +307,13 @@ def faults_of_schema(
 
 def generated_by_alembic(connection: sa.Connection, project: Project) -> Iterator[tuple[str, str]]:
     """Yield what `alembic revision --autogenerate` would write, by table."""
-    options = {**project.environment.options}
+    # The comparison of schemas sees every default, and Alembic's fails for one with an apostrophe.
+    options = {**project.environment.options, "compare_server_default": False}
     with quiet():
         script = produce_migrations(MigrationContext.configure(connection, opts=options), options["target_metadata"])
     for operation in script.upgrade_ops.ops if script.upgrade_ops else ():
-        table = str(getattr(operation, "table_name", ""))
+        schema, name = getattr(operation, "schema", None), str(getattr(operation, "table_name", ""))
+        table = f"{schema}.{name}" if schema else name
         for step in operation.ops if isinstance(operation, ops.OpContainer) else [operation]:
             lines = render_python_code(ops.UpgradeOps([step])).splitlines()
             yield table, f"{table}: " + " ".join(line.strip() for line in lines if not line.startswith("#"))

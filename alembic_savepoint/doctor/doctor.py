@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from alembic_savepoint.connections import reading
+from alembic_savepoint.connections import TablesLocked, reading
 from alembic_savepoint.doctor.chain_faults import chain_faults
 from alembic_savepoint.doctor.comparison import edited_revisions, pending_revisions
 from alembic_savepoint.doctor.diagnosis import KINDS, Case, Diagnosis, Next, event_text, shell
@@ -38,6 +38,8 @@ def unreadable_database(error: Exception, project: Project) -> Diagnosis:
     words = str(getattr(error, "orig", None) or error).splitlines()[0]
     if isinstance(error, LookupError):
         step = Next("alembic upgrade head", "savepoint_url says which database is meant. To create it:")
+    elif isinstance(error, TablesLocked):
+        step = Next("alembic-savepoint doctor", "When it is no longer locked, run doctor again:")
     elif project.is_sqlite:
         damaged = "If the file is damaged, stop the service, move it away with its -wal and -shm, and load a save:"
         step = Next("alembic-savepoint saves", f"savepoint_url says which database is meant. {damaged}")
@@ -52,8 +54,10 @@ def unreadable_database(error: Exception, project: Project) -> Diagnosis:
 def database_faults(case: Case, connection: sa.Connection, project: Project) -> Iterator[Diagnosis]:
     """Yield the errors in the database's revision and schema."""
     unknown = [id for id in case.applied.current if id not in case.history.by_id and id not in case.claimed]
-    schema = SchemaAtHand(case, connection, project)
-    of_schema = [unknown_revision(case, id, schema) for id in unknown] or list(schema_faults(case, schema))
+    with SchemaAtHand.of(case, connection, project) as schema:
+        # To hold no lock while the revisions run.
+        connection.rollback()
+        of_schema = [unknown_revision(case, id, schema) for id in unknown] or list(schema_faults(case, schema))
     yield from of_schema
     yield from schema.obstacles()
     yield from leftover_tables(connection)

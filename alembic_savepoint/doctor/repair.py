@@ -58,7 +58,8 @@ def restamp(project: Project, repair: Repair) -> None:
     with turn_to_write(project) as connection:
         applied = applied_in(connection, project.versions)
         case = Case(history, applied, project.root)
-        like = SchemaAtHand(case, connection, project).likeness()
+        with SchemaAtHand.of(case, connection, project) as schema:
+            like = schema.likeness()
         if (tuple(applied.current), like.restamp) != (repair.was, repair.becomes):
             raise RepairRefused("The database was changed in the meantime. Nothing was written; run doctor again.")
         options = {name: each for name, each in project.environment.options.items() if name.startswith("version_table")}

@@ -2,15 +2,17 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
-from alembic_savepoint.doctor.catalog import Schema, schema_of
-from alembic_savepoint.doctor.comparison import Difference, NoScratch, RevisionFailed, differences, schema_of_revision
+from alembic_savepoint.doctor.catalog import OBJECTS, Part, Schema
+from alembic_savepoint.doctor.comparison import Difference, RevisionFailed, differences, schema_of_revision
 from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, event_text
+from alembic_savepoint.doctor.objects import tables_in, whole_schema_of
+from alembic_savepoint.doctor.scratch import NoScratch, Scratch, scratch
 from alembic_savepoint.project import Project
 
 LEFT_OVER = "_alembic_tmp_"
@@ -37,23 +39,37 @@ class Likeness:
 class SchemaAtHand:
     """The schema of the database, to be compared with those of the revisions."""
 
-    def __init__(self, case: Case, connection: sa.Connection, project: Project) -> None:
+    def __init__(self, case: Case, connection: sa.Connection, project: Project, place: Scratch) -> None:
         self.case = case
-        self.connection = connection
+        self.dialect = connection.dialect
         self.project = project
-        self.actual: Schema = {
-            table: parts
-            for table, parts in schema_of(connection, project.versions.name).items()
-            if not table.startswith(LEFT_OVER)
-        }
+        self.place = place
+        whole = self.whole(connection)
+        self.actual: Schema = {table: parts for table, parts in whole.items() if not table.startswith(LEFT_OVER)}
         self.obstacle: str | None = None
         """The reason why it could not be compared."""
+
+    def whole(self, connection: sa.Connection) -> Schema:
+        """Return the schema on a connection."""
+        return whole_schema_of(connection, self.project.environment.schemas, self.project.versions.name)
+
+    @classmethod
+    @contextmanager
+    def of(cls, case: Case, connection: sa.Connection, project: Project) -> Iterator["SchemaAtHand"]:
+        """Read the schema, and provide a scratch database to compare it."""
+        with scratch(connection, project.environment.schemas, project.options.scratch_url) as place:
+            yield cls(case, connection, project, place)
+
+    @property
+    def tables(self) -> list[str]:
+        """The names of its tables."""
+        return sorted(tables_in(self.actual))
 
     @property
     def is_unversioned(self) -> bool:
         """Return whether there are tables of the models, and no revision."""
         return not self.case.applied.current and any(
-            table.name in self.actual for table in self.project.environment.tables
+            table.key in self.tables for table in self.project.environment.tables
         )
 
     def made_by(
@@ -66,7 +82,7 @@ class SchemaAtHand:
             return None
         try:
             with no_bytecode():
-                return schema_of_revision(self.connection, revisions, self.project, after_each)
+                return schema_of_revision(self.place, revisions, self.project, after_each)
         except RevisionFailed as error:
             self.obstacle = f"on an empty database the revisions fail: {error}"
         except NoScratch as error:
@@ -101,7 +117,7 @@ class SchemaAtHand:
         def look(revision: str, place: sa.Connection) -> None:
             applied.add(revision)
             if applied == {revision, *self.case.history.ancestors(revision)}:
-                found[revision,] = differences(self.actual, schema_of(place, self.project.versions.name))
+                found[revision,] = differences(self.actual, self.whole(place))
 
         made = self.made_by(position, look)
         return {} if made is None else {**found, tuple(position): differences(self.actual, made)}
@@ -154,7 +170,7 @@ def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
     """Compare the schema with that of its revision, if all revisions of the database have files."""
     current = case.applied.current
     if schema.is_unversioned:
-        evidence = [f"Tables: {', '.join(sorted(schema.actual))}", "alembic_version: no revision"]
+        evidence = [f"Tables: {', '.join(schema.tables)}", "alembic_version: no revision"]
         evidence += [f"The record of the database: {event_text(event)}" for event in case.applied.record[-1:]]
         like = schema.likeness()
         why = "There are tables, but alembic_version, which holds their revision, is empty or missing."
@@ -163,6 +179,9 @@ def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
     newest, older = ([id for id in current if (id in before) is is_older] for is_older in (False, True))
     differs = schema.against(newest) if newest else []
     if not differs and not older:
+        return
+    if not schema.tables:
+        yield all_dropped(schema, differs)
         return
     evidence = [f"alembic_version: {schema.named(current)}", *map(str, differs)]
     like = schema.likeness()
@@ -177,6 +196,26 @@ def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
         count = "1 difference" if len(differs) == 1 else f"{len(differs)} differences"
         why = f"The schema is not what {', '.join(current)} makes: {count}."
         yield Diagnosis("drift", why, evidence, steps_against_drift(schema, differs))
+
+
+def all_dropped(schema: SchemaAtHand, differs: list[Difference]) -> Diagnosis:
+    """Diagnose a database without tables that is at a revision, as `metadata.drop_all` leaves it."""
+    missing = sum(each.kind == "table" for each in differs)
+    evidence = [f"alembic_version: {schema.named(schema.case.applied.current)}", f"All {missing} tables are missing"]
+    evidence += [f"Left: {kind} {name}" for name, parts in sorted(schema.actual.items()) for kind in kinds(parts)]
+    words = "Or, if they were dropped on purpose, create them again without rows:"
+    if schema.actual:
+        words = "Or, if they were dropped on purpose, drop what is left, and create all again without rows:"
+    steps = [
+        Next("alembic-savepoint saves", "List the saves; `alembic-savepoint load NAME` restores one:"),
+        Next("alembic stamp --purge base && alembic upgrade head", words),
+    ]
+    return Diagnosis("wrong-revision", "alembic_version names a revision, and its tables are gone.", evidence, steps)
+
+
+def kinds(parts: Iterable[Part]) -> list[str]:
+    """Return the kinds of these parts."""
+    return sorted({part.kind for part in parts})
 
 
 def undone_by_hand(schema: SchemaAtHand, differs: list[Difference], like: Likeness) -> tuple[list[str], list[Next]]:
@@ -196,8 +235,8 @@ def undone_by_hand(schema: SchemaAtHand, differs: list[Difference], like: Likene
 
 def steps_against_drift(schema: SchemaAtHand, differs: list[Difference]) -> list[Next]:
     """Return the SQL if it is clear and loses nothing, and saves for the rest."""
-    sketches = [(difference, statement(difference, schema.connection.dialect)) for difference in differs]
-    shell_name = "sqlite3" if schema.connection.dialect.name == "sqlite" else "psql"
+    sketches = [(difference, statement(difference, schema.dialect)) for difference in differs]
+    shell_name = "sqlite3" if schema.dialect.name == "sqlite" else "psql"
     steps = [Next(sql, f"In {shell_name}, for {each.kind} {each.name}:") for each, sql in sketches if sql]
     if any(sql is None for _, sql in sketches):
         rest = "the rest" if steps else "it"
@@ -209,9 +248,12 @@ def steps_against_drift(schema: SchemaAtHand, differs: list[Difference]) -> list
 def statement(difference: Difference, dialect: sa.Dialect) -> str | None:
     """Return the statement that removes a difference; None if that is not clear, or could lose data."""
     quote = dialect.identifier_preparer.quote
-    table, name, wanted = quote(difference.table), quote(difference.name), difference.expected
+    *schema, bare = difference.table.split(".", 1)
+    table, name, wanted = ".".join(map(quote, [*schema, bare])), quote(difference.name), difference.expected
+    if difference.kind in OBJECTS:
+        return None
     if difference.kind == "index":
-        drop = f"DROP INDEX {name};" if difference.actual else ""
+        drop = f"DROP INDEX {'.'.join([*map(quote, schema), name])};" if difference.actual else ""
         unique, rest = ("UNIQUE ", wanted[7:]) if wanted and wanted.startswith("UNIQUE ") else ("", wanted)
         return f"{drop} CREATE {unique}INDEX {name} ON {table} {rest};".strip() if wanted else drop
     if difference.kind == "column":

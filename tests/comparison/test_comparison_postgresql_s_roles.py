@@ -13,39 +13,38 @@ from tests.support.comparison import execute, found
 from tests.support.migrations import only_postgresql
 from tests.support.service import query
 
-READER = """
-    GRANT SELECT ON ALL TABLES IN SCHEMA public TO {0};
-    REVOKE TEMPORARY ON DATABASE {1} FROM PUBLIC;
-"""
-
 
 @pytest.fixture
 def reader_url(url: str) -> Iterator[str]:
-    """The database as a role sees it that may read it, and has no temporary schema."""
+    """The database as a role sees it that may read it, and create none."""
     name = sa.make_url(url).database
-    execute(url, f"CREATE ROLE reader_of_{name} LOGIN;" + READER.format(f"reader_of_{name}", name))
+    execute(url, f"CREATE ROLE reader_of_{name} LOGIN")
+    execute(url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader_of_{name}")
     yield url.replace("postgres@", f"reader_of_{name}@")
     execute(url, f"DROP OWNED BY reader_of_{name}; DROP ROLE reader_of_{name}")
 
 
 @only_postgresql
-def test_a_role_that_may_read_needs_no_more_than_a_temporary_schema(url: str, reader_url: str) -> None:
-    name = sa.make_url(url).database
-    execute(url, f"GRANT TEMPORARY ON DATABASE {name} TO reader_of_{name}")
+def test_a_role_that_may_read_and_create_a_database_needs_no_more(url: str, reader_url: str) -> None:
+    execute(url, f"ALTER ROLE reader_of_{sa.make_url(url).database} CREATEDB")
 
     assert found(reader_url) == []
 
 
 @only_postgresql
-def test_a_role_without_a_temporary_schema_is_told_what_it_needs(
-    reader_url: str, monkeypatch: pytest.MonkeyPatch
+def test_a_role_that_may_create_no_database_is_told_what_it_needs(
+    url: str, reader_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    execute(url, "ALTER TABLE users ADD COLUMN birthstone text")
     monkeypatch.setenv("DATABASE_URL", reader_url)
 
     result = run_check()
 
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "GRANT TEMPORARY ON DATABASE" in result.stderr
+    assert result.exit_code == 1
+    assert "drift" not in result.stdout.partition("Nothing is known of drift")[0]
+    assert "not-compared: The schema was not compared: " in result.stdout
+    assert f"ALTER ROLE reader_of_{sa.make_url(url).database} CREATEDB" in result.stdout
+    assert "scratch_url" in result.stdout
 
 
 def run_check(*arguments: str) -> Result:

@@ -10,6 +10,7 @@ from sqlmodel import SQLModel
 
 from alembic_savepoint.doctor.catalog import constraints, schema_of
 from alembic_savepoint.doctor.comparison import differences
+from alembic_savepoint.doctor.scratch import scratch
 from db.engines import create_migration_engine
 from schema import ALEMBIC_INI
 from tests.support.comparison import execute, found, schema_at
@@ -35,9 +36,9 @@ def test_what_a_revision_makes_from_nothing_is_what_migrating_to_it_makes(
     monkeypatch.setenv("DATABASE_URL", empty_url)
     for revision in REVISIONS:
         command.upgrade(Config(ALEMBIC_INI), revision)
-        with create_migration_engine(empty_url).connect() as connection:
-            assert differences(schema_of(connection), schema_of_revision(connection, revision)) == []
-            assert schema_of(connection) == schema_of_revision(connection, [revision])
+        with create_migration_engine(empty_url).connect() as connection, scratch(connection) as place:
+            assert differences(schema_of(connection), schema_of_revision(place, revision)) == []
+            assert schema_of(connection) == schema_of_revision(place, [revision])
     assert schema_at(empty_url).keys() == SQLModel.metadata.tables.keys()
 
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import sqlalchemy as sa
+from sqlmodel import SQLModel
 
 from alembic_savepoint.doctor.catalog import schema_of
 from alembic_savepoint.doctor.comparison import Difference, differences
@@ -42,6 +43,23 @@ def test_an_empty_or_missing_version_table_is_filled_where_one_revision_has_the_
     # Alembic goes on with the table as with its own.
     place.downgrade(BEFORE_ACCOUNTS)
     place.upgrade()
+
+
+def test_tables_that_were_all_dropped_under_their_revision_are_created_again(place: Place) -> None:
+    SQLModel.metadata.drop_all(place.engine)
+    query(place.url, "CREATE VIEW left_behind AS SELECT 1 AS one")
+
+    found = place.only("wrong-revision", 25)
+
+    assert found["summary"] == "alembic_version names a revision, and its tables are gone."
+    assert "All 6 tables are missing" in found["evidence"]
+    assert "Left: view left_behind" in found["evidence"]
+    saves, again = commands(found)
+    assert saves == "python manage.py saves"
+    assert place.command("--repair", "--yes").exit_code == 25
+    query(place.url, "DROP VIEW left_behind")
+    place.run(again)
+    assert place.is_healthy
 
 
 def test_between_revisions_of_one_schema_doctor_does_not_choose(place: Place) -> None:
@@ -217,6 +235,17 @@ def test_a_column_that_sqlite_computes_is_not_added_again() -> None:
     computed = Difference("users", "column", "extra", None, "INTEGER AS (1 + 1) STORED")
 
     assert statement(computed, sa.dialects.sqlite.dialect()) is None
+
+
+def test_a_difference_in_another_schema_is_fixed_there() -> None:
+    index = Difference("other.logs", "index", "ix_logs", "USING btree (a)", "UNIQUE USING btree (a)")
+    view = Difference("other.names", "view", "", None, "SELECT 1")
+    dialect = sa.make_url("postgresql+psycopg:///").get_dialect()()
+
+    assert statement(index, dialect) == (
+        "DROP INDEX other.ix_logs; CREATE UNIQUE INDEX ix_logs ON other.logs USING btree (a);"
+    )
+    assert statement(view, dialect) is None
 
 
 @only_postgresql

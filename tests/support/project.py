@@ -16,6 +16,7 @@ from alembic_savepoint.doctor import repair as repairs
 from alembic_savepoint.doctor.catalog import Schema
 from alembic_savepoint.doctor.comparison import Finding
 from alembic_savepoint.doctor.diagnosis import Diagnosis
+from alembic_savepoint.doctor.scratch import Scratch
 from alembic_savepoint.history import applied
 from alembic_savepoint.history.applied import Applied
 from alembic_savepoint.project import Environment, Options, Project, without_record
@@ -72,21 +73,13 @@ def check_schema(url: str, config: Config | None = None) -> list[Finding]:
     return comparison.check_schema(project_of(url, config))
 
 
-def schema_of_models(connection: sa.Connection) -> Schema:
-    return comparison.schema_of_models(connection, _connected(connection))
-
-
 def schema_of_revision(
-    connection: sa.Connection,
+    place: Scratch,
     revision: str | Sequence[str],
     config: Config | None = None,
     after_each: Callable[[str, sa.Connection], None] | None = None,
 ) -> Schema:
-    return comparison.schema_of_revision(connection, revision, _connected(connection, config), after_each)
-
-
-def _connected(connection: sa.Connection, config: Config | None = None) -> Project:
-    return project_of(connection.engine.url.render_as_string(hide_password=False), config)
+    return comparison.schema_of_revision(place, revision, project_of("sqlite://", config), after_each)
 
 
 def read_applied(url: str) -> Applied:
