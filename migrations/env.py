@@ -71,8 +71,7 @@ def configure(**options: Any) -> MigrationContext:
         compare_server_default=True,
         # Alembic assumes that SQLite's DDL is not transactional; with our engine it is.
         transactional_ddl=True,
-        transaction_per_migration=True,
-        **options,
+        **{"transaction_per_migration": True, **options},
     )
     return context.get_context()
 
@@ -112,7 +111,12 @@ def run_online(url: str, run: Run) -> None:
         with only_migrator(engine, run.settings.migration_timeout) as holder:
             heads = () if migration.purge else migration.get_current_heads()
             run.plan(migration, heads, migration.opts["fn"])
-            migration._migrations_fn = run.steps
+            configure(
+                connection=connection,
+                on_version_apply=run.record,
+                fn=run.steps,
+                transaction_per_migration=not run.all_at_once,
+            )
             run.until_done(run_revisions, connection, holder)
 
 
@@ -130,4 +134,4 @@ try:
 except CommandError as error:
     if config.cmd_opts is None:
         raise
-    sys.exit(f"FAILED: {printable(str(error))}")
+    sys.exit(f"FAILED: {printable(str(error), keep=chr(10))}")

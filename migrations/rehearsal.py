@@ -18,19 +18,20 @@ from db.engines import create_migration_engine
 from migrations import saves
 from migrations.applied import RECORD
 from migrations.copies import copy_of
-from migrations.losses import count_losses
 from migrations.migrating import LOCK_ERRORS, blockers_of, only_migrator, refuse_unknown
 from migrations.revisions import (
     ASK_DOCTOR,
     Direction,
     History,
+    code_of,
     read_history,
     refuse_broken_history,
     versions_folder,
 )
-from migrations.trial import Rehearsal, Trial, Trials, code_of, first_line, refuse_commit, sqlstate
+from migrations.trial import Rehearsal, Trial, Trials, first_line, refuse_commit, sqlstate
 from migrations.unsafe import ask_squawk
 from migrations.watching import Watch
+from migrations.whole import without_time_outs
 from schema import read_ini
 from settings import Settings
 
@@ -66,7 +67,7 @@ def rehearse(
         else:
             where = in_place(url, settings, target, holder)
         with where as connection:
-            trials = Trials(rehearsal, steps, history, connection)
+            trials = Trials(rehearsal, steps, history, connection, settings.migration_lock_timeout)
             with sequences_noted(trials.watch, rehearsal):
                 trials.run(config, script, progress)
             look_for_patterns(rehearsal, connection)
@@ -110,7 +111,7 @@ def look_for_patterns(rehearsal: Rehearsal, connection: sa.Connection) -> None:
 def plan(
     engine: sa.Engine, target: str, script: ScriptDirectory, history: History
 ) -> tuple[Rehearsal, list[RevisionStep]]:
-    """Return the direction, the revisions in order, and their losses. Raises CommandError if there is no path."""
+    """Return the direction, and the revisions in order. Raises CommandError if there is no path."""
     with engine.execution_options(no_begin=True).connect() as connection:
         heads = MigrationContext.configure(connection).get_current_heads()
         refuse_unknown(history, heads, connection)
@@ -125,8 +126,7 @@ def plan(
         rehearsal = Rehearsal(engine.dialect.name, target, heads, direction)
         for step in steps:
             revision = history.by_id[step.revision.revision]
-            losses = {} if step.is_upgrade else count_losses(connection, revision)
-            rehearsal.revisions.append(Trial(revision.id, revision.message, losses))
+            rehearsal.revisions.append(Trial(revision.id, revision.message))
     return rehearsal, steps
 
 
@@ -152,9 +152,7 @@ def why_not_in_one_transaction(rehearsal: Rehearsal, history: History) -> str | 
 
 # An enum's new value cannot be used before a COMMIT; no rollback undoes setval. Other statements that PostgreSQL does
 # not allow in a transaction (CREATE INDEX CONCURRENTLY, ALTER SYSTEM) fail in one, as they will for real.
-NEEDS_COPY = re.compile(
-    r"\bautocommit_block\b|(?<!\bON )\bCOMMIT\b|\bVACUUM\b|\bsetval\b|\bADD\s+VALUE\b", re.IGNORECASE
-)
+NEEDS_COPY = re.compile(r"\bautocommit_block\b|\bVACUUM\b|\bsetval\b|\bADD\s+VALUE\b", re.IGNORECASE)
 
 
 # --- where it is run --------------------------------------------------------------------------------------------------
@@ -182,9 +180,7 @@ def in_place(url: str, settings: Settings, target: str, holder: sa.Connection | 
     with engine.connect() as connection, blockers_of(connection, holder) as blockers:
         try:
             connection.begin()
-            if engine.dialect.name == "postgresql":
-                limit = f"SET LOCAL lock_timeout = {round(settings.migration_lock_timeout * 1000)}"
-                connection.exec_driver_sql(limit)
+            without_time_outs(connection, settings.migration_lock_timeout)
             yield connection
         except DBAPIError as error:
             raise CommandError(in_the_way(error, target, blockers, settings)) from None
