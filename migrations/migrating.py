@@ -44,7 +44,7 @@ RECENT = timedelta(hours=1)
 
 @contextmanager
 def only_migrator(engine: sa.Engine, patience: float) -> Iterator[sa.Connection | None]:
-    """Hold the lock for migrating this database; it ends with the process. On PostgreSQL, yield its connection.
+    """Hold the lock for migrating this database; it ends with the process. On PostgreSQL, yield another connection.
 
     Raises CommandError after `patience` seconds, naming its holder, and behind a pooler in transaction mode.
     """
@@ -52,37 +52,34 @@ def only_migrator(engine: sa.Engine, patience: float) -> Iterator[sa.Connection 
         with file_lock(Path(f"{engine.url.database}-migrating"), patience):
             yield None
         return
-    with engine.connect() as connection:
-        refuse_pooler(engine, connection)
+    with engine.connect() as connection, engine.connect() as observer:
+        observer.execution_options(isolation_level="AUTOCOMMIT")
+        refuse_pooler(connection, observer)
         # The lock ends with the transaction: not even a pooler that was not noticed leaves it on another's backend.
-        # Idle in READ COMMITTED, it keeps no snapshot, and nobody waits for it.
+        # It is taken without parameters: with them an open portal would keep a snapshot, for which CREATE INDEX
+        # CONCURRENTLY would wait for ever.
         without_time_outs(connection, patience)
         deadline = time.monotonic() + patience
-        while not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(ADVISORY_LOCK))):
+        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({ADVISORY_LOCK})").scalar():
             if time.monotonic() > deadline:
-                raise CommandError(busy(connection.scalar(HOLDER), patience))
+                raise CommandError(busy(observer.scalar(HOLDER), patience))
             time.sleep(random.uniform(0.05, 0.2))
-        yield connection
+        yield observer
 
 
-def refuse_pooler(engine: sa.Engine, connection: sa.Connection) -> None:
-    """Raise CommandError if transactions of one connection have different backends, or two connections the same."""
-    pid = sa.select(sa.func.pg_backend_pid())
+def refuse_pooler(connection: sa.Connection, other: sa.Connection) -> None:
+    """Raise CommandError if a connection changes its backend between transactions, or shares it with another one."""
     backends = []
-    for _ in range(2):
-        backends.append(connection.scalar(pid))
+    for _ in range(3):
+        backends.append(connection.scalar(sa.select(sa.func.pg_backend_pid())))
         connection.rollback()
-    # It takes the backend that was used last, or the next one: in one of both the second connection shows it.
-    with engine.connect() as other:
-        taken = other.scalar(pid)
-        backends.append(connection.scalar(pid))
-        port = connection.scalar(sa.text("SELECT current_setting('port')"))
-        connection.rollback()
-    if taken in backends or len(set(backends)) > 1:
+    # A pooler takes the backend that was used last, which the other connection then shows, or the next one.
+    if len(set(backends)) > 1 or other.scalar(sa.select(sa.func.pg_backend_pid())) in backends:
+        port = other.scalar(sa.text("SELECT current_setting('port')"))
         raise CommandError(
             "This connection goes through a pooler in transaction mode (such as PgBouncer), where neither locks nor "
             "settings stay with one connection. Nothing was changed. Migrate through the server's own host and "
-            f"port ({port}), not through the pooler's ({engine.url.port or engine.url.query.get('port')})."
+            f"port ({port}), not through the pooler's ({connection.engine.url.port or 'the default'})."
         )
 
 
@@ -324,8 +321,6 @@ def blockers_of(connection: sa.Connection, observer: sa.Connection | None) -> It
 
     def look() -> None:
         while not ended.wait(0.2):
-            # What it saw before is kept until the transaction ends, and with that the lock.
-            observer.exec_driver_sql("SELECT pg_stat_clear_snapshot()")
             if seen := list(observer.scalars(BLOCKERS, {"waiting": waiting})):
                 blockers[:] = seen
 

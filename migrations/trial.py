@@ -23,7 +23,7 @@ from migrations.migrating import LOCK_ERRORS, check_foreign_keys
 from migrations.rebuild_losses import Rebuilds
 from migrations.record import write_record
 from migrations.revisions import Direction, History, code_of, path_text
-from migrations.unsafe import long_held, newly_required, nullable_columns, slow_or_large
+from migrations.unsafe import enums_of, left_behind, long_held, newly_required, nullable_columns, slow_or_large
 from migrations.watching import Lock, Statement, UnsafeStep, Watch, strongest
 from migrations.whole import Whole
 from schema import as_typed
@@ -131,6 +131,7 @@ class Trials:
         self.history = history
         self.watch = Watch(connection, self.before)
         self.nullable = nullable_columns(self.watch)
+        self.enums = enums_of(self.watch)
         self.current = rehearsal.revisions[0]
         self.rebuilds = Rebuilds("")
         self.began = self.watch.clock()
@@ -232,6 +233,9 @@ class Trials:
                 trial.unsafe_steps += self.rebuilds.losses(self.watch)
                 before, self.nullable = self.nullable, nullable_columns(self.watch)
                 trial.unsafe_steps += newly_required(self.watch, before, self.nullable)
+                enums, self.enums = self.enums, enums_of(self.watch)
+                back = code_of(self.history.by_id[trial.id], "downgrade")
+                trial.unsafe_steps += left_behind(enums, self.enums, self.rehearsal.direction, back)
 
     def describe_failure(self, error: Exception) -> Failure:
         """Return the failure, with its statement and line."""

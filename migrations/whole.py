@@ -113,12 +113,12 @@ class Whole:
         try:
             with self.autocommit_block():
                 if is_postgresql:
-                    self.send_past_events("SET statement_timeout = 0")
+                    self.send_past_events(NO_TIME_OUTS.replace("true", "false"))
                 try:
                     yield
                 finally:
                     if is_postgresql:
-                        self.send_past_events("RESET statement_timeout")
+                        self.send_past_events(USUAL_TIME_OUTS)
         finally:
             self.in_block = False
         self.begin()
@@ -142,7 +142,7 @@ class Whole:
         if threading.get_ident() != self.thread or self.in_block:
             return
         if connection is self.connection:
-            if ENDS.search(QUOTED.sub("''", sql)):
+            if ENDS.search(QUOTED.sub(" ", sql)):
                 self.refuse(f"ends its transaction by itself (“{shortened(sql)}”)")
             self.sent.append(shortened(sql))
         elif WRITES.match(sql) and self.is_same_database(connection) and is_autocommit(connection):
@@ -191,6 +191,7 @@ NO_TIME_OUTS = """
     SELECT set_config(name, '0', true) FROM pg_settings
     WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
 """
+USUAL_TIME_OUTS = NO_TIME_OUTS.replace("'0', true", "reset_val, false")
 HAS_WRITTEN = "SELECT txid_current_if_assigned() IS NOT NULL"
 QUOTED = re.compile(r"\$(\w*)\$.*?\$\1\$|'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
 """Texts, bodies of functions, and comments."""
