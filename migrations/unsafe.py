@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,13 +99,18 @@ def left_behind(
     for name, is_used in after.items():
         if direction == "downgrade" and before.get(name) and not is_used:
             said = f"The downgrade leaves the type {name} behind, so that the next upgrade fails: it already exists."
-        elif direction == "upgrade" and name not in before and not mentions(other_way, name.rpartition(".")[2]):
+        elif direction == "upgrade" and name not in before and not drops_type(other_way, name.rpartition(".")[2]):
             said = (
                 f"The downgrade does not drop the type {name}, so that the upgrade after it fails: it already exists."
             )
         else:
             continue
         yield UnsafeStep("enum-left-behind", said, f'Write in downgrade(), in the end: op.execute("DROP TYPE {name}")')
+
+
+def drops_type(code: str, name: str) -> bool:
+    """Return whether a revision's code has DROP TYPE, or an Enum's drop, besides the name."""
+    return mentions(code, name) and re.search(r"\bDROP\s+TYPE\b|\.drop\(", code, re.IGNORECASE) is not None
 
 
 ENUMS = """
