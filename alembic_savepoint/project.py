@@ -197,6 +197,11 @@ class Project:
         name, schema = options.get("version_table", VERSIONS.name), options.get("version_table_schema")
         return sa.table(name, sa.column("version_num", sa.String), schema=schema)
 
+    @property
+    def version_options(self) -> dict[str, Any]:
+        """Those options of context.configure() that are about Alembic's table."""
+        return {name: each for name, each in self.environment.options.items() if name.startswith("version_table")}
+
     def at(self, url: str, **options: Any) -> "Project":
         """Return the same project with another database, and with other options."""
         chosen = replace(self.options, **options)

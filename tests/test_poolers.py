@@ -2,94 +2,25 @@
 
 import asyncio
 import os
-import shutil
-import signal
-import stat
-import subprocess
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import psycopg
 import pytest
-from sqlalchemy import make_url
 
 from db.database import Database
 from refusals import DatabaseUnavailable
 from settings import Settings
 from tests.support.accounts import order, register_all
 from tests.support.database import Service, assert_refused_for_now, locked_elsewhere, run
+from tests.support.poolers import needs_pgbouncer, pooling
 from tests.support.registration import count, named
-from tests.support.service import Rows, Server, audited, free_port, serving, wait_until
+from tests.support.service import Rows, Server, audited, serving
 from tests.support.transfers import keyed
 
 pytestmark = [pytest.mark.parametrize("engine", ["postgresql"]), pytest.mark.slow]
-
-
-needs_pgbouncer = pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="needs Debian's pgbouncer")
-
-
-POOLER = """
-[databases]
-* = host={host} port={port} user=postgres
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {listen_port}
-unix_socket_dir =
-auth_type = any
-pool_mode = {pool_mode}
-default_pool_size = 3
-ignore_startup_parameters = {ignored}
-logfile = {folder}/pgbouncer.log
-"""
-
-
-@contextmanager
-def pooling(
-    url: str, folder: Path, pool_mode: str = "transaction", ignored: str = "extra_float_digits"
-) -> Iterator[str]:
-    """A PgBouncer with three backends in front of this database; the URL through it."""
-    parsed = make_url(url)
-    listen_port = free_port()
-    place = folder / f"pgbouncer-{listen_port}"
-    place.mkdir()
-    config = place / "pgbouncer.ini"
-    config.write_text(
-        POOLER.format(
-            host=parsed.query["host"],
-            port=parsed.port or 5432,
-            listen_port=listen_port,
-            pool_mode=pool_mode,
-            ignored=ignored,
-            folder=place,
-        )
-    )
-    # It refuses to run as root, and the server's socket is for the server's own user.
-    owner = Path(str(parsed.query["host"])).owner()
-    as_user = ["-u", owner] if os.getuid() == 0 else []
-    if as_user:
-        shutil.chown(place, owner)
-        for parent in (place, *place.parents)[:-2]:
-            parent.chmod(parent.stat().st_mode | stat.S_IXOTH)
-    process = subprocess.Popen(["pgbouncer", "-q", *as_user, config], stderr=subprocess.DEVNULL)
-    through = f"postgresql://postgres@127.0.0.1:{listen_port}/{parsed.database}"
-
-    def is_up() -> bool:
-        assert process.poll() is None, (place / "pgbouncer.log").read_text()
-        try:
-            psycopg.connect(through).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    try:
-        wait_until(is_up, "PgBouncer to start")
-        yield through
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
 
 
 CALLS = int(os.environ.get("POOLER_CALLS", "400"))

@@ -62,8 +62,7 @@ def restamp(project: Project, repair: Repair) -> None:
             like = schema.likeness()
         if (tuple(applied.current), like.restamp) != (repair.was, repair.becomes):
             raise RepairRefused("The database was changed in the meantime. Nothing was written; run doctor again.")
-        options = {name: each for name, each in project.environment.options.items() if name.startswith("version_table")}
-        MigrationContext.configure(connection, opts=options)._ensure_version_table()
+        MigrationContext.configure(connection, opts=project.version_options)._ensure_version_table()
         connection.execute(sa.delete(project.versions))
         connection.execute(sa.insert(project.versions), [{"version_num": id} for id in repair.becomes])
         for id in repair.becomes:

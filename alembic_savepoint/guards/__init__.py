@@ -37,13 +37,13 @@ def run_migrations(options: Options | None = None, spelling: Spelling | None = N
         history = project.history
         refuse_broken_history(history)
         run = Run(project, history, context.get_x_argument(as_dictionary=True))
-        migration.on_version_apply_callbacks = (*migration.on_version_apply_callbacks, run.record)
         if environment is None:
+            migration.on_version_apply_callbacks = (*migration.on_version_apply_callbacks, run.record)
             run_all()
         else:
             run_online(migration, run)
     except CommandError as error:
-        raise CommandError(printable(project.spelling.of(str(error)))) from error.__cause__
+        raise CommandError(printable(project.spelling.of(str(error)), keep="\n")) from error.__cause__
 
 
 def run_all() -> None:
@@ -64,7 +64,16 @@ def run_online(migration: MigrationContext, run: Run) -> None:
     with whole_on_sqlite(connection), only_migrator(connection.engine, run.settings.migration_timeout) as holder:
         heads = () if migration.purge else migration.get_current_heads()
         run.plan(migration, heads, migration.opts["fn"])
-        migration._migrations_fn = run.steps
+        context.configure(
+            connection=connection,
+            **{
+                **project.environment.options,
+                "fn": run.steps,
+                "on_version_apply": (*migration.on_version_apply_callbacks, run.record),
+                "transaction_per_migration": not run.all_at_once,
+                "transactional_ddl": True,
+            },
+        )
         run.until_done(run_all, connection, holder)
 
 

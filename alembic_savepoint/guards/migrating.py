@@ -3,11 +3,10 @@
 import logging
 import os
 import random
-import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -15,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from alembic import op
 from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionStep
 from alembic.util import CommandError
 from filelock import FileLock, Timeout
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.exc import DBAPIError
 
 from alembic_savepoint.backup import saves
-from alembic_savepoint.guards.losses import count_losses, refuse_losses
-from alembic_savepoint.history.applied import RECORD, applied_in, now
-from alembic_savepoint.history.effects import drops, rebuilds
-from alembic_savepoint.history.revisions import ASK_DOCTOR, Direction, History, Revision
-from alembic_savepoint.project import Options, Project
+from alembic_savepoint.guards.failures import blocked, sql_error
+from alembic_savepoint.guards.losses import Losses, may_destroy, refuse_losses
+from alembic_savepoint.guards.record import record_half_done, refuse_half_done, write_record
+from alembic_savepoint.guards.whole import EndedUnseen, Whole, without_time_outs
+from alembic_savepoint.history.applied import applied_in, now
+from alembic_savepoint.history.revisions import ASK_DOCTOR, History, Revision, code_of
+from alembic_savepoint.project import Project
 
 logger = logging.getLogger("alembic.runtime.migration")
 
@@ -42,21 +43,43 @@ RECENT = timedelta(hours=1)
 
 @contextmanager
 def only_migrator(engine: sa.Engine, patience: float) -> Iterator[sa.Connection | None]:
-    """Hold the lock for migrating this database; it ends with the process. On PostgreSQL, yield its connection.
+    """Hold the lock for migrating this database; it ends with the process. On PostgreSQL, yield another connection.
 
-    Raises CommandError after `patience` seconds, naming its holder.
+    Raises CommandError after `patience` seconds, naming its holder, and behind a pooler in transaction mode.
     """
     if engine.dialect.name == "sqlite":
         with file_lock(Path(f"{engine.url.database}-migrating"), patience):
             yield None
         return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with engine.connect() as connection, engine.connect() as observer:
+        observer.execution_options(isolation_level="AUTOCOMMIT")
+        refuse_pooler(connection, observer)
+        # The lock ends with the transaction: not even a pooler that was not noticed leaves it on another's backend.
+        # It is taken without parameters: with them an open portal would keep a snapshot, for which CREATE INDEX
+        # CONCURRENTLY would wait for ever.
+        without_time_outs(connection, patience)
         deadline = time.monotonic() + patience
-        while not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(ADVISORY_LOCK))):
+        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({ADVISORY_LOCK})").scalar():
             if time.monotonic() > deadline:
-                raise CommandError(busy(connection.scalar(HOLDER), patience))
+                raise CommandError(busy(observer.scalar(HOLDER), patience))
             time.sleep(random.uniform(0.05, 0.2))
-        yield connection
+        yield observer
+
+
+def refuse_pooler(connection: sa.Connection, other: sa.Connection) -> None:
+    """Raise CommandError if a connection changes its backend between transactions, or shares it with another one."""
+    backends = []
+    for _ in range(3):
+        backends.append(connection.scalar(sa.select(sa.func.pg_backend_pid())))
+        connection.rollback()
+    # A pooler takes the backend that was used last, which the other connection then shows, or the next one.
+    if len(set(backends)) > 1 or other.scalar(sa.select(sa.func.pg_backend_pid())) in backends:
+        port = other.scalar(sa.text("SELECT current_setting('port')"))
+        raise CommandError(
+            "This connection goes through a pooler in transaction mode (such as PgBouncer), where neither locks nor "
+            "settings stay with one connection. Nothing was changed. Migrate through the server's own host and "
+            f"port ({port}), not through the pooler's ({connection.engine.url.port or 'the default'})."
+        )
 
 
 HOLDER = sa.text("""
@@ -105,33 +128,11 @@ def refuse_unknown(project: Project, history: History, heads: Sequence[str], con
         )
 
 
-def contradicts_version(error: DBAPIError) -> bool:
-    """Return whether something to be created existed already, or something to be changed did not."""
-    # SQLite has one code for all errors of SQL.
-    return getattr(error.orig, "sqlstate", None) in MISMATCHES or SQLITE_MISMATCH.search(str(error.orig)) is not None
-
-
-MISMATCHES = ("42P07", "42701", "42710", "42P01", "42703", "42704")
-"""Duplicate table, column and object; undefined table, column and object."""
-
-SQLITE_MISMATCH = re.compile(r"^(table|index|view|trigger) .* already exists|^duplicate column name|^no such")
-
-
-def other_schema(step: RevisionStep, heads: Sequence[str], error: DBAPIError) -> str:
-    """Return the message for a schema that is not that of the revision in alembic_version."""
-    at = " and ".join(heads) or "no revision"
-    return (
-        f"{step.name.capitalize()} {step.revision.revision}: {str(error.orig).splitlines()[0]}. alembic_version names "
-        f"{at}, and the schema is another. This revision changed nothing. {ASK_DOCTOR} If you know which revision "
-        "made the schema: alembic stamp REVISION"
-    )
-
-
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
 class Run:
-    """The revisions that one command runs, up or down, each in its own transaction."""
+    """The revisions that one command runs: up, each in its own transaction; down, all in one."""
 
     def __init__(self, project: Project, history: History, options: dict[str, str]) -> None:
         self.project = project
@@ -140,11 +141,18 @@ class Run:
         self.accepted = set(options.get("accept-loss", "").split(","))
         self.saved_elsewhere = options.get("saved") == "elsewhere"
         self.planned: list[Any] = []
+        self.all_at_once = False
+        """Whether Alembic is to be configured with transaction_per_migration=False."""
+        self.stored: list[str] = []
+        """The steps whose transaction has ended."""
+        self.lost: dict[str, int] = {}
+        self.guard: Whole | None = None
+        self.expected: set[str] = set()
         self.began = 0.0
         self.waiting_since: float | None = None
 
     def plan(self, context: MigrationContext, heads: tuple[str, ...], find_steps: Callable[..., Any]) -> None:
-        """Find the steps; before any change, refuse to lose data, and save it before dangerous steps."""
+        """Find the steps; save the data before any change, if one may lose some."""
         connection = context.connection
         assert connection is not None
         if not context.purge:
@@ -154,12 +162,11 @@ class Run:
         except CommandError as error:
             raise CommandError(f"{str(error).rstrip('.')}. Nothing was changed. {ASK_DOCTOR}") from None
         moves = [step for step in self.planned if isinstance(step, RevisionStep)]
-        lost: dict[str, int] = {}
+        if moves:
+            refuse_half_done(connection)
+        self.all_at_once = bool(moves) and not any(step.is_upgrade for step in moves)
         for step in moves:
-            if not step.is_upgrade:
-                lost |= count_losses(connection, self.file_of(step))
-            step.migration_fn = self.whole(connection, step, heads)
-        refuse_losses(lost, self.accepted)
+            step.migration_fn = self.whole(connection, step, is_last=step is moves[-1])
         # Before others wait for this connection.
         connection.rollback()
         engine = connection.dialect.name
@@ -172,39 +179,67 @@ class Run:
         return self.history.by_id[step.revision.revision]
 
     def steps(self, heads: tuple[str, ...], context: MigrationContext) -> Iterator[Any]:
-        """Yield the remaining steps; Alembic runs each in a transaction."""
-        while self.planned:
+        """Yield the remaining steps; Alembic runs each in a transaction, or all in one."""
+        self.lost = {}
+        for step in list(self.planned):
+            self.guard = None
             self.began = time.monotonic()
-            yield self.planned[0]
+            yield step
+            self.read_back(context, step)
+            if not self.all_at_once:
+                self.planned.remove(step)
+                self.stored.append(str(step))
 
-    def whole(self, connection: sa.Connection, step: RevisionStep, heads: Sequence[str]) -> Callable[..., None]:
-        """Return the function of this step, with its time-out and checks."""
+    def whole(self, connection: sa.Connection, step: RevisionStep, *, is_last: bool) -> Callable[..., None]:
+        """Return the function of this step, with its time-outs and checks."""
         migrate = step.migration_fn
+        direction = "upgrade" if step.is_upgrade else "downgrade"
+
+        def refuse(losses: Mapping[str, int]) -> None:
+            refuse_losses(losses, self.accepted, direction, self.unchanged())
 
         @wraps(migrate)
         def run(**options: Any) -> None:
-            if connection.dialect.name == "postgresql":
-                limit = round(self.settings.migration_lock_timeout * 1000)
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {limit}")
-            if not step.is_upgrade:
-                refuse_losses(count_losses(connection, self.file_of(step), lock=True), self.accepted)
-            try:
+            self.guard = Whole(op.get_context(), step, self.settings.migration_lock_timeout)
+            losses = Losses(connection, self.file_of(step), refuse)
+            with self.guard, losses.watched():
                 migrate(**options)
-            except DBAPIError as error:
-                if not contradicts_version(error):
-                    raise
-                raise CommandError(other_schema(step, heads, error)) from None
             if connection.dialect.name == "sqlite":
                 check_foreign_keys(connection)
+            self.lost |= losses.lost()
+            if is_last or not self.all_at_once:
+                refuse(self.lost)
+                self.lost = {}
 
         return run
 
-    def record(self, ctx: MigrationContext, step: MigrationInfo, **_: Any) -> None:
+    def unchanged(self) -> str:
+        """Return what was not changed, if the current step fails."""
+        before = f" Stored before it: {'; '.join(self.stored)}." if self.stored else ""
+        if self.guard and (before or self.guard.has_block):
+            return self.guard.kept + before
+        return f"Nothing was changed.{before}"
+
+    def record(self, ctx: MigrationContext, step: MigrationInfo, heads: Collection[str], **_: Any) -> None:
         """Record a step, in its own transaction."""
-        if self.planned:
-            self.planned.pop(0)
         self.waiting_since = None
+        self.expected = set(heads)
         write_record(ctx, step, self.history, time.monotonic() - self.began)
+
+    def read_back(self, context: MigrationContext, step: Any) -> None:
+        """Raise CommandError if alembic_version does not name the step, after its transaction."""
+        connection = context.connection
+        assert connection is not None
+        is_in_transaction = connection.in_transaction()
+        found = set(context.get_current_heads())
+        if not is_in_transaction:
+            connection.rollback()
+        if found != self.expected:
+            raise CommandError(
+                f"{step} has run, and alembic_version names {', '.join(sorted(found)) or 'no revision'} instead of "
+                f"{', '.join(sorted(self.expected)) or 'none'}: the revision, or another process, has changed it. "
+                f"Run nothing again before that is clear. {ASK_DOCTOR}"
+            )
 
     def save_before(self, step: RevisionStep, engine: str, heads: Sequence[str]) -> None:
         """Save what the step could lose; in production on PostgreSQL, demand a recent save. Raises CommandError."""
@@ -227,15 +262,13 @@ class Run:
                 f"{what}, and no copy could be taken first. {error} Nothing was changed. To go on without one, set "
                 "savepoint_save_before_migrations=false."
             ) from None
-        logger.info(
-            "Saved as %s; to restore it: %s", save.name, self.project.spelling.of(f"alembic-savepoint load {save.name}")
-        )
+        load = self.project.spelling.of(f"alembic-savepoint load {save.name}")
+        logger.info("Saved as %s; to restore it: %s", save.name, load)
 
     def endangers(self, step: RevisionStep, engine: str) -> bool:
-        """Return whether the step drops a table or column, or rebuilds a table."""
-        direction: Direction = "upgrade" if step.is_upgrade else "downgrade"
-        revision = self.file_of(step)
-        return bool(drops(revision, direction) or (engine == "sqlite" and rebuilds(revision, direction)))
+        """Return whether the text of the step may lose something, or rebuilds a table."""
+        code = code_of(self.file_of(step), "upgrade" if step.is_upgrade else "downgrade")
+        return may_destroy(code) or (engine == "sqlite" and "batch_alter_table" in code)
 
     def until_done(self, attempt: Callable[[], None], connection: sa.Connection, holder: sa.Connection | None) -> None:
         """Run the remaining steps; without a lock, let others pass and try again. Raises CommandError."""
@@ -243,15 +276,25 @@ class Run:
             while True:
                 try:
                     return attempt()
-                except OperationalError as error:
-                    if getattr(error.orig, "sqlstate", None) not in LOCK_ERRORS:
-                        raise
+                except EndedUnseen as error:
+                    record_half_done(connection, error)
+                    raise
+                except DBAPIError as error:
+                    if getattr(error.orig, "sqlstate", None) not in LOCK_ERRORS or (
+                        self.guard and self.guard.has_block
+                    ):
+                        raise CommandError(self.sql_error(error)) from None
                     self.waiting_since = self.waiting_since or time.monotonic()
                     if time.monotonic() - self.waiting_since > self.settings.migration_timeout:
                         raise CommandError(blocked(self.planned[0], blockers, self.settings)) from None
                     logger.info("%s; trying again", str(error.orig).splitlines()[0])
                 # Jitter, so that it does not collide with the same work again.
                 time.sleep(random.uniform(0.1, self.settings.migration_lock_timeout))
+
+    def sql_error(self, error: DBAPIError) -> str:
+        """Return the message for an error of a statement."""
+        step = self.guard.step if self.guard else str(self.planned[0])
+        return sql_error(step, error, self.unchanged())
 
 
 LOCK_ERRORS = ("55P03", "40P01")
@@ -289,40 +332,9 @@ def blockers_of(connection: sa.Connection, observer: sa.Connection | None) -> It
         watcher.join()
 
 
-def blocked(step: Any, blockers: Sequence[str], settings: Options) -> str:
-    """Return the message for locks that were not acquired."""
-    return (
-        f"{step}: its locks could not be acquired in {settings.migration_timeout:g} seconds, in repeated attempts. "
-        f"Blocked by: {'; '.join(blockers) or 'nothing any more'}. This revision changed nothing. Wait for that to "
-        "end, or end it (SELECT pg_terminate_backend(…)), then run the same command again."
-    )
-
-
 def check_foreign_keys(connection: sa.Connection) -> None:
     """Raise CommandError for rows that refer to nothing; foreign keys were off while tables were rebuilt."""
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     if broken:
         tables = ", ".join(sorted({f"{table} → {parent}" for table, _, parent, _ in broken}))
         raise CommandError(f"{len(broken)} rows would refer to rows that do not exist ({tables}). Nothing was changed.")
-
-
-# --- the record -------------------------------------------------------------------------------------------------------
-
-
-def write_record(context: MigrationContext, step: MigrationInfo, history: History, seconds: float) -> None:
-    """Add a step to the record, which is created if it is missing; with `--sql`, print that."""
-    context.execute(CreateTable(RECORD, if_not_exists=True))
-    for id in step.up_revision_ids or ("base",):
-        revision = history.by_id.get(id)
-        context.execute(
-            RECORD.insert().values(
-                action="stamp" if step.is_stamp else "upgrade" if step.is_upgrade else "downgrade",
-                revision=id,
-                parents=", ".join(revision.parents) if revision else "",
-                checksum=revision.checksum if revision else "",
-                message=revision.message if revision else "",
-                # Printed SQL is run at another time.
-                applied_at=sa.func.current_timestamp() if context.as_sql else now(),
-                seconds=0.0 if context.as_sql else seconds,
-            )
-        )

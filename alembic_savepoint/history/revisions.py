@@ -296,3 +296,14 @@ def ancestors(parents: Mapping[str, Sequence[str]], ids: Iterable[str]) -> set[s
             found.add(id)
             todo += parents[id]
     return found
+
+
+def code_of(revision: Revision, direction: Direction) -> str:
+    """Return the file's code for one direction, without comments and docstrings."""
+    other = "downgrade" if direction == "upgrade" else "upgrade"
+    tree = parse(revision.source)
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == other)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)

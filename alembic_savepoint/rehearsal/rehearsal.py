@@ -15,18 +15,19 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from alembic_savepoint.backup import saves
 from alembic_savepoint.connections import create_engine
-from alembic_savepoint.guards.losses import count_losses
 from alembic_savepoint.guards.migrating import LOCK_ERRORS, blockers_of, only_migrator, refuse_unknown
+from alembic_savepoint.guards.whole import without_time_outs
 from alembic_savepoint.history.applied import RECORD
 from alembic_savepoint.history.revisions import (
     ASK_DOCTOR,
     Direction,
     History,
+    code_of,
     refuse_broken_history,
 )
 from alembic_savepoint.project import Options, Project
 from alembic_savepoint.rehearsal.copies import copy_of
-from alembic_savepoint.rehearsal.trial import Rehearsal, Trial, Trials, code_of, first_line, refuse_commit, sqlstate
+from alembic_savepoint.rehearsal.trial import Rehearsal, Trial, Trials, first_line, refuse_commit, sqlstate
 from alembic_savepoint.rehearsal.unsafe import ask_squawk
 from alembic_savepoint.rehearsal.watching import Watch
 
@@ -58,7 +59,7 @@ def rehearse(
         else:
             where = in_place(project, target, holder)
         with where as connection:
-            trials = Trials(rehearsal, steps, history, connection)
+            trials = Trials(rehearsal, steps, history, connection, project.options.migration_lock_timeout)
             with sequences_noted(trials.watch, rehearsal):
                 trials.run(project, progress)
             look_for_patterns(rehearsal, connection)
@@ -100,11 +101,10 @@ def look_for_patterns(rehearsal: Rehearsal, connection: sa.Connection) -> None:
 
 
 def plan(engine: sa.Engine, target: str, project: Project, history: History) -> tuple[Rehearsal, list[RevisionStep]]:
-    """Return the direction, the revisions in order, and their losses. Raises CommandError if there is no path."""
+    """Return the direction, and the revisions in order. Raises CommandError if there is no path."""
     with engine.execution_options(no_begin=True).connect() as connection:
         script = project.script
-        opts = {name: each for name, each in project.environment.options.items() if name.startswith("version_table")}
-        heads = MigrationContext.configure(connection, opts=opts).get_current_heads()
+        heads = MigrationContext.configure(connection, opts=project.version_options).get_current_heads()
         refuse_unknown(project, history, heads, connection)
         try:
             direction = direction_to(target, heads, script, history)
@@ -117,8 +117,7 @@ def plan(engine: sa.Engine, target: str, project: Project, history: History) -> 
         rehearsal = Rehearsal(engine.dialect.name, target, heads, direction)
         for step in steps:
             revision = history.by_id[step.revision.revision]
-            losses = {} if step.is_upgrade else count_losses(connection, revision)
-            rehearsal.revisions.append(Trial(revision.id, revision.message, losses))
+            rehearsal.revisions.append(Trial(revision.id, revision.message))
     return rehearsal, steps
 
 
@@ -144,9 +143,7 @@ def why_not_in_one_transaction(rehearsal: Rehearsal, history: History) -> str | 
 
 # An enum's new value cannot be used before a COMMIT; no rollback undoes setval. Other statements that PostgreSQL does
 # not allow in a transaction (CREATE INDEX CONCURRENTLY, ALTER SYSTEM) fail in one, as they will for real.
-NEEDS_COPY = re.compile(
-    r"\bautocommit_block\b|(?<!\bON )\bCOMMIT\b|\bVACUUM\b|\bsetval\b|\bADD\s+VALUE\b", re.IGNORECASE
-)
+NEEDS_COPY = re.compile(r"\bautocommit_block\b|\bVACUUM\b|\bsetval\b|\bADD\s+VALUE\b", re.IGNORECASE)
 
 
 # --- where it is run --------------------------------------------------------------------------------------------------
@@ -174,9 +171,7 @@ def in_place(project: Project, target: str, holder: sa.Connection | None) -> Ite
     with engine.connect() as connection, blockers_of(connection, holder) as blockers:
         try:
             connection.begin()
-            if engine.dialect.name == "postgresql":
-                limit = f"SET LOCAL lock_timeout = {round(settings.migration_lock_timeout * 1000)}"
-                connection.exec_driver_sql(limit)
+            without_time_outs(connection, settings.migration_lock_timeout)
             yield connection
         except DBAPIError as error:
             raise CommandError(in_the_way(error, target, blockers, settings)) from None

@@ -1,6 +1,5 @@
 """The trial of a migration: each revision is run, watched and judged; the caller ends the transaction."""
 
-import ast
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,12 +15,21 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionS
 from alembic.util import CommandError
 
 from alembic_savepoint.backup import saves
-from alembic_savepoint.guards.losses import count_losses
-from alembic_savepoint.guards.migrating import LOCK_ERRORS, check_foreign_keys, write_record
-from alembic_savepoint.history.revisions import Direction, History, Revision, parse, path_text
+from alembic_savepoint.guards.losses import Losses
+from alembic_savepoint.guards.migrating import LOCK_ERRORS, check_foreign_keys
+from alembic_savepoint.guards.record import write_record
+from alembic_savepoint.guards.whole import Whole
+from alembic_savepoint.history.revisions import Direction, History, code_of, path_text
 from alembic_savepoint.project import Project
 from alembic_savepoint.rehearsal.rebuild_losses import Rebuilds
-from alembic_savepoint.rehearsal.unsafe import long_held, newly_required, nullable_columns, slow_or_large
+from alembic_savepoint.rehearsal.unsafe import (
+    enums_of,
+    left_behind,
+    long_held,
+    newly_required,
+    nullable_columns,
+    slow_or_large,
+)
 from alembic_savepoint.rehearsal.watching import Lock, Statement, UnsafeStep, Watch, strongest
 
 # --- what was seen ----------------------------------------------------------------------------------------------------
@@ -33,8 +41,8 @@ class Trial:
 
     id: str
     message: str
-    losses: dict[str, int]
-    """The numbers of rows and values that its downgrade drops, by "table" or "table.column"."""
+    losses: dict[str, int] = field(default_factory=dict)
+    """The numbers of rows and values that it loses, by "table" or "table.column"."""
     locked_before: list[str] = field(default_factory=list)
     """The tables that an earlier revision locked in the same transaction: its own locks on them are not seen."""
     milliseconds: float | None = None
@@ -113,13 +121,21 @@ class Trials:
     """The revisions of a rehearsal, one after the other, on a connection that is watched."""
 
     def __init__(
-        self, rehearsal: Rehearsal, steps: list[RevisionStep], history: History, connection: sa.Connection
+        self,
+        rehearsal: Rehearsal,
+        steps: list[RevisionStep],
+        history: History,
+        connection: sa.Connection,
+        lock_timeout: float,
     ) -> None:
         self.rehearsal = rehearsal
+        self.lock_timeout = lock_timeout
+        self.losses: Losses | None = None
         self.steps = steps
         self.history = history
         self.watch = Watch(connection, self.before)
         self.nullable = nullable_columns(self.watch)
+        self.enums = enums_of(self.watch)
         self.current = rehearsal.revisions[0]
         self.rebuilds = Rebuilds("")
         self.began = self.watch.clock()
@@ -147,7 +163,7 @@ class Trials:
             self.end(error)
             self.rehearsal.failure = self.describe_failure(error)
 
-    def one_by_one(self, progress: saves.Progress, *_: Any) -> Iterator[RevisionStep]:
+    def one_by_one(self, progress: saves.Progress, _: Any, context: MigrationContext) -> Iterator[RevisionStep]:
         """Yield each step, with observations before and after it."""
         for number, (step, trial) in enumerate(zip(self.steps, self.rehearsal.revisions, strict=True)):
             progress("Rehearsing", number, len(self.steps))
@@ -155,21 +171,29 @@ class Trials:
             trial.locked_before = self.watch.locked()
             self.rebuilds = Rebuilds(code_of(self.history.by_id[trial.id], self.rehearsal.direction))
             self.began = self.watch.clock()
-            step.migration_fn = self.whole(step)
+            step.migration_fn = self.whole(step, context)
             yield step
             self.end(None)
 
-    def whole(self, step: RevisionStep) -> Callable[..., None]:
+    def whole(self, step: RevisionStep, context: MigrationContext) -> Callable[..., None]:
         """Return the function of a step, with the checks of migrating.py, but without refusing losses."""
         migrate, connection, trial = step.migration_fn, self.watch.connection, self.current
 
         @wraps(migrate)
         def run(**options: Any) -> None:
-            if not step.is_upgrade:
-                trial.losses |= count_losses(connection, self.history.by_id[trial.id], lock=True)
-            self.watch.kind = "revision"
-            migrate(**options)
-            self.watch.kind = "around"
+            with self.watch.aside():
+                self.losses = losses = Losses(connection, self.history.by_id[trial.id])
+            with Whole(context, step, self.lock_timeout) as guard:
+                self.watch.kind = "revision"
+                migrate(**options)
+                self.watch.kind = "around"
+            with self.watch.aside():
+                trial.losses, self.losses = losses.lost(), None
+            if guard.has_block:
+                self.rehearsal.notes.append(
+                    f"Revision {trial.id} is not whole: what it does up to the end of its autocommit_block stays, "
+                    "also if the rest fails."
+                )
             if connection.dialect.name == "sqlite":
                 check_foreign_keys(connection)
             elif self.rehearsal.place == "database":
@@ -187,6 +211,8 @@ class Trials:
         """Check a statement that is about to run. Raises TransactionEnded."""
         if self.rehearsal.place == "database" and LASTS.search(sql):
             refuse_commit()
+        if self.losses and self.watch.kind == "revision":
+            self.losses.look(sql)
         if not self.watch.is_postgresql:
             self.rebuilds.look(self.watch, sql)
 
@@ -195,6 +221,7 @@ class Trials:
         trial, self.watch.kind = self.current, "around"
         trial.milliseconds = self.watch.clock() - self.began
         self.watch.end_locks()
+        self.losses = None
         for statement in trial.statements:
             if statement.kind == "revision":
                 statement.unsafe_steps += slow_or_large(statement)
@@ -207,6 +234,9 @@ class Trials:
                 trial.unsafe_steps += self.rebuilds.losses(self.watch)
                 before, self.nullable = self.nullable, nullable_columns(self.watch)
                 trial.unsafe_steps += newly_required(self.watch, before, self.nullable)
+                enums, self.enums = self.enums, enums_of(self.watch)
+                back = code_of(self.history.by_id[trial.id], "downgrade")
+                trial.unsafe_steps += left_behind(enums, self.enums, self.rehearsal.direction, back)
 
     def describe_failure(self, error: Exception) -> Failure:
         """Return the failure, with its statement and line."""
@@ -238,26 +268,12 @@ DEFERRED = sa.text("""
 def refuse_commit(*_: Any) -> None:
     """Raise TransactionEnded before a change becomes permanent."""
     raise TransactionEnded(
-        "A revision ends the transaction itself, or does what cannot be rolled back, so it cannot be rehearsed in one. "
+        "A revision does what cannot be rolled back, so it cannot be rehearsed in one transaction. "
         "Nothing was changed. Rehearse on a copy: alembic-savepoint rehearse --copy"
     )
 
 
-LASTS = re.compile(
-    r"(?:^|;)\s*(?:COMMIT|ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?\s*(?:;|$)|^\s*END\s*(?:;|$)|\bsetval\s*\(",
-    re.IGNORECASE,
-)
-
-
-def code_of(revision: Revision, direction: Direction) -> str:
-    """Return the file's code for one direction, without comments and docstrings."""
-    other = "downgrade" if direction == "upgrade" else "upgrade"
-    tree = parse(revision.source)
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == other)]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+LASTS = re.compile(r"\bsetval\s*\(", re.IGNORECASE)
 
 
 def first_line(error: Exception) -> str:

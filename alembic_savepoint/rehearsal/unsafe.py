@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alembic_savepoint.history.revisions import Direction
-from alembic_savepoint.rehearsal.watching import Lock, Statement, UnsafeStep, Watch
+from alembic_savepoint.rehearsal.watching import Lock, Statement, UnsafeStep, Watch, mentions
 
 MANY_ROWS = 100_000
 """The number of rows that one statement may touch without a warning."""
@@ -81,6 +82,43 @@ COLUMNS = {
             ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
     """,
 }
+
+
+# --- enums ------------------------------------------------------------------------------------------------------------
+
+
+def enums_of(watch: Watch) -> dict[str, bool]:
+    """Return whether a column has each native enum of PostgreSQL, by its name as in SQL."""
+    return {name: bool(is_used) for name, is_used in watch.execute(ENUMS)} if watch.is_postgresql else {}
+
+
+def left_behind(
+    before: dict[str, bool], after: dict[str, bool], direction: Direction, other_way: str
+) -> Iterator[UnsafeStep]:
+    """Yield the enums that nobody drops, so that the next upgrade fails; `other_way` is the downgrade's code."""
+    for name, is_used in after.items():
+        if direction == "downgrade" and before.get(name) and not is_used:
+            said = f"The downgrade leaves the type {name} behind, so that the next upgrade fails: it already exists."
+        elif direction == "upgrade" and name not in before and not drops_type(other_way, name.rpartition(".")[2]):
+            said = (
+                f"The downgrade does not drop the type {name}, so that the upgrade after it fails: it already exists."
+            )
+        else:
+            continue
+        yield UnsafeStep("enum-left-behind", said, f'Write in downgrade(), in the end: op.execute("DROP TYPE {name}")')
+
+
+def drops_type(code: str, name: str) -> bool:
+    """Return whether a revision's code has DROP TYPE, or an Enum's drop, besides the name."""
+    return mentions(code, name) and re.search(r"\bDROP\s+TYPE\b|\.drop\(", code, re.IGNORECASE) is not None
+
+
+ENUMS = """
+    SELECT pg_type.oid::regtype::text, EXISTS (
+        SELECT FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid AND relkind IN ('r', 'p')
+        WHERE atttypid IN (pg_type.oid, typarray) AND NOT attisdropped)
+    FROM pg_type WHERE typtype = 'e' AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_type.oid AND deptype = 'e')
+"""
 
 
 # --- squawk -----------------------------------------------------------------------------------------------------------

@@ -238,18 +238,16 @@ def test_a_revision_that_fails_half_way_takes_back_all_that_it_did_and_none_befo
     assert look(full_url) == blessed
 
 
-def test_a_downgrade_that_fails_takes_back_all_that_it_did_and_none_before_it(full_url: str, fork: Path) -> None:
+def test_a_downgrade_that_fails_changes_nothing(full_url: str, fork: Path) -> None:
     oldest = fork / "migrations" / "versions" / Path(SCRIPTS.get_revision(REVISIONS[0]).path).name
     oldest.write_text(oldest.read_text() + '    op.execute("SELECT nonsense")\n')  # Its downgrade comes last.
-    before = migrate(full_url, "-x", "accept-loss=all", "downgrade", REVISIONS[1])
+    before = look(full_url)
 
     result = alembic(full_url, "-x", "accept-loss=all", "downgrade", "base", cwd=fork)
 
     assert f"{REVISIONS[0]} -> " in result.stderr
     assert result.returncode != 0
-    after = look(full_url)
-    assert after.rows["alembic_version"] == [{"version_num": REVISIONS[0]}]
-    assert common(before, after)[1] == common(before, after)[0]
+    assert look(full_url) == before
 
 
 @only_sqlite  # PostgreSQL refuses the statement itself.

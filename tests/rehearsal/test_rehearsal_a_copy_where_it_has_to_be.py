@@ -73,8 +73,6 @@ def reason_for_a_copy(upgrade: str, downgrade: str, folder: Path) -> str | None:
     ("code", "found"),
     [
         ("op.execute('VACUUM')", "VACUUM"),
-        ("op.get_bind().commit()", "commit"),
-        ("op.execute('UPDATE users SET email = 1; commit')", "commit"),
         ("op.execute(sa.select(sa.func.setval('users_id_seq', 99)))", "setval"),
         ("op.execute('ALTER TYPE mood ADD  VALUE \\'calm\\'')", "ADD VALUE"),
     ],
@@ -244,28 +242,27 @@ def test_what_a_downgrade_loses_is_counted_and_is_a_warning(accounts_url: str) -
     assert "-x accept-loss=users.phone_number" in " ".join(printed(result).split())
 
 
-def test_a_loss_that_the_file_does_not_tell_is_not_counted(own_url: str, folder: Path) -> None:
-    add_revision(folder, NEW, HEAD, "    pass", "    for table in ():\n        op.drop_table(table)")
-    command.upgrade(config_of(folder), NEW)
+def test_a_loss_that_the_file_does_not_tell_is_counted(own_url: str, folder: Path) -> None:
+    add_revision(folder, NEW, HEAD, "    for table in ('access_tokens',):\n        op.drop_table(table)")
 
-    assert "! It loses data (its file does not show what it drops)." in printed(rehearsed(own_url, "-1"))
+    assert "! It loses data (access_tokens: 1 row)." in printed(rehearsed(own_url))
 
 
 def test_what_an_earlier_revision_would_take_away_has_to_be_accepted_too(own_url: str, folder: Path) -> None:
-    # The real command counts everything before it begins.
     add_revision(folder, NEW, HEAD, "    pass", '    op.execute("DELETE FROM access_tokens")')
     command.upgrade(config_of(folder), NEW)
 
     result = rehearsed(own_url, REVISIONS[1])
 
-    assert result.revisions[-1].losses == {"access_tokens": 1}
-    assert result.command == f"alembic -x accept-loss=transfers,accounts,access_tokens downgrade {REVISIONS[1]}"
+    assert result.revisions[0].losses == {"access_tokens": 1}
+    assert result.command == f"alembic -x accept-loss=access_tokens,transfers,accounts downgrade {REVISIONS[1]}"
 
 
 @only_postgresql
-def test_a_downgrade_locks_what_it_counts_as_the_real_one_does(accounts_url: str) -> None:
-    locked = statement(rehearsed(accounts_url, "-1"), "LOCK TABLE")
+def test_a_downgrade_locks_what_the_dropped_table_refers_to_as_the_real_one_does(accounts_url: str) -> None:
+    # Also what it refers to, in the order in which writers lock, so that neither waits for the other.
+    locked = statement(rehearsed(accounts_url, "-1"), "DROP TABLE entries")
 
     assert {(lock.table, lock.mode) for lock in locked.locks} == {
-        (table, "AccessExclusiveLock") for table in ("accounts", "transfers", "entries")
+        (table, "AccessExclusiveLock") for table in ("accounts", "transfers")
     }

@@ -100,38 +100,57 @@ def test_what_a_failure_says_repeats_no_row(full_url: str, folder: Path) -> None
     assert "alice" not in result.failure.error
 
 
+@pytest.mark.parametrize("copy", [False, True], ids=["in place", "on a copy"])
 @pytest.mark.parametrize(
     "end",
     [
         "op.get_bind().commit()",
         'op.execute("COMMIT")',
         'op.execute("UPDATE users SET email = 1; COMMIT; SELECT 1")',
-        "op.execute(\"SELECT setval('users_id_seq', 99)\")",
+        "op.get_bind().rollback()",
     ],
 )
-def test_a_revision_cannot_make_a_rehearsal_last(
-    full_url: str, folder: Path, end: str, monkeypatch: pytest.MonkeyPatch
+def test_a_revision_that_ends_its_transaction_fails_as_it_would_for_real(
+    full_url: str, folder: Path, end: str, copy: bool
 ) -> None:
-    # Its text is enough for a copy; here it is taken for harmless.
-    monkeypatch.setattr(rehearsal, "why_not_in_one_transaction", lambda *_: None)
     before = everything(full_url)
+    add_revision(folder, NEW, HEAD, f"{ALL_EMAILS}    {end}")
 
-    with pytest.raises(CommandError, match=r"ends the transaction itself.*rehearse --copy"):
-        tried(full_url, f"{ALL_EMAILS}    {end}", folder)
+    failure = rehearsed(full_url, copy=copy).failure
 
+    assert failure is not None
+    assert f"Upgrade {NEW} " in failure.error
+    assert "by itself" in failure.error
     assert everything(full_url) == before
 
 
 @only_postgresql  # On SQLite it waits for the rehearsal, and fails.
 def test_another_connection_of_a_revision_cannot_make_it_last_either(full_url: str, folder: Path) -> None:
-    other = """
+    result = tried(
+        full_url,
+        """
     with op.get_bind().engine.begin() as other:
         other.execute(sa.text("DELETE FROM access_tokens"))
-"""
-    with pytest.raises(CommandError, match="cannot be rehearsed in one"):
-        tried(full_url, other, folder)
+""",
+        folder,
+    )
 
+    assert result.failure is not None
+    assert "writes through a second connection" in result.failure.error
     assert query(full_url, "SELECT count(*) FROM access_tokens") == [(1,)]
+
+
+def test_what_no_rollback_takes_back_is_not_done_in_place(
+    full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its text is enough for a copy; here it is taken for harmless.
+    monkeypatch.setattr(rehearsal, "why_not_in_one_transaction", lambda *_: None)
+    before = everything(full_url)
+
+    with pytest.raises(CommandError, match=r"cannot be rolled back.*rehearse --copy"):
+        tried(full_url, "    op.execute(\"SELECT setval('users_id_seq', 99)\")", folder)
+
+    assert everything(full_url) == before
 
 
 @pytest.mark.parametrize(("name", "copy"), [("SIGINT", False), ("SIGKILL", False), ("SIGTERM", True)])

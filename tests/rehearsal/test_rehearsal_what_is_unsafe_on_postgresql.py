@@ -5,12 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 
 from alembic_savepoint.rehearsal import unsafe
 from alembic_savepoint.rehearsal.unsafe import ask_squawk
 from alembic_savepoint.rehearsal.watching import Statement
-from tests.support.migrations import only_postgresql
-from tests.support.rehearsal import ADD_COLUMN, ALL_EMAILS, findings, only, printed, rules, statement, tried
+from tests.support.migrations import HEAD, add_revision, only_postgresql
+from tests.support.rehearsal import (
+    ADD_COLUMN,
+    ALL_EMAILS,
+    NEW,
+    config_of,
+    findings,
+    only,
+    printed,
+    rehearsed,
+    rules,
+    statement,
+    tried,
+)
 from tests.support.service import query
 
 VOLATILE = '    op.execute("ALTER TABLE users ADD COLUMN word UUID NOT NULL DEFAULT gen_random_uuid()")'
@@ -139,3 +152,34 @@ def test_dropping_an_index_is_unsafe_where_others_wait_long_for_its_table(
 
     messages = [each.message for each in only(result).unsafe_steps if each.rule == "long-lock"]
     assert [message for message in messages if "of access_tokens wait for" in message] == messages != []
+
+
+MOOD = """
+    op.execute("CREATE TYPE mood AS ENUM ('calm')")
+    op.execute("ALTER TABLE users ADD COLUMN mood mood")
+"""
+DROP_MOOD = '    op.execute("ALTER TABLE users DROP COLUMN mood")\n'
+
+
+def left_behind(url: str, target: str = "head") -> list[str]:
+    return [each.help for each in findings(rehearsed(url, target)) if each.rule == "enum-left-behind"]
+
+
+@only_postgresql
+def test_an_enum_that_the_downgrade_leaves_behind_is_a_warning_both_ways(own_url: str, folder: Path) -> None:
+    add_revision(folder, NEW, HEAD, MOOD, DROP_MOOD)
+    up = left_behind(own_url)
+    command.upgrade(config_of(folder), NEW)
+
+    down = left_behind(own_url, "-1")
+
+    assert up == down == ['Write in downgrade(), in the end: op.execute("DROP TYPE mood")']
+
+
+@only_postgresql
+def test_an_enum_that_the_downgrade_drops_is_none(own_url: str, folder: Path) -> None:
+    add_revision(folder, NEW, HEAD, MOOD, f'{DROP_MOOD}    op.execute("DROP TYPE mood")')
+    up = left_behind(own_url)
+    command.upgrade(config_of(folder), NEW)
+
+    assert up == left_behind(own_url, "-1") == []
