@@ -37,6 +37,16 @@ class SaveRefused(SaveError):
     """A save or load that was refused before anything was tried."""
 
 
+class Extension(pydantic.BaseModel):
+    """An extension of a PostgreSQL database."""
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    schema_name: str
+
+
 class Contents(pydantic.BaseModel):
     """The contents of a database at an instant: its revisions, and the number of rows of each table."""
 
@@ -45,10 +55,22 @@ class Contents(pydantic.BaseModel):
     engine: Literal["sqlite", "postgresql"]
     server_version: str
     schema_name: str | None
-    """PostgreSQL's schema of the tables."""
+    """PostgreSQL's current schema, which holds alembic_version."""
+    schemas: tuple[str, ...] = ()
+    """All of PostgreSQL's schemas that are saved; none in saves of earlier versions, which hold the current one."""
+    search_path: tuple[str, ...] = ()
+    extensions: tuple[Extension, ...] = ()
+    """The extensions that the schemas may need, in the order in which to create them; they are not saved themselves."""
+    left_out: tuple[str, ...] = ()
+    """What is in the database and not in the save, in words."""
     revision: tuple[str, ...]
     created_at: pydantic.AwareDatetime
     rows: dict[str, int]
+
+    @property
+    def saved_schemas(self) -> tuple[str, ...]:
+        """PostgreSQL's schemas that a load replaces."""
+        return self.schemas or (str(self.schema_name),)
 
 
 class Save(Contents):

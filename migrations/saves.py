@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy import make_url
 
 from migrations.left_over import is_left_over, remove_left_over
+from migrations.postgresql_contents import contents_of_postgresql
 from migrations.revisions import read_history, versions_folder
 from migrations.save_files import (
     INCOMPLETE,
@@ -28,7 +29,7 @@ from migrations.save_files import (
     silent,
     temporary,
 )
-from migrations.saves_postgresql import connect_postgresql, contents_of_postgresql, dump_postgresql, load_postgresql
+from migrations.saves_postgresql import connect_postgresql, dump_postgresql, load_postgresql
 from migrations.saves_sqlite import (
     contents_of_sqlite,
     copy_sqlite,
