@@ -326,6 +326,8 @@ def save_database(
         save = saves.save(settings.database_url, settings.saves_dir, name, progress, settings.lock_timeout)
     path = save.copy_in(settings.saves_dir)
     output.print_line(f"Saved {plural(sum(save.rows.values()), 'row')} in {path}")
+    for text in save.left_out:
+        messages.print_line(f"Not in the save: {text}", "yellow")
     messages.print_line(f"To go back to it: {as_typed(f'python manage.py load {save.name}')}")
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 from migrations import saves_postgresql
 from migrations.saves import SaveError, SaveRefused, list_saves, load, save
 from tests.support.migrations import REVISIONS, fill
-from tests.support.saves import Run, change, files_in, only_postgresql, state, upgrade
+from tests.support.saves import Run, change, files_in, only_postgresql, plain_dump, state, upgrade
 from tests.support.service import query, wait_until
 
 pytestmark = pytest.mark.slow
@@ -89,13 +89,6 @@ def test_all_kinds_of_objects_are_replaced(url: str, folder: Path) -> None:
     load(url, folder, "kept")
 
     assert plain_dump(url) == before
-
-
-def plain_dump(url: str) -> list[str]:
-    """All that the database holds, as SQL."""
-    dump = subprocess.run(["pg_dump", url], capture_output=True, text=True, check=True).stdout
-    # But for keys that are new each time, and casts that PostgreSQL writes anew when it reads them back.
-    return [line for line in dump.splitlines() if "restrict" not in line and "::character varying" not in line]
 
 
 @only_postgresql
