@@ -82,6 +82,9 @@ def locked_if_left_over(path: Path) -> Iterator[bool]:
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
     """Wait for the lock on a folder, and hold it; yield False where folders cannot be locked."""
+    if folder in OWN:  # It holds the lock already.
+        yield True
+        return
     descriptor = open_path(folder)
     try:
         yield lock(descriptor, wait=True)
