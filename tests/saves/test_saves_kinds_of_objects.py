@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from migrations.saves import load, save
+from migrations.copies import copy_of
+from migrations.saves import load, save, silent
 from tests.support.saves import only_postgresql, plain_dump
 from tests.support.service import new_database, query
 
@@ -102,3 +103,11 @@ def test_each_kind_of_object_comes_back(
     with new_database("postgresql", tmp_path, request) as elsewhere:
         assert load(elsewhere, folder, "kept") is None
         assert plain_dump(elsewhere) == before
+
+
+def test_a_copy_for_a_rehearsal_has_the_extensions(empty_url: str) -> None:
+    query(empty_url, KINDS["an extension"])
+    before = plain_dump(empty_url)
+
+    with copy_of(empty_url, 5, silent) as copy:
+        assert plain_dump(copy) == before
