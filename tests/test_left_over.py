@@ -107,7 +107,7 @@ def test_a_copy_without_its_description_is_named_and_kept(
     save(url, folder, "whole")
 
     assert made.copy_in(folder).exists()
-    assert "has no description beside it, so it cannot be loaded: its save was killed. Remove it." in listed().stderr
+    assert "has no description beside it, so it cannot be loaded. `saves --prune` removes it." in listed().stderr
     assert "whole" not in listed().stderr
 
 

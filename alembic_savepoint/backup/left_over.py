@@ -54,7 +54,10 @@ def is_left_over(path: Path) -> bool:
 
 def remove_left_over(folder: Path, pattern: str) -> None:
     """Remove files that killed processes of this user left in a folder."""
-    for path in folder.glob(pattern):
+    alone = [(path, suffix) for suffix in SIDE_FILES for path in folder.glob(f"{pattern}{suffix}")]
+    # A side file whose database is there goes with it.
+    alone = [each for each in alone if not each[0].with_name(each[0].name.removesuffix(each[1])).exists()]
+    for path in (*folder.glob(pattern), *(path for path, _ in alone)):
         with locked_if_left_over(path) as is_locked:
             if is_locked:
                 remove(path)
@@ -72,6 +75,19 @@ def locked_if_left_over(path: Path) -> Iterator[bool]:
         return
     try:
         yield os.fstat(descriptor).st_uid == os.geteuid() and lock(descriptor, wait=False)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Wait for the lock on a folder, and hold it; yield False where folders cannot be locked."""
+    if folder in OWN:  # It holds the lock already.
+        yield True
+        return
+    descriptor = open_path(folder)
+    try:
+        yield lock(descriptor, wait=True)
     finally:
         os.close(descriptor)
 

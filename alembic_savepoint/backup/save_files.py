@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import psycopg
 import pydantic
 
-from alembic_savepoint.backup.left_over import temporary_path
+from alembic_savepoint.backup.left_over import locked, remove, remove_left_over, temporary_path
 from alembic_savepoint.history.applied import now
 
 Progress = Callable[[str, int, int], None]
@@ -37,6 +37,16 @@ class SaveRefused(SaveError):
     """A save or load that was refused before anything was tried."""
 
 
+class Extension(pydantic.BaseModel):
+    """An extension of a PostgreSQL database."""
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    schema_name: str
+
+
 class Contents(pydantic.BaseModel):
     """The contents of a database at an instant: its revisions, and the number of rows of each table."""
 
@@ -45,10 +55,22 @@ class Contents(pydantic.BaseModel):
     engine: Literal["sqlite", "postgresql"]
     server_version: str
     schema_name: str | None
-    """PostgreSQL's schema of the tables."""
+    """PostgreSQL's current schema, which holds alembic_version."""
+    schemas: tuple[str, ...] = ()
+    """All of PostgreSQL's schemas that are saved; none in saves of earlier versions, which hold the current one."""
+    search_path: tuple[str, ...] = ()
+    extensions: tuple[Extension, ...] = ()
+    """The extensions that the schemas may need, in the order in which to create them; they are not saved themselves."""
+    left_out: tuple[str, ...] = ()
+    """What is in the database and not in the save, in words."""
     revision: tuple[str, ...]
     created_at: pydantic.AwareDatetime
     rows: dict[str, int]
+
+    @property
+    def saved_schemas(self) -> tuple[str, ...]:
+        """PostgreSQL's schemas that a load replaces."""
+        return self.schemas or (str(self.schema_name),)
 
 
 class Save(Contents):
@@ -123,7 +145,37 @@ def files_without_description(folder: Path) -> Iterator[Path]:
     """Yield the copies in a folder that are not saves, or not yet: incomplete, or without a NAME.json."""
     yield from sorted(folder.glob(INCOMPLETE))
     for suffix in SUFFIXES.values():
-        yield from (path for path in sorted(folder.glob(f"[!.]*{suffix}")) if not path.with_suffix(".json").exists())
+        yield from (path for path in sorted(folder.glob(f"[!.]*{suffix}")) if not has_description(path))
+
+
+def has_description(copy: Path) -> bool:
+    """Return whether a copy has its NAME.json, which is empty until the save is complete."""
+    try:
+        return copy.with_suffix(".json").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def remove_killed(folder: Path) -> None:
+    """Remove what killed saves and loads left in a folder: incomplete copies, and those whose description is empty."""
+    if not folder.is_dir():
+        return
+    remove_left_over(folder, INCOMPLETE)
+    with locked(folder) as is_locked:
+        # While it is locked, nobody is about to complete a description.
+        for description in folder.glob("[!.]*.json") if is_locked else ():
+            if not has_description(description):
+                # The copy first: a kill in between leaves the description, which says that there is more to remove.
+                for suffix in SUFFIXES.values():
+                    remove(description.with_suffix(suffix))
+                description.unlink(missing_ok=True)
+
+
+def remove_save(save: Save, folder: Path) -> None:
+    """Remove both files of a save."""
+    # The description first, so that no half of a save is listed.
+    (folder / f"{save.name}.json").unlink(missing_ok=True)
+    remove(save.copy_in(folder))
 
 
 def publish(copy: Path, folder: Path, name: str, contents: Contents, progress: Progress) -> Save:
@@ -133,13 +185,12 @@ def publish(copy: Path, folder: Path, name: str, contents: Contents, progress: P
         description.write_text(save.model_dump_json(indent=2) + "\n", encoding="utf-8")
         for path in (copy, description):
             sync(path)
-        try:
-            # Of two simultaneous saves of one name, one creates this file.
-            save.copy_in(folder).touch(mode=0o600, exist_ok=False)
-        except FileExistsError:
+        with locked(folder):
             refuse_taken(folder, name)
-        copy.replace(save.copy_in(folder))
-        description.replace(folder / f"{name}.json")
+            # Of two simultaneous saves of one name, one creates this file. While it is empty, the save is not complete.
+            (folder / f"{name}.json").touch(mode=0o600, exist_ok=False)
+            copy.replace(save.copy_in(folder))
+            description.replace(folder / f"{name}.json")
     # A load relies on the save of what it replaces, after a power cut too.
     sync(folder)
     return save
@@ -152,9 +203,7 @@ def discarded_on_failure(replaced: list[Save], folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         for save in replaced:
-            # The description first, so that no half of a save is listed.
-            (folder / f"{save.name}.json").unlink(missing_ok=True)
-            save.copy_in(folder).unlink(missing_ok=True)
+            remove_save(save, folder)
         raise
 
 

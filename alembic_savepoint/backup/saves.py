@@ -1,13 +1,16 @@
 """Saves: checksummed copies of a database, taken while it is in use, and loaded whole or not at all."""
 
+import glob
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from alembic_savepoint.backup.left_over import is_left_over, remove_left_over
+from alembic_savepoint.backup.postgresql_contents import contents_of_postgresql
 from alembic_savepoint.backup.save_files import (
-    INCOMPLETE,
+    SUFFIXES,
     UNCHANGED,
     Contents,
     Progress,
@@ -19,18 +22,16 @@ from alembic_savepoint.backup.save_files import (
     dated,
     errors_as_save_error,
     files_without_description,
+    has_description,
     publish,
     read,
     refuse_taken,
+    remove_killed,
+    remove_save,
     silent,
     temporary,
 )
-from alembic_savepoint.backup.saves_postgresql import (
-    connect_postgresql,
-    contents_of_postgresql,
-    dump_postgresql,
-    load_postgresql,
-)
+from alembic_savepoint.backup.saves_postgresql import connect_postgresql, dump_postgresql, load_postgresql
 from alembic_savepoint.backup.saves_sqlite import (
     contents_of_sqlite,
     copy_sqlite,
@@ -52,8 +53,10 @@ __all__ = [
     "contents",
     "dated",
     "list_incomplete",
+    "list_prunable",
     "list_saves",
     "load",
+    "prune",
     "save",
     "silent",
     "verify",
@@ -70,9 +73,10 @@ def save(project: Project, name: str | None = None, progress: Progress = silent)
     folder = project.options.saves_dir
     if name is not None:
         check_name(name)
-        refuse_taken(folder, name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    remove_left_over(folder, INCOMPLETE)
+    remove_killed(folder)
+    if name is not None:
+        refuse_taken(folder, name)
     return make_save(project, name, progress)
 
 
@@ -92,7 +96,7 @@ def load(project: Project, name: str, progress: Progress = silent) -> Save | Non
     Raises SaveRefused as `verify` does, and SaveError. Files of killed saves and loads are removed.
     """
     chosen, folder = verify(project, name, progress), project.options.saves_dir
-    remove_left_over(folder, INCOMPLETE)
+    remove_killed(folder)
     replace = load_sqlite if project.is_sqlite else load_postgresql
 
     def keep() -> Save:
@@ -158,9 +162,42 @@ def list_incomplete(folder: Path) -> list[Incomplete]:
         with suppress(FileNotFoundError):  # It has just become a save, or has been removed.
             about = path.stat()
             moment = datetime.fromtimestamp(about.st_mtime, UTC)
-            state: State = "left over" if path.suffix == ".incomplete" else "without description"
+            killed = path.suffix == ".incomplete" or path.with_suffix(".json").exists()
+            state: State = "left over" if killed else "without description"
             found.append(Incomplete(path, about.st_size, moment, state if is_left_over(path) else "being written"))
     return found
+
+
+def list_prunable(folder: Path, keep: int | None, older_than: float | None) -> list[Save]:
+    """Return the saves, oldest first, that are neither among the `keep` newest nor younger than `older_than` days.
+
+    The newest save of each engine is never among them; without a number and an age, none is.
+    """
+    if keep is None and older_than is None:
+        return []
+    limit = now() - timedelta(days=older_than or 0)
+    newest_first = list_saves(folder)
+    found = [
+        save
+        for engine in SUFFIXES
+        for save in [each for each in newest_first if each.engine == engine][max(keep or 1, 1) :]
+        if save.created_at <= limit
+    ]
+    return sorted(found, key=lambda save: save.created_at)
+
+
+def prune(folder: Path, saves: Iterable[Save], incomplete: Iterable[Incomplete]) -> Iterator[Path]:
+    """Remove these saves, and copies that nobody is writing; yield the path of each copy once it is gone."""
+    with errors_as_save_error("Not all was removed"):
+        for save in saves:
+            remove_save(save, folder)
+            yield save.copy_in(folder)
+        remove_killed(folder)
+        for each in incomplete:
+            if not has_description(each.path):
+                remove_left_over(folder, glob.escape(each.path.name))
+            if not each.path.exists():
+                yield each.path
 
 
 @errors_as_save_error("The database cannot be read")

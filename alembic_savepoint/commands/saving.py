@@ -1,5 +1,6 @@
 """The commands of saves: save, load, saves."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,6 +46,8 @@ def save_database(
         save = saves.save(project, name, progress)
     path = save.copy_in(project.options.saves_dir)
     output.print_line(f"Saved {plural(sum(save.rows.values()), 'row')} in {path}")
+    for text in save.left_out:
+        messages.print_line(f"Not in the save: {text}", "yellow")
     messages.print_line(f"To go back to it: alembic-savepoint load {save.name}")
 
 
@@ -84,20 +87,41 @@ def load_save(
 INCOMPLETE = {
     "being written": "is being written by a save or load.",
     "left over": "was left by a save or load that was killed. The next one removes it.",
-    "without description": "has no description beside it, so it cannot be loaded: its save was killed. Remove it.",
+    "without description": "has no description beside it, so it cannot be loaded. `saves --prune` removes it.",
 }
 """The explanation of each state of an incomplete copy."""
 
 
 @app.command("saves")
-def list_saves(context: typer.Context, as_document: AsDocument = False) -> None:
+def list_saves(
+    context: typer.Context,
+    *,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove incomplete copies, and old saves, before that.")
+    ] = False,
+    keep: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --prune: keep at least the N newest saves.")
+    ] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, metavar="DAYS", help="With --prune: keep at least the saves of these days.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before anything is removed.")] = False,
+    as_document: AsDocument = False,
+) -> None:
     """List the saves in savepoint_saves_dir, newest first, and incomplete copies.
 
-    Example: `alembic-savepoint saves --json`
+    `--prune` removes copies without a description. With `--keep` or `--older-than` it also removes, after asking, the
+    saves that neither of them keeps, oldest first; never the newest of an engine, or what is being written.
 
-    Exit code 0: listed, also if there are none.
+    Example: `alembic-savepoint saves --prune --keep 5 --older-than 30`
+
+    Exit code 0: listed, also if there are none. 1: it was not confirmed what to remove. 2: it failed.
     """
     folder = use(context).options.saves_dir
+    if prune:
+        _prune_saves(folder, keep, older_than, yes)
+    elif keep is not None or older_than is not None:
+        raise typer.BadParameter("--keep and --older-than say what --prune keeps. Nothing was removed.")
     found = saves.list_saves(folder)
     for path, size, moment, state in saves.list_incomplete(folder):
         messages.print_line(f"{path} ({decimal(size)}, {moment:%F %T} UTC) {INCOMPLETE[state]}", "yellow")
@@ -111,6 +135,21 @@ def list_saves(context: typer.Context, as_document: AsDocument = False) -> None:
         output.print(table)
     else:
         messages.print_line(f"There are no saves in {folder}. To make one: alembic-savepoint save")
+
+
+def _prune_saves(folder: Path, keep: int | None, older_than: float | None, yes: bool) -> None:
+    old = saves.list_prunable(folder, keep, older_than)
+    incomplete = [each for each in saves.list_incomplete(folder) if each.state != "being written"]
+    for save in old:
+        messages.print_line(f"{save.name} ({decimal(save.size)}, {save.created_at:%F %T} UTC)")
+    for each in incomplete:
+        messages.print_line(f"{each.path.name} ({decimal(each.size)}, {each.modified_at:%F %T} UTC), {each.state}")
+    if not old and not incomplete:
+        messages.print_line("There is nothing to remove.")
+    elif not yes and (reason := why_not("Remove them?")):
+        fail(f"Nothing was removed. {reason}", 1)
+    for path in saves.prune(folder, old, incomplete):
+        messages.print_line(f"Removed {path}")
 
 
 def _comparison_table(there: saves.Contents | None, save: saves.Save) -> Table:

@@ -16,7 +16,7 @@ from alembic_savepoint.backup import saves_postgresql
 from alembic_savepoint.backup.saves import SaveError, SaveRefused, list_saves
 from tests.support.migrations import REVISIONS, fill
 from tests.support.project import load, save
-from tests.support.saves import Run, change, files_in, only_postgresql, state, upgrade
+from tests.support.saves import Run, change, files_in, only_postgresql, plain_dump, state, upgrade
 from tests.support.service import query, wait_until
 
 pytestmark = pytest.mark.slow
@@ -90,13 +90,6 @@ def test_all_kinds_of_objects_are_replaced(url: str, folder: Path) -> None:
     load(url, folder, "kept")
 
     assert plain_dump(url) == before
-
-
-def plain_dump(url: str) -> list[str]:
-    """All that the database holds, as SQL."""
-    dump = subprocess.run(["pg_dump", url], capture_output=True, text=True, check=True).stdout
-    # But for keys that are new each time, and casts that PostgreSQL writes anew when it reads them back.
-    return [line for line in dump.splitlines() if "restrict" not in line and "::character varying" not in line]
 
 
 @only_postgresql

@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -73,6 +75,30 @@ def half_way(act: Callable[[], None]) -> saves.Progress:
             act()
 
     return progress
+
+
+def plain_dump(url: str) -> list[str]:
+    """All that the database holds, as SQL."""
+    dump = subprocess.run(["pg_dump", url], capture_output=True, text=True, check=True).stdout
+    # But for keys that are new each time, and casts that PostgreSQL writes anew when it reads them back.
+    return [line for line in dump.splitlines() if "restrict" not in line and "::character varying" not in line]
+
+
+def run_until_killed(act: Callable[..., object], url: str, folder: Path, what: str, share: float) -> None:
+    """Save or load in a process that is killed when this much of something is done."""
+
+    def progress(said: str, done: int, total: int) -> None:
+        if said == what and done >= total * share:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    # A fork has imported everything already.
+    child = os.fork()
+    if not child:
+        try:
+            act(url, folder, "kept", progress)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def flip_a_bit(made: Save, folder: Path) -> None:
