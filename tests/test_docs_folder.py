@@ -20,7 +20,7 @@ ROOT = DOCS.parent
 CONTRACT = (DOCS / "contract.md").read_text(encoding="utf-8")
 
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("alembic_savepoint/*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
 OF_THE_PROTOCOL = {"/problems/invalid-http", "/problems/request-timeout", "/problems/request-header-fields-too-large"}

@@ -17,7 +17,7 @@ from alembic_savepoint.backup.left_over import remove_left_over, temporary_path
 from alembic_savepoint.connections import create_engine
 from alembic_savepoint.rehearsal.copies import PREFIX, scratch_database
 
-ELSEWHERE = "Or create an empty database elsewhere, and name it as savepoint_scratch_url in Alembic's ini file."
+ELSEWHERE = "Or create an empty database elsewhere, and name it as savepoint_scratch_url."
 """The way out for a role that may not do what a scratch database needs."""
 
 
@@ -108,18 +108,22 @@ class PostgreSQLScratch:
     def _given(self) -> Iterator[str]:
         """Yield `scratch_url`, whose database is emptied in the end. Raises NoScratch if it is not to be used."""
         if sa.make_url(self.scratch_url or "").get_backend_name() != "postgresql":
-            raise NoScratch("scratch_url names no PostgreSQL database. Nothing was changed.")
+            raise NoScratch("savepoint_scratch_url names no PostgreSQL database. Nothing was changed.")
         engine = self._engine(str(self.scratch_url))
         with _autocommit(engine) as keeper:
             if keeper.execute(IDENTITY).one() == self.identity:
-                raise NoScratch("scratch_url names the live database. Nothing was changed. Name an empty one.")
+                raise NoScratch(
+                    "savepoint_scratch_url names the live database. Nothing was changed. Name an empty one."
+                )
             if tables := keeper.scalars(TABLES).all():
                 raise NoScratch(
-                    f"scratch_url names a database that holds {', '.join(tables)}. Nothing was changed. Name an empty "
-                    "one; if a run that was killed left them, drop them."
+                    f"savepoint_scratch_url names a database that holds {', '.join(tables)}. Nothing was changed. Name "
+                    "an empty one; if a run that was killed left them, drop them."
                 )
             if not keeper.scalar(sa.text("SELECT pg_try_advisory_lock(hashtext('alembic scratch_url'))")):
-                raise NoScratch("Another process uses the database at scratch_url. Run it again when that has ended.")
+                raise NoScratch(
+                    "Another process uses the database that savepoint_scratch_url names. Run it again when that has ended."
+                )
             kept = _names(keeper)
             try:
                 yield str(self.scratch_url)

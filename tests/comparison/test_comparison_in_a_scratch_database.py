@@ -205,11 +205,10 @@ def test_a_database_that_is_given_is_used_and_left_empty(
     )  # fmt: skip
     add_revision(folder, NEW, HEAD, objects)
     monkeypatch.setenv("DATABASE_URL", url)
-    config.set_main_option("scratch_url", given_url)
     may_create_none = f"CREATE ROLE poor LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO poor; -- {url}"
     execute(url, may_create_none)
     try:
-        findings = found(url.replace("postgres@", "poor@"), config)
+        findings = found(url.replace("postgres@", "poor@"), config, scratch_url=given_url)
     finally:
         execute(url, "DROP OWNED BY poor; DROP ROLE poor")
 

@@ -69,8 +69,8 @@ def contents(url: str, lock_timeout: float = 5) -> Contents | None:
     return saves.contents(project_of(url, lock_timeout=lock_timeout))
 
 
-def check_schema(url: str, config: Config | None = None) -> list[Finding]:
-    return comparison.check_schema(project_of(url, config))
+def check_schema(url: str, config: Config | None = None, **options: Any) -> list[Finding]:
+    return comparison.check_schema(project_of(url, config, **options))
 
 
 def schema_of_revision(
