@@ -122,7 +122,8 @@ class PostgreSQLScratch:
                 )
             if not keeper.scalar(sa.text("SELECT pg_try_advisory_lock(hashtext('alembic scratch_url'))")):
                 raise NoScratch(
-                    "Another process uses the database that savepoint_scratch_url names. Run it again when that has ended."
+                    "Another process uses the database that savepoint_scratch_url names. Run it again when that has "
+                    "ended."
                 )
             kept = _names(keeper)
             try:
