@@ -315,7 +315,12 @@ def options_of(config: Config) -> str:
     options = [f"-c {shlex.quote(str(name))}" for name in named or ()]
     if config.config_ini_section != "alembic":
         options.append(f"-n {shlex.quote(config.config_ini_section)}")
-    options += [f"-x {shlex.quote(each)}" for each in getattr(config.cmd_opts, "x", None) or ()]
+    # An acceptance is for one command, and never for the next.
+    options += [
+        f"-x {shlex.quote(each)}"
+        for each in getattr(config.cmd_opts, "x", None) or ()
+        if not each.startswith(("accept-loss=", "saved="))
+    ]
     return " ".join(options)
 
 

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+from alembic_savepoint.connections import TablesLocked
 from alembic_savepoint.doctor.scratch import NoScratch, scratch, server_wide
-from db.engines import TablesLocked, create_migration_engine, reading
+from db.engines import create_migration_engine, reading
 from tests.support.comparison import execute, found
 from tests.support.migrations import HEAD, REVISIONS, add_revision, fill, look, only_postgresql
 from tests.support.project import diagnose
