@@ -19,7 +19,7 @@ from alembic_savepoint.doctor.diagnosis import Diagnosis
 from alembic_savepoint.doctor.scratch import Scratch
 from alembic_savepoint.history import applied
 from alembic_savepoint.history.applied import Applied
-from alembic_savepoint.project import Environment, Options, Project, without_record
+from alembic_savepoint.project import Environment, Options, Project, compared
 from alembic_savepoint.rehearsal import rehearsal as rehearsals
 from alembic_savepoint.rehearsal.trial import Rehearsal
 from schema import options_of, read_ini
@@ -40,14 +40,13 @@ def project_of(url: str, config: Config | None = None, **options: Any) -> Projec
     """Savepoint's project; what its env.py configures is given, so that any folder of revisions will do."""
     configured = {
         "target_metadata": SQLModel.metadata,
-        "include_name": without_record(None),
         "render_as_batch": True,
         "compare_type": True,
         "compare_server_default": True,
         "transactional_ddl": True,
         "transaction_per_migration": True,
     }
-    environment = Environment(sa.make_url(url), configured)
+    environment = Environment(sa.make_url(url), {**configured, **compared(configured)})
     return Project(
         config or read_ini(), Options(**{"require_names": True, **options}), url=url, environment=environment
     )
@@ -110,5 +109,5 @@ def rehearse(
     progress: Progress = silent,
 ) -> Rehearsal:
     project = project_of(url, config)
-    project.options = options_of(settings)
+    project.options = options_of(settings, project.config)
     return rehearsals.rehearse(project, target, copy=copy, progress=progress)
