@@ -47,9 +47,9 @@ def project_of(url: str, config: Config | None = None, **options: Any) -> Projec
         "transaction_per_migration": True,
     }
     environment = Environment(sa.make_url(url), {**configured, **compared(configured)})
-    return Project(
-        config or read_ini(), Options(**{"require_names": True, **options}), url=url, environment=environment
-    )
+    config = config or read_ini()
+    given = {"require_names": True, "scratch_url": config.get_alembic_option("savepoint_scratch_url"), **options}
+    return Project(config, Options(**given), url=url, environment=environment)
 
 
 def _saving(url: str, folder: Path, lock_timeout: float) -> Project:
