@@ -171,7 +171,8 @@ def chosen_project() -> Project:
     """Return the project for the commands of migrations. Raises CommandError and SettingsError."""
     settings = chosen_settings()
     config = read_ini(chosen_ini())
-    return Project(config, options_of(settings), url=settings.database_url, spelling=spelling())
+    options = options_of(settings, config)
+    return Project(config, options, url=settings.database_url, spelling=spelling())
 
 
 def configured_options(config: Config) -> tuple[str, Options]:
@@ -184,7 +185,7 @@ def configured_options(config: Config) -> tuple[str, Options]:
     except SettingsError as error:
         raise CommandError(str(error)) from None
     url = database_url(settings, config)
-    return url, options_of(settings.model_copy(update={"database_url": url}))
+    return url, options_of(settings.model_copy(update={"database_url": url}), config)
 
 
 def connect_to_migrate(url: str) -> Connection:
@@ -209,11 +210,12 @@ def log_as_configured(config: Config) -> None:
         ) from None
 
 
-def options_of(settings: Settings) -> Options:
-    """Return the settings of migrations."""
+def options_of(settings: Settings, config: Config) -> Options:
+    """Return the settings of migrations; the scratch database is named in the ini file."""
     in_production = settings.environment == "production" or settings.database_url == settings.prod_database_url
     values = {each.name: getattr(settings, each.name) for each in fields(Options) if hasattr(settings, each.name)}
-    return Options(**values, require_save=in_production, require_names=True)
+    scratch_url = config.get_alembic_option("savepoint_scratch_url")
+    return Options(**values, require_save=in_production, require_names=True, scratch_url=scratch_url)
 
 
 def spelling() -> Spelling:

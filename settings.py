@@ -197,9 +197,6 @@ class Settings(BaseSettings):
     migration_timeout: Seconds = Field(
         default=60, description="Seconds a migration tries to get its locks, or waits for another migration"
     )
-    scratch_url: DatabaseUrl | None = Field(
-        default=None, description="An empty PostgreSQL database for check and doctor, where the role may not create one"
-    )
 
 
 class NamedDatabase(Settings):

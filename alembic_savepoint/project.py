@@ -53,7 +53,7 @@ class Spelling:
 
 
 COMMANDS = re.compile(r"(?<![\w./=-])alembic(-savepoint)? (?=[a-z-])")
-SETTINGS = re.compile(r"\bsavepoint_(url|saves_dir|\w*timeout|save_before_migrations|scratch_url)\b")
+SETTINGS = re.compile(r"\bsavepoint_(url|saves_dir|\w*timeout|save_before_migrations)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ def environment_of(context: MigrationContext) -> Environment:
     options = {name: value for name, value in context.opts.items() if name not in OF_THE_COMMAND and value is not None}
     return Environment(
         connection.engine.url,
-        {**options, "include_name": without_record(context.opts.get("include_name"))},
+        {**options, **compared(options)},
         connection.exec_driver_sql("SHOW search_path").scalar() if is_postgresql else None,
     )
 
@@ -247,13 +247,23 @@ def environment_of(context: MigrationContext) -> Environment:
 IncludeName = Callable[[str | None, str, Any], bool]
 
 
-def without_record(include_name: IncludeName | None) -> IncludeName:
-    """Return env.py's include_name, which leaves the record out of every comparison; it has no model."""
+def compared(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return env.py's options of which schemas and names are compared: never the record, which has no model.
+
+    Where models name other schemas and env.py does not set include_schemas, these are compared too.
+    """
+    include_name: IncludeName = options.get("include_name") or (lambda *_: True)
+    metadata = options.get("target_metadata")
+    found = metadata if isinstance(metadata, Sequence) else [metadata] if metadata is not None else []
+    schemas = {table.schema for each in found for table in each.tables.values() if table.schema}
+    are_added = bool(schemas) and not options.get("include_schemas")
 
     def include(name: str | None, kind: str, parents: Any) -> bool:
-        return (kind, name) != ("table", RECORD.name) and (include_name is None or include_name(name, kind, parents))
+        if kind == "schema" and are_added:
+            return name in {None, *schemas}
+        return (kind, name) != ("table", RECORD.name) and include_name(name, kind, parents)
 
-    return include
+    return {"include_name": include, "include_schemas": are_added or options.get("include_schemas", False)}
 
 
 def ask(config: Config, script: ScriptDirectory) -> Environment:

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from psycopg.errors import LockNotAvailable
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from db import sqlite_file
@@ -56,23 +54,9 @@ def create_migration_engine(url: str) -> Engine:
     return engine
 
 
-LOCK_TIMEOUT = 3
-"""Seconds for which commands that only look at a database wait for a lock that somebody else holds."""
-
-
-class TablesLocked(SQLAlchemyError):
-    """A table is locked by another session, such as a migration. Nothing was changed. Run it again when that has ended.
-
-    It is found by: SELECT pid, query FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE mode = 'AccessExclusiveLock'
-    """
-
-
 @contextmanager
-def reading(url: str, lock_timeout: float | None = None) -> Iterator[Connection]:
-    """A read-only connection that sees the database as it is at one instant, and blocks no one.
-
-    Raises TablesLocked if it waits longer than `lock_timeout` seconds for one lock on PostgreSQL.
-    """
+def reading(url: str) -> Iterator[Connection]:
+    """A read-only connection that sees the database as it is at one instant, and blocks no one."""
     is_sqlite = make_url(url).get_backend_name() == "sqlite"
     engine = create_engine(
         driver_url(url, is_async=False),
@@ -87,18 +71,9 @@ def reading(url: str, lock_timeout: float | None = None) -> Iterator[Connection]
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     else:
         event.listen(engine, "connect", require_utf8)
-        if lock_timeout is not None:
-            # For the transaction, since behind a pooler a session is not ours.
-            limit = f"SET LOCAL lock_timeout = {round(lock_timeout * 1000)}"
-            event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(limit))
         engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    try:
-        with engine.connect() as connection:
-            yield connection
-    except OperationalError as error:
-        if isinstance(error.orig, LockNotAvailable):
-            raise TablesLocked(" ".join(str(TablesLocked.__doc__).split())) from None
-        raise
+    with engine.connect() as connection:
+        yield connection
 
 
 def _make_read_only(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:

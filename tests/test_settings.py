@@ -2,14 +2,12 @@
 
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 
 import httpx2
 import pytest
 from pydantic import ValidationError
 
-from alembic_savepoint.project import Options
 from db.engines import driver_url
 from settings import Settings
 from tests.support.service import serving
@@ -102,9 +100,3 @@ def test_in_production_without_a_token_operator_calls_are_refused(tmp_path: Path
         assert get_users(server.url, "svp_anything") == (403, "/problems/operator-disabled")
         assert "operator token" not in server.log
     assert not (tmp_path / ".operator-token").exists()
-
-
-def test_each_option_of_the_migration_tool_is_a_setting_or_follows_from_one() -> None:
-    following = {"require_save", "require_names"}
-
-    assert {each.name for each in fields(Options)} - following <= Settings.model_fields.keys()

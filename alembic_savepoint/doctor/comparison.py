@@ -144,7 +144,7 @@ def failure_of(revision: str, error: Exception, missing: Sequence[str]) -> Excep
     return NoScratch(
         f"in a scratch database the role may not do, or the server lacks, what a revision needs ({words}).{extensions} "
         "As a superuser, create an empty database that has the extensions and where the role may do it, and name it as "
-        "savepoint_scratch_url."
+        "savepoint_scratch_url in Alembic's ini file."
     )
 
 

@@ -17,7 +17,7 @@ from alembic_savepoint.backup.left_over import remove_left_over, temporary_path
 from alembic_savepoint.connections import create_engine
 from alembic_savepoint.rehearsal.copies import PREFIX, scratch_database
 
-ELSEWHERE = "Or create an empty database elsewhere, and name it as savepoint_scratch_url."
+ELSEWHERE = "Or create an empty database elsewhere, and name it as savepoint_scratch_url in Alembic's ini file."
 """The way out for a role that may not do what a scratch database needs."""
 
 

@@ -16,7 +16,7 @@ from alembic.util import CommandError
 from alembic_savepoint.connections import begin_immediate
 from alembic_savepoint.guards.migrating import Run, only_migrator, refuse_unknown
 from alembic_savepoint.history.revisions import refuse_broken_history
-from alembic_savepoint.project import ASKING, Options, Project, Spelling, environment_of, without_record
+from alembic_savepoint.project import ASKING, Options, Project, Spelling, compared, environment_of
 from alembic_savepoint.terminal import printable
 
 
@@ -27,7 +27,7 @@ def run_migrations(options: Options | None = None, spelling: Spelling | None = N
     CommandError, a paragraph for people, if nothing could be done, or a revision failed.
     """
     migration = context.get_context()
-    migration.opts["include_name"] = without_record(migration.opts.get("include_name"))
+    migration.opts.update(compared(migration.opts))
     if migration.opts.get(ASKING):
         context.run_migrations()
         return

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from alembic_savepoint.connections import TablesLocked
+from alembic_savepoint.connections import TablesLocked, reading
 from alembic_savepoint.doctor.scratch import NoScratch, scratch, server_wide
-from db.engines import create_migration_engine, reading
+from db.engines import create_migration_engine
 from tests.support.comparison import execute, found
 from tests.support.migrations import HEAD, REVISIONS, add_revision, fill, look, only_postgresql
 from tests.support.project import diagnose
@@ -206,10 +206,11 @@ def test_a_database_that_is_given_is_used_and_left_empty(
     )  # fmt: skip
     add_revision(folder, NEW, HEAD, objects)
     monkeypatch.setenv("DATABASE_URL", url)
+    config.set_main_option("savepoint_scratch_url", given_url)
     may_create_none = f"CREATE ROLE poor LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO poor; -- {url}"
     execute(url, may_create_none)
     try:
-        findings = found(url.replace("postgres@", "poor@"), config, scratch_url=given_url)
+        findings = found(url.replace("postgres@", "poor@"), config)
     finally:
         execute(url, "DROP OWNED BY poor; DROP ROLE poor")
 

@@ -44,7 +44,7 @@ def test_a_role_that_may_create_no_database_is_told_what_it_needs(
     assert "drift" not in result.stdout.partition("Nothing is known of drift")[0]
     assert "not-compared: The schema was not compared: " in result.stdout
     assert f"ALTER ROLE reader_of_{sa.make_url(url).database} CREATEDB" in result.stdout
-    assert "SCRATCH_URL" in result.stdout
+    assert "savepoint_scratch_url" in result.stdout
 
 
 def run_check(*arguments: str) -> Result:

@@ -3,7 +3,6 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import psycopg
 from alembic.config import Config
@@ -30,9 +29,9 @@ def schema_at(url: str) -> Schema:
         return schema_of(connection)
 
 
-def found(url: str, config: Config | None = None, **options: Any) -> list[tuple[str, str]]:
+def found(url: str, config: Config | None = None) -> list[tuple[str, str]]:
     """What the check finds: kinds and texts."""
-    return [(finding.kind, finding.text) for finding in check_schema(url, config, **options)]
+    return [(finding.kind, finding.text) for finding in check_schema(url, config)]
 
 
 def config_of(folder: Path) -> Config:

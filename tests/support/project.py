@@ -19,7 +19,7 @@ from alembic_savepoint.doctor.diagnosis import Diagnosis
 from alembic_savepoint.doctor.scratch import Scratch
 from alembic_savepoint.history import applied
 from alembic_savepoint.history.applied import Applied
-from alembic_savepoint.project import Environment, Options, Project, without_record
+from alembic_savepoint.project import Environment, Options, Project, compared
 from alembic_savepoint.rehearsal import rehearsal as rehearsals
 from alembic_savepoint.rehearsal.trial import Rehearsal
 from schema import options_of, read_ini
@@ -40,17 +40,16 @@ def project_of(url: str, config: Config | None = None, **options: Any) -> Projec
     """Savepoint's project; what its env.py configures is given, so that any folder of revisions will do."""
     configured = {
         "target_metadata": SQLModel.metadata,
-        "include_name": without_record(None),
         "render_as_batch": True,
         "compare_type": True,
         "compare_server_default": True,
         "transactional_ddl": True,
         "transaction_per_migration": True,
     }
-    environment = Environment(sa.make_url(url), configured)
-    return Project(
-        config or read_ini(), Options(**{"require_names": True, **options}), url=url, environment=environment
-    )
+    environment = Environment(sa.make_url(url), {**configured, **compared(configured)})
+    config = config or read_ini()
+    given = {"require_names": True, "scratch_url": config.get_alembic_option("savepoint_scratch_url"), **options}
+    return Project(config, Options(**given), url=url, environment=environment)
 
 
 def _saving(url: str, folder: Path, lock_timeout: float) -> Project:
@@ -69,8 +68,8 @@ def contents(url: str, lock_timeout: float = 5) -> Contents | None:
     return saves.contents(project_of(url, lock_timeout=lock_timeout))
 
 
-def check_schema(url: str, config: Config | None = None, **options: Any) -> list[Finding]:
-    return comparison.check_schema(project_of(url, config, **options))
+def check_schema(url: str, config: Config | None = None) -> list[Finding]:
+    return comparison.check_schema(project_of(url, config))
 
 
 def schema_of_revision(
@@ -110,5 +109,5 @@ def rehearse(
     progress: Progress = silent,
 ) -> Rehearsal:
     project = project_of(url, config)
-    project.options = options_of(settings)
+    project.options = options_of(settings, project.config)
     return rehearsals.rehearse(project, target, copy=copy, progress=progress)
