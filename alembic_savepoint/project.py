@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -176,6 +176,10 @@ class Project:
     @property
     def folders(self) -> list[Path]:
         """The folders of the revisions."""
+        if self._url is None:
+            # It may set others.
+            with suppress(CommandError, SQLAlchemyError):
+                self.environment  # noqa: B018
         return [Path(each) for each in self.script.version_locations or [os.path.join(self.script.dir, "versions")]]
 
     @property

@@ -14,6 +14,7 @@ from alembic.config import Config
 from alembic.operations import ops
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy.exc import DBAPIError
 
 from alembic_savepoint.connections import reading
 from alembic_savepoint.doctor.catalog import OBJECTS, Schema, schema_of
@@ -26,6 +27,10 @@ from alembic_savepoint.project import Project
 
 class RevisionFailed(RuntimeError):
     """The reason why the revisions fail on an empty database."""
+
+
+class ModelsFailed(RuntimeError):
+    """The reason why the models' tables cannot be created in an empty database."""
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
@@ -75,13 +80,16 @@ def differences(actual: Schema, expected: Schema) -> list[Difference]:
 
 
 def schema_of_models(place: Scratch, project: Project) -> Schema:
-    """Return the tables that the models make on this engine. Raises NoScratch."""
+    """Return the tables that the models make on this engine. Raises ModelsFailed, and NoScratch."""
     schemas = project.environment.schemas
     with place.empty() as connection:
         if connection.dialect.name == "sqlite":  # It has no schemas.
             connection.execution_options(schema_translate_map=dict.fromkeys(schemas))
-        for metadata in project.environment.metadata:
-            metadata.create_all(connection, checkfirst=False)
+        try:
+            for metadata in project.environment.metadata:
+                metadata.create_all(connection, checkfirst=False)
+        except DBAPIError as error:
+            raise ModelsFailed(str(error.orig).splitlines()[0]) from None
         return schema_of(connection, schemas)
 
 
@@ -281,8 +289,13 @@ def faults_of_schema(
     """Compare the database with the revisions, and the revisions with the models; add what Alembic would generate."""
     known = is_known(history, applied)
     at_head = known and not pending_revisions(history, applied)
+    wanted: Schema | None = None
+    made: Schema | None
     try:
-        wanted = schema_of_models(place, project)
+        try:
+            wanted = schema_of_models(place, project)
+        except ModelsFailed as error:
+            yield "not-compared", f"The models were not compared: on an empty database, {error}"
         made = schema_of_revision(place, "heads", project)
         expected = made if at_head else schema_of_revision(place, applied.current, project) if known else actual
     except NoScratch as error:
@@ -292,7 +305,8 @@ def faults_of_schema(
         if {kind for kind, _ in faults_of(history)} <= {"several-heads"}:
             yield "revisions-fail", f"On an empty database they fail: {error}"
         made, expected = wanted, actual
-    undone, drift = differences(tables_in(made), wanted), differences(actual, expected)
+    undone = differences(tables_in(made), wanted) if made is not None and wanted is not None else []
+    drift = differences(actual, expected)
     yield from (("not-in-revisions", str(difference)) for difference in undone)
     yield from (("drift", str(difference)) for difference in drift)
     reported = {difference.table for difference in [*undone, *drift]}
@@ -300,7 +314,7 @@ def faults_of_schema(
     # Where only the database or the revisions have them, they are differences.
     if not project.options.require_names:
         return
-    for table, parts in sorted(wanted.items()):
+    for table, parts in sorted((wanted or {}).items()):
         unnamed = sorted(f"{part.kind} {part.text}" for part in parts if not part.is_named)
         yield from (("unnamed-constraint", f"{table}: {constraint} has no name of its own") for constraint in unnamed)
 
