@@ -6,7 +6,7 @@ BIN = .venv/bin
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 
-.PHONY: help install run serve test test-slow check format lint types coverage browser poolers bench bench-full openapi tables requirements newest clean
+.PHONY: help install run serve test test-slow check format lint types coverage browser poolers foreign bench bench-full openapi tables requirements newest clean
 
 help: ## Show these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -57,6 +57,9 @@ browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chrom
 
 poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (needs Debian's pgbouncer)
 	POOLER_CALLS=5000 $(BIN)/pytest tests/test_poolers.py
+
+foreign: .venv/dev ## Run the migration tool on public packages' histories; some of them: make foreign PROJECTS=optuna
+	$(BIN)/python alembic_savepoint/tests/foreign.py .foreign $(PROJECTS)
 
 bench: .venv/dev ## Compare with the usual way, pgbench and others, in 5 minutes (needs Debian's wrk)
 	$(BIN)/python -m bench quick
