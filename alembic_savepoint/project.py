@@ -1,5 +1,6 @@
 """A project that uses Alembic: its configuration, its revisions, its database, and what its env.py says of them."""
 
+import logging
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from alembic_savepoint.connections import is_sqlite, sqlite_path
 from alembic_savepoint.history.applied import RECORD, VERSIONS
-from alembic_savepoint.history.revisions import History, read_history
+from alembic_savepoint.history.revisions import History, path_text, read_history
 
 ASKING = "savepoint_asking"
 """The option in a MigrationContext's `opts` that is True while env.py is run only to see what it configures."""
@@ -163,6 +164,11 @@ class Project:
         return ask(self.config, self.script)
 
     @property
+    def env_py(self) -> str:
+        """The path of env.py, to print."""
+        return env_py_of(self.script)
+
+    @property
     def url(self) -> str:
         """The database's URL, with its password."""
         url = self._url if self._url is not None else self.environment.url
@@ -256,6 +262,11 @@ def without_record(include_name: IncludeName | None) -> IncludeName:
     return include
 
 
+def env_py_of(script: ScriptDirectory) -> str:
+    """Return the path of env.py, to print."""
+    return path_text(Path(script.env_py_location))
+
+
 def ask(config: Config, script: ScriptDirectory) -> Environment:
     """Run env.py as a command does that only reads, and return what it configures."""
     found: list[Environment] = []
@@ -265,8 +276,10 @@ def ask(config: Config, script: ScriptDirectory) -> Environment:
         found.append(environment_of(context))
         return []
 
+    disabled = logging.root.manager.disable
     try:
-        # What env.py prints is not part of a report.
+        # What env.py prints, and Alembic logs, is not part of a report.
+        logging.disable(logging.INFO)
         options = {"fn": look, "dont_mutate": True, ASKING: True}
         with redirect_stdout(sys.stderr), EnvironmentContext(config, script, **options):
             script.run_env()
@@ -274,15 +287,16 @@ def ask(config: Config, script: ScriptDirectory) -> Environment:
         raise
     except (Exception, SystemExit) as error:  # It may raise anything.
         words = (str(error) or repr(error)).splitlines()[0]
-        raise CommandError(f"{script.env_py_location} fails: {type(error).__name__}: {words}") from error
+        raise CommandError(f"{env_py_of(script)} fails: {type(error).__name__}: {words}") from error
     finally:
+        logging.disable(disabled)
         for each in found:
             remove_created(each.url, started)
     if not found:
-        raise CommandError(f"{script.env_py_location} does not call context.run_migrations(), so nothing is known.")
+        raise CommandError(f"{env_py_of(script)} does not call context.run_migrations(), so nothing is known.")
     if len({each.url for each in found}) > 1:
         raise CommandError(
-            f"{script.env_py_location} configures several databases (Alembic's template multidb). That is not "
+            f"{env_py_of(script)} configures several databases (Alembic's template multidb). That is not "
             "supported: give each database a configuration of its own."
         )
     return found[-1]
