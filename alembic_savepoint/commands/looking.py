@@ -226,7 +226,7 @@ def _print_diagnoses(found: list[Diagnosis]) -> None:
             row.add_row(f"  {mark}", printable(output.spelled(text)))
             output.print(row)
             if command:
-                output.print_line(f"      {output.spelled(command)}", "bold cyan")
+                output.print_line(f"      {command}", "bold cyan")
         output.print()
     if not found:
         output.print_line("Healthy: files, record, alembic_version and schema say the same.", "bold green")

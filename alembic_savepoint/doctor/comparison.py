@@ -17,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 
 from alembic_savepoint.connections import reading
 from alembic_savepoint.doctor.catalog import OBJECTS, Schema, schema_of
-from alembic_savepoint.doctor.objects import tables_in, whole_schema_of
+from alembic_savepoint.doctor.objects import included, tables_in, whole_schema_of
 from alembic_savepoint.doctor.scratch import NoScratch, Scratch, scratch
 from alembic_savepoint.history.applied import Applied, read_applied
 from alembic_savepoint.history.revisions import History, path_text
@@ -82,7 +82,7 @@ def schema_of_models(place: Scratch, project: Project) -> Schema:
             connection.execution_options(schema_translate_map=dict.fromkeys(schemas))
         for metadata in project.environment.metadata:
             metadata.create_all(connection, checkfirst=False)
-        return schema_of(connection, schemas)
+        return included(schema_of(connection, schemas), project.environment)
 
 
 def schema_of_revision(
@@ -120,7 +120,7 @@ def schema_of_revision(
             raise
         except Exception as error:  # A file may raise anything.
             raise failure_of(running, error, place.missing) from error
-        return whole_schema_of(connection, project.environment.schemas, project.versions.name)
+        return whole_schema_of(connection, project)
 
 
 def config_for(connection: sa.Connection, config: Config) -> Config:
@@ -202,7 +202,7 @@ def check_schema(project: Project) -> list[Finding]:
     at_head = is_known(history, applied) and not pending_revisions(history, applied)
     schemas = project.environment.schemas
     with reading(project.url) as connection:
-        actual = whole_schema_of(connection, schemas, project.versions.name)
+        actual = whole_schema_of(connection, project)
         generated = list(generated_by_alembic(connection, project)) if at_head and project.environment.metadata else []
         with scratch(connection, schemas, project.options.scratch_url) as place:
             # To hold no lock while the revisions run.
