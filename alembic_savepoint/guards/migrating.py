@@ -89,7 +89,7 @@ class Run:
         moves = [step for step in self.planned if isinstance(step, RevisionStep)]
         if moves:
             refuse_half_done(connection)
-        self.all_at_once = bool(moves) and not any(step.is_upgrade for step in moves)
+        self.all_at_once = self.is_inner or bool(moves) and not any(step.is_upgrade for step in moves)
         for step in moves:
             step.migration_fn = self.whole(connection, step, is_last=step is moves[-1])
         if self.is_inner:
@@ -144,6 +144,8 @@ class Run:
 
     def unchanged(self) -> str:
         """Return what was not changed, if the current step fails."""
+        if self.is_inner:
+            return "It ran in a transaction of the caller, which was not committed. Roll that back."
         before = f" Stored before it: {'; '.join(self.stored)}." if self.stored else ""
         if self.guard and (before or self.guard.has_block):
             return self.guard.kept + before

@@ -79,6 +79,24 @@ def test_a_callers_transaction_is_not_rolled_back(project: Stranger) -> None:
     assert not (project.folder / "saves").exists()
 
 
+def test_a_failure_leaves_it_to_the_caller_to_roll_back(project: Stranger) -> None:
+    project.add_revision("ccc3", '\ndef upgrade():\n    op.execute("SELECT nothing_there")\n', "bbb2")
+
+    seen = run(
+        project,
+        "connection.begin()",
+        "try:",
+        '    command.upgrade(config, "head")',
+        "except Exception as error:",
+        "    print(error)",
+        "connection.rollback()",
+    )
+
+    assert "Upgrade ccc3" in seen
+    assert "in a transaction of the caller, which was not committed. Roll that back." in seen
+    assert project.tables() == set()
+
+
 @pytest.mark.parametrize("engine", ["sqlite"])
 def test_a_database_in_memory_is_neither_locked_nor_saved(begin: Begin) -> None:
     project = begin(url="sqlite://")
