@@ -177,11 +177,6 @@ class Project:
         return ask(self.config, self.script)
 
     @property
-    def env_py(self) -> str:
-        """The path of env.py, to print."""
-        return env_py_of(self.script)
-
-    @property
     def url(self) -> str:
         """The database's URL, with its password."""
         url = self._url if self._url is not None else self.environment.url
@@ -349,8 +344,5 @@ def options_of(config: Config) -> str:
 def variables_of(config: Config) -> str:
     """Return the environment variable that means this configuration, as typed."""
     named = os.environ.get("ALEMBIC_CONFIG")
-    return (
-        f"ALEMBIC_CONFIG={shlex.quote(named)}"
-        if named and named in (config.config_file_name, config.toml_file_name)
-        else ""
-    )
+    is_used = named and named in (config.config_file_name, config.toml_file_name)
+    return f"ALEMBIC_CONFIG={shlex.quote(str(named))}" if is_used else ""

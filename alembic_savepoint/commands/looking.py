@@ -31,7 +31,7 @@ from alembic_savepoint.doctor.doctor import diagnose
 from alembic_savepoint.doctor.repair import RepairRefused, accept, plan_repair, restamp
 from alembic_savepoint.history.applied import read_applied
 from alembic_savepoint.history.graph import as_json, as_mermaid, as_text
-from alembic_savepoint.project import Project
+from alembic_savepoint.project import Project, env_py_of
 from alembic_savepoint.rehearsal import rehearsal_report
 from alembic_savepoint.rehearsal.rehearsal import rehearse
 from alembic_savepoint.terminal import plural, printable, url_text
@@ -91,7 +91,7 @@ def check(context: typer.Context, as_document: AsDocument = False) -> None:
     project = use_existing(context)
     findings = check_schema(project)
     if not project.environment.metadata:
-        messages.print_line(f"Not compared with models: {project.env_py} names no metadata.", "yellow")
+        messages.print_line(f"Not compared with models: {env_py_of(project.script)} names no metadata.", "yellow")
     if as_document:
         print_document([asdict(finding) for finding in findings])
     else:

@@ -89,7 +89,7 @@ class Run:
         moves = [step for step in self.planned if isinstance(step, RevisionStep)]
         if moves:
             refuse_half_done(connection)
-        self.all_at_once = self.is_inner or bool(moves) and not any(step.is_upgrade for step in moves)
+        self.all_at_once = self.is_inner or (bool(moves) and not any(step.is_upgrade for step in moves))
         for step in moves:
             step.migration_fn = self.whole(connection, step, is_last=step is moves[-1])
         if self.is_inner:
