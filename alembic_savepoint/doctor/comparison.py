@@ -282,9 +282,10 @@ def faults_of_schema(
     known = is_known(history, applied)
     at_head = known and not pending_revisions(history, applied)
     try:
+        wanted = schema_of_models(place, project) if project.environment.metadata else {}
         made = schema_of_revision(place, "heads", project)
-        # Without models, the revisions are all that says how it should be.
-        wanted = schema_of_models(place, project) if project.environment.metadata else tables_in(made)
+        if not project.environment.metadata:
+            wanted = tables_in(made)
         expected = made if at_head else schema_of_revision(place, applied.current, project) if known else actual
     except NoScratch as error:
         yield "not-compared", f"The schema was not compared: {error}"

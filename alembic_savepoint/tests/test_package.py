@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import alembic_savepoint
-from alembic_savepoint.tests.conftest import POSTGRES_BIN_PATH, Begin
+from alembic_savepoint.tests.conftest import Begin
 from alembic_savepoint.tests.support import Stranger
 
 PACKAGE = Path(alembic_savepoint.__file__).parent
@@ -55,14 +54,13 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The commands of an environment with the wheel, its dependencies and pytest-alembic alone."""
     folder = tmp_path_factory.mktemp("bare")
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    install = [UV, "pip", "install", "--quiet", "--python", folder / "bin/python", wheel]
-    subprocess.run(install, check=True)
+    subprocess.run([UV, "pip", "install", "--quiet", "--python", folder / "bin/python", str(wheel)], check=True)
     return folder / "bin"
 
 
 def run(project: Stranger, *command: str | Path) -> str:
     """Run a command of the bare environment in the project's folder."""
-    environment = {"PATH": f"{POSTGRES_BIN_PATH}{os.pathsep}{os.environ['PATH']}", "HOME": str(project.folder)}
+    environment = {"PATH": project.environment["PATH"], "HOME": str(project.folder)}
     result = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result
     return result.stdout
