@@ -1,5 +1,6 @@
 """A project that uses Alembic: its configuration, its revisions, its database, and what its env.py says of them."""
 
+import logging
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from alembic_savepoint.connections import is_sqlite, sqlite_path
 from alembic_savepoint.history.applied import RECORD, VERSIONS
-from alembic_savepoint.history.revisions import History, read_history
+from alembic_savepoint.history.revisions import History, path_text, read_history
 
 ASKING = "savepoint_asking"
 """The option in a MigrationContext's `opts` that is True while env.py is run only to see what it configures."""
@@ -110,8 +111,6 @@ class Environment:
 
     url: sa.URL
     options: Mapping[str, Any]
-    search_path: str | None = None
-    """PostgreSQL's, if env.py or the role sets another than the usual one."""
 
     @property
     def metadata(self) -> tuple[sa.MetaData, ...]:
@@ -128,6 +127,19 @@ class Environment:
     def tables(self) -> list[sa.Table]:
         """The models' tables, each before those that refer to it."""
         return [table for metadata in self.metadata for table in metadata.sorted_tables]
+
+    def includes(self, key: str) -> bool:
+        """Return whether Alembic would compare a table of this name ("schema.table"), by what env.py says of it."""
+        schema, _, name = key.rpartition(".")
+        parents = {"schema_name": schema or None, "table_name": name, "schema_qualified_table_name": key}
+        include_name, include_object = (self.options.get(f"include_{each}") for each in ("name", "object"))
+        if include_name and not include_name(name, "table", parents):
+            return False
+        if not include_object or not self.metadata:
+            return True
+        model = next((table for table in self.tables if table.key == key), None)
+        table = model if model is not None else sa.Table(name, sa.MetaData(), schema=schema or None)
+        return bool(include_object(table, name, "table", model is None, None))
 
 
 class Project:
@@ -239,13 +251,19 @@ def environment_of(context: MigrationContext) -> Environment:
     """Return what env.py has given to context.configure()."""
     connection = context.connection
     assert connection is not None
-    is_postgresql = connection.dialect.name == "postgresql"
     options = {name: value for name, value in context.opts.items() if name not in OF_THE_COMMAND and value is not None}
-    return Environment(
-        connection.engine.url,
-        {**options, **compared(options)},
-        connection.exec_driver_sql("SHOW search_path").scalar() if is_postgresql else None,
-    )
+    return Environment(url_of(connection), {**options, **compared(options)})
+
+
+def url_of(connection: sa.Connection) -> sa.URL:
+    """Return the URL of a connection, with PostgreSQL's search_path if env.py has set it."""
+    url = connection.engine.url
+    if connection.dialect.name != "postgresql":
+        return url
+    query = "SELECT setting, setting = reset_val FROM pg_settings WHERE name = 'search_path'"
+    path, is_usual = connection.exec_driver_sql(query).one()
+    # A blank would end the option.
+    return url if is_usual else url.update_query_dict({"options": f"-csearch_path={path.replace(' ', '')}"})
 
 
 IncludeName = Callable[[str | None, str, Any], bool]
@@ -270,6 +288,11 @@ def compared(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"include_name": include, "include_schemas": are_added or options.get("include_schemas", False)}
 
 
+def env_py_of(script: ScriptDirectory) -> str:
+    """Return the path of env.py, to print."""
+    return path_text(Path(script.env_py_location))
+
+
 def ask(config: Config, script: ScriptDirectory) -> Environment:
     """Run env.py as a command does that only reads, and return what it configures."""
     found: list[Environment] = []
@@ -279,8 +302,10 @@ def ask(config: Config, script: ScriptDirectory) -> Environment:
         found.append(environment_of(context))
         return []
 
+    disabled = logging.root.manager.disable
     try:
-        # What env.py prints is not part of a report.
+        # What env.py prints, and Alembic logs, is not part of a report.
+        logging.disable(logging.INFO)
         options = {"fn": look, "dont_mutate": True, ASKING: True}
         with redirect_stdout(sys.stderr), EnvironmentContext(config, script, **options):
             script.run_env()
@@ -288,15 +313,16 @@ def ask(config: Config, script: ScriptDirectory) -> Environment:
         raise
     except (Exception, SystemExit) as error:  # It may raise anything.
         words = (str(error) or repr(error)).splitlines()[0]
-        raise CommandError(f"{script.env_py_location} fails: {type(error).__name__}: {words}") from error
+        raise CommandError(f"{env_py_of(script)} fails: {type(error).__name__}: {words}") from error
     finally:
+        logging.disable(disabled)
         for each in found:
             remove_created(each.url, started)
     if not found:
-        raise CommandError(f"{script.env_py_location} does not call context.run_migrations(), so nothing is known.")
+        raise CommandError(f"{env_py_of(script)} does not call context.run_migrations(), so nothing is known.")
     if len({each.url for each in found}) > 1:
         raise CommandError(
-            f"{script.env_py_location} configures several databases (Alembic's template multidb). That is not "
+            f"{env_py_of(script)} configures several databases (Alembic's template multidb). That is not "
             "supported: give each database a configuration of its own."
         )
     return found[-1]
@@ -341,8 +367,5 @@ def options_of(config: Config) -> str:
 def variables_of(config: Config) -> str:
     """Return the environment variable that means this configuration, as typed."""
     named = os.environ.get("ALEMBIC_CONFIG")
-    return (
-        f"ALEMBIC_CONFIG={shlex.quote(named)}"
-        if named and named in (config.config_file_name, config.toml_file_name)
-        else ""
-    )
+    is_used = named and named in (config.config_file_name, config.toml_file_name)
+    return f"ALEMBIC_CONFIG={shlex.quote(str(named))}" if is_used else ""

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import psycopg
+import sqlalchemy as sa
 from psycopg import sql
 
 from alembic_savepoint.backup.save_files import Contents, Extension
@@ -29,7 +30,7 @@ def foreign_rows_of_postgresql(connection: psycopg.Connection) -> list[tuple[str
     return list(connection.execute(FOREIGN_ROWS))
 
 
-def contents_of_postgresql(connection: psycopg.Connection) -> Contents:
+def contents_of_postgresql(connection: psycopg.Connection, versions: sa.TableClause) -> Contents:
     """Return the contents of the schemas that a save takes. Other schemas' tables are SCHEMA.TABLE in its rows."""
 
     def select(columns: str, *table: str) -> list[Any]:
@@ -42,7 +43,9 @@ def contents_of_postgresql(connection: psycopg.Connection) -> Contents:
         table if schema == current else f"{schema}.{table}": select("count(*)", schema, table)[0]
         for schema, table in sorted(tables_of_postgresql(connection, schemas))
     }
-    versions = select("version_num", current, "alembic_version") if "alembic_version" in rows else []
+    schema = versions.schema or current
+    version_table = versions.name if schema == current else f"{schema}.{versions.name}"
+    revision = select("version_num", schema, versions.name) if version_table in rows else []
     major, minor = divmod(connection.info.server_version, 10_000)
     return Contents(
         engine="postgresql",
@@ -55,7 +58,8 @@ def contents_of_postgresql(connection: psycopg.Connection) -> Contents:
             for name, version, schema in connection.execute(EXTENSIONS)
         ),
         left_out=tuple(left_out(connection, schemas)),
-        revision=tuple(sorted(map(revision_text, versions))),
+        version_table=version_table,
+        revision=tuple(sorted(map(revision_text, revision))),
         created_at=now(),
         rows=rows,
     )

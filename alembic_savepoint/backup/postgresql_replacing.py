@@ -86,7 +86,13 @@ def check_command(chosen: Save) -> str:
     """Return SQL that fails unless what was restored is what the description says."""
     expected = sql.Literal(chosen.model_dump_json(include={"schema_name", "rows", "revision"}))
     tables = sql.SQL(TABLES).format(schemas=sql.Literal(list(chosen.saved_schemas)))
-    return CHECK.format(expected=expected.as_string(), tables=tables.as_string())
+    schema, _, name = chosen.version_table.rpartition(".")
+    return CHECK.format(
+        expected=expected.as_string(),
+        tables=tables.as_string(),
+        version_key=sql.Literal(chosen.version_table).as_string(),
+        version_table=sql.Identifier(*filter(None, [schema, name])).as_string(),
+    )
 
 
 # --- SQL --------------------------------------------------------------------------------------------------------------
@@ -209,9 +215,9 @@ CHECK = """
                 CASE WHEN found.nspname = expected->>'schema_name' THEN found.relname
                 ELSE concat(found.nspname, '.', found.relname) END, counted);
         END LOOP;
-        IF found_rows ? 'alembic_version' THEN
+        IF found_rows ? {version_key} THEN
             SELECT coalesce(jsonb_agg(version_num ORDER BY version_num COLLATE "C"), '[]') INTO found_revision
-            FROM alembic_version;
+            FROM {version_table};
         END IF;
         IF found_rows <> expected->'rows' OR found_revision <> expected->'revision' THEN
             RAISE EXCEPTION 'the save does not hold the rows and the revision that its description says';

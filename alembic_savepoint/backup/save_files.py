@@ -14,7 +14,7 @@ import psycopg
 import pydantic
 
 from alembic_savepoint.backup.left_over import locked, remove, remove_left_over, temporary_path
-from alembic_savepoint.history.applied import now
+from alembic_savepoint.history.applied import VERSIONS, now
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, how much of it is done, and how much there is."""
@@ -63,6 +63,8 @@ class Contents(pydantic.BaseModel):
     """The extensions that the schemas may need, in the order in which to create them; they are not saved themselves."""
     left_out: tuple[str, ...] = ()
     """What is in the database and not in the save, in words."""
+    version_table: str = VERSIONS.name
+    """Alembic's table, as it is called in `rows`."""
     revision: tuple[str, ...]
     created_at: pydantic.AwareDatetime
     rows: dict[str, int]

@@ -84,7 +84,7 @@ def make_save(project: Project, name: str | None, progress: Progress) -> Save:
     """Copy the database, and turn the copy into a save."""
     take, folder = copy_sqlite if project.is_sqlite else dump_postgresql, project.options.saves_dir
     with temporary(folder) as copy:
-        contents = take(project.url, copy, progress, project.options.lock_timeout)
+        contents = take(project.url, copy, progress, project.options.lock_timeout, project.versions)
         return publish(copy, folder, name or dated("-".join(contents.revision) or "base"), contents, progress)
 
 
@@ -206,11 +206,11 @@ def contents(project: Project) -> Contents | None:
     url, lock_timeout = project.url, project.options.lock_timeout
     if not project.is_sqlite:
         with connect_postgresql(url, lock_timeout) as postgresql:
-            found = contents_of_postgresql(postgresql)
+            found = contents_of_postgresql(postgresql, project.versions)
     elif (path := sqlite_path(url)).exists():
         with sound(path), closing(open_sqlite(path, lock_timeout)) as sqlite:
             sqlite.execute("BEGIN")
-            found = contents_of_sqlite(sqlite, now())
+            found = contents_of_sqlite(sqlite, now(), project.versions.name)
     else:
         return None
     return found if found.rows else None

@@ -8,6 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import psycopg
+import sqlalchemy as sa
 from psycopg import sql
 
 from alembic_savepoint.backup.postgresql_contents import (
@@ -36,6 +37,7 @@ from alembic_savepoint.backup.save_files import (
     discarded_on_failure,
     temporary,
 )
+from alembic_savepoint.history.applied import VERSIONS
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +64,13 @@ def milliseconds(seconds: float) -> str:
     return str(max(1, round(seconds * 1000)))
 
 
-def dump_postgresql(url: str, copy: Path, progress: Progress, lock_timeout: float) -> Contents:
+def dump_postgresql(
+    url: str, copy: Path, progress: Progress, lock_timeout: float, versions: sa.TableClause
+) -> Contents:
     """Dump the schemas that a save takes into an empty file, from the same snapshot in which its rows are counted."""
     with connect_postgresql(url, lock_timeout) as connection:
         ((snapshot,),) = connection.execute("SELECT pg_export_snapshot()")
-        found = contents_of_postgresql(connection)
+        found = contents_of_postgresql(connection, versions)
         if not found.rows:
             raise SaveRefused(NO_TABLES)
         options = ["--format=custom", "--no-owner", f"--snapshot={snapshot}", f"--file={copy}"]
@@ -96,7 +100,7 @@ def load_postgresql(
     schemas = chosen.saved_schemas
     with connect_postgresql(url, lock_timeout) as connection:
         tables = tables_of_postgresql(connection, schemas)
-        there = contents_of_postgresql(connection)
+        there = contents_of_postgresql(connection, VERSIONS)
         roles = {role for (role,) in connection.execute("SELECT quote_ident(rolname) FROM pg_roles")}
         created = [schema for schema in schemas if schema not in all_schemas(connection)]
         preparation = preparation_of(connection, chosen, there)

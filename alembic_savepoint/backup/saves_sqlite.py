@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from alembic_savepoint.backup.save_files import (
     NO_TABLES,
     PATIENCE,
@@ -33,7 +35,7 @@ def open_sqlite(path: Path, timeout: float) -> sqlite3.Connection:
     return sqlite3.connect(sqlite_uri(path), uri=True, isolation_level=None, timeout=timeout)
 
 
-def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float) -> Contents:
+def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float, versions: sa.TableClause) -> Contents:
     """Copy the database into an empty file, and return the copy's contents."""
     path = sqlite_path(url)
     if not path.exists():
@@ -56,7 +58,7 @@ def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float) -
         # A copy in WAL mode would have several files.
         target.execute("PRAGMA journal_mode=DELETE")
         check_integrity(target, path)
-        return contents_of_sqlite(target, moment)
+        return contents_of_sqlite(target, moment, versions.name)
 
 
 def load_sqlite(
@@ -72,7 +74,7 @@ def load_sqlite(
         with closing(open_sqlite(scratch, lock_timeout)) as source:
             with sound(chosen.copy_in(folder)):
                 check_integrity(source, chosen.copy_in(folder))
-                check_contents(chosen, contents_of_sqlite(source, chosen.created_at))
+                check_contents(chosen, contents_of_sqlite(source, chosen.created_at, chosen.version_table))
             create_private(path)
             seconds = PATIENCE * lock_timeout
             with sound(path), closing(open_sqlite(path, 0)) as live, in_wal_mode(live, seconds):
@@ -202,7 +204,7 @@ def tables_of_sqlite(connection: sqlite3.Connection) -> list[str]:
     ]
 
 
-def contents_of_sqlite(connection: sqlite3.Connection, moment: datetime) -> Contents:
+def contents_of_sqlite(connection: sqlite3.Connection, moment: datetime, version_table: str) -> Contents:
     """Return the contents of a file."""
 
     def select(columns: str, table: str) -> list[Any]:
@@ -210,11 +212,12 @@ def contents_of_sqlite(connection: sqlite3.Connection, moment: datetime) -> Cont
         return [value for (value,) in connection.execute(f'SELECT {columns} FROM "{quoted}"')]  # noqa: S608
 
     rows = {table: select("count(*)", table)[0] for table in sorted(tables_of_sqlite(connection))}
-    versions = select("version_num", "alembic_version") if "alembic_version" in rows else []
+    versions = select("version_num", version_table) if version_table in rows else []
     return Contents(
         engine="sqlite",
         server_version=sqlite3.sqlite_version,
         schema_name=None,
+        version_table=version_table,
         revision=tuple(sorted(map(revision_text, versions))),
         created_at=moment,
         rows=rows,

@@ -1,7 +1,7 @@
 """The commands that look at migrations: graph, check, rehearse, doctor."""
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
 from itertools import groupby
 from operator import attrgetter
@@ -31,7 +31,7 @@ from alembic_savepoint.doctor.doctor import diagnose
 from alembic_savepoint.doctor.repair import RepairRefused, accept, plan_repair, restamp
 from alembic_savepoint.history.applied import read_applied
 from alembic_savepoint.history.graph import as_json, as_mermaid, as_text
-from alembic_savepoint.project import Project
+from alembic_savepoint.project import Project, env_py_of
 from alembic_savepoint.rehearsal import rehearsal_report
 from alembic_savepoint.rehearsal.rehearsal import rehearse
 from alembic_savepoint.terminal import plural, printable, url_text
@@ -88,7 +88,10 @@ def check(context: typer.Context, as_document: AsDocument = False) -> None:
 
     Exit code 0: nothing found. 1: findings; each says what to do. 2: the database cannot be read.
     """
-    findings = check_schema(use_existing(context))
+    project = use_existing(context)
+    findings = check_schema(project)
+    if not project.environment.metadata:
+        messages.print_line(f"Not compared with models: {env_py_of(project.script)} names no metadata.", "yellow")
     if as_document:
         print_document([asdict(finding) for finding in findings])
     else:
@@ -169,7 +172,8 @@ def doctor_command(
         _accept_edit(use_existing(context), accepted)
     found = diagnose(project)
     if not as_document:
-        messages.print_line(f"Database: {url_text(project.url)}", "dim")
+        with suppress(CommandError, SQLAlchemyError):  # It is diagnosed.
+            messages.print_line(f"Database: {url_text(project.url)}", "dim")
         _print_diagnoses(found)
     if repair and _repair(project, found, yes):
         found = diagnose(project)
@@ -222,7 +226,7 @@ def _print_diagnoses(found: list[Diagnosis]) -> None:
             row.add_row(f"  {mark}", printable(output.spelled(text)))
             output.print(row)
             if command:
-                output.print_line(f"      {output.spelled(command)}", "bold cyan")
+                output.print_line(f"      {command}", "bold cyan")
         output.print()
     if not found:
         output.print_line("Healthy: files, record, alembic_version and schema say the same.", "bold green")

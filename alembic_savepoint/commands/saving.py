@@ -21,7 +21,7 @@ from alembic_savepoint.commands.shared import (
     why_not,
 )
 from alembic_savepoint.connections import create_engine
-from alembic_savepoint.guards.migrating import only_migrator
+from alembic_savepoint.guards.turns import only_migrator
 from alembic_savepoint.terminal import plural, printable
 
 app = typer.Typer()

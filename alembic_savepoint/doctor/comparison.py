@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_savepoint.connections import reading
 from alembic_savepoint.doctor.catalog import OBJECTS, Schema, schema_of
-from alembic_savepoint.doctor.objects import tables_in, whole_schema_of
+from alembic_savepoint.doctor.objects import included, tables_in, whole_schema_of
 from alembic_savepoint.doctor.scratch import NoScratch, Scratch, scratch
 from alembic_savepoint.history.applied import Applied, read_applied
 from alembic_savepoint.history.revisions import History, path_text
@@ -90,7 +90,7 @@ def schema_of_models(place: Scratch, project: Project) -> Schema:
                 metadata.create_all(connection, checkfirst=False)
         except DBAPIError as error:
             raise ModelsFailed(str(error.orig).splitlines()[0]) from None
-        return schema_of(connection, schemas)
+        return included(schema_of(connection, schemas), project.environment)
 
 
 def schema_of_revision(
@@ -128,7 +128,7 @@ def schema_of_revision(
             raise
         except Exception as error:  # A file may raise anything.
             raise failure_of(running, error, place.missing) from error
-        return whole_schema_of(connection, project.environment.schemas, project.versions.name)
+        return whole_schema_of(connection, project)
 
 
 def config_for(connection: sa.Connection, config: Config) -> Config:
@@ -210,8 +210,8 @@ def check_schema(project: Project) -> list[Finding]:
     at_head = is_known(history, applied) and not pending_revisions(history, applied)
     schemas = project.environment.schemas
     with reading(project.url) as connection:
-        actual = whole_schema_of(connection, schemas, project.versions.name)
-        generated = list(generated_by_alembic(connection, project)) if at_head else []
+        actual = whole_schema_of(connection, project)
+        generated = list(generated_by_alembic(connection, project)) if at_head and project.environment.metadata else []
         with scratch(connection, schemas, project.options.scratch_url) as place:
             # To hold no lock while the revisions run.
             connection.rollback()
@@ -293,7 +293,7 @@ def faults_of_schema(
     made: Schema | None
     try:
         try:
-            wanted = schema_of_models(place, project)
+            wanted = schema_of_models(place, project) if project.environment.metadata else None
         except ModelsFailed as error:
             yield "not-compared", f"The models were not compared: on an empty database, {error}"
         made = schema_of_revision(place, "heads", project)

@@ -1,8 +1,10 @@
 """Diagnoses of errors in a revision chain or a database's schema, with evidence and what to run next."""
 
+import sqlite3
 from collections.abc import Iterator
 
 import sqlalchemy as sa
+from alembic.util import CommandError
 
 from alembic_savepoint.connections import TablesLocked, reading
 from alembic_savepoint.doctor.chain_faults import chain_faults
@@ -28,19 +30,21 @@ def diagnose(project: Project) -> list[Diagnosis]:
         with reading(project.url) as connection:
             case = Case(history, applied, project.root)
             found = [*chain_faults(case), *database_faults(case, connection, project)]
-    except (LookupError, sa.exc.SQLAlchemyError) as error:
-        found = [*chain_faults(Case(history, Applied([], []), project.root)), unreadable_database(error, project)]
+    except (CommandError, LookupError, sa.exc.SQLAlchemyError) as error:
+        found = [*chain_faults(Case(history, Applied([], []), project.root)), unreadable_database(error)]
     return sorted(found, key=lambda diagnosis: list(KINDS).index(diagnosis.kind))
 
 
-def unreadable_database(error: Exception, project: Project) -> Diagnosis:
+def unreadable_database(error: Exception) -> Diagnosis:
     """Diagnose a database that cannot be read."""
     words = str(getattr(error, "orig", None) or error).splitlines()[0]
-    if isinstance(error, LookupError):
+    if isinstance(error, CommandError):
+        step = Next("alembic-savepoint doctor", "Correct that, or start its server. Then run doctor again:")
+    elif isinstance(error, LookupError):
         step = Next("alembic upgrade head", "savepoint_url says which database is meant. To create it:")
     elif isinstance(error, TablesLocked):
         step = Next("alembic-savepoint doctor", "When it is no longer locked, run doctor again:")
-    elif project.is_sqlite:
+    elif isinstance(getattr(error, "orig", None), sqlite3.Error):
         damaged = "If the file is damaged, stop the service, move it away with its -wal and -shm, and load a save:"
         step = Next("alembic-savepoint saves", f"savepoint_url says which database is meant. {damaged}")
     else:

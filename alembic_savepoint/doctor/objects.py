@@ -4,24 +4,30 @@ Models know nothing of them, so they are compared between a database and its rev
 aggregates, policies, rights, and the indexes of materialized views are not compared.
 """
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 
 from alembic_savepoint.doctor.catalog import OBJECTS, Part, Schema, as_text, schema_of, tokens_of
-from alembic_savepoint.history.applied import VERSIONS
+from alembic_savepoint.project import Environment, Project
 
 
-def whole_schema_of(
-    connection: sa.Connection, schemas: Sequence[str] = (), version_table: str = VERSIONS.name
-) -> Schema:
-    """Return the tables of the current schema and, on PostgreSQL, of these, and the objects beside them."""
-    whole = schema_of(connection, schemas, version_table)
+def whole_schema_of(connection: sa.Connection, project: Project) -> Schema:
+    """Return the tables of the current schema and, on PostgreSQL, of the models', and the objects beside them.
+
+    What env.py excludes from comparisons is left out.
+    """
+    schemas = project.environment.schemas
+    whole = schema_of(connection, schemas, project.versions.name)
     sql, parameters = (SQLITE, {}) if connection.dialect.name == "sqlite" else (POSTGRESQL, {"schemas": list(schemas)})
     for owner, kind, name, text in connection.execute(sql, parameters):
         part = Part(kind, name, as_text(tokens_of(text)) if connection.dialect.name == "sqlite" else text)
         whole[owner] = whole.get(owner, frozenset()) | {part}
-    return whole
+    return included(whole, project.environment)
+
+
+def included(schema: Schema, environment: Environment) -> Schema:
+    """Return the schema without the tables that env.py's include_name and include_object exclude."""
+    names = [name for name in tables_in(schema) if not environment.includes(name)]
+    return {owner: parts for owner, parts in schema.items() if owner not in names}
 
 
 def tables_in(schema: Schema) -> Schema:

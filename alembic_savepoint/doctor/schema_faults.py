@@ -51,7 +51,7 @@ class SchemaAtHand:
 
     def whole(self, connection: sa.Connection) -> Schema:
         """Return the schema on a connection."""
-        return whole_schema_of(connection, self.project.environment.schemas, self.project.versions.name)
+        return whole_schema_of(connection, self.project)
 
     @classmethod
     @contextmanager

@@ -5,8 +5,9 @@ One line in env.py, instead of `with context.begin_transaction(): context.run_mi
     alembic_savepoint.guards.run_migrations()
 """
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import sqlalchemy as sa
 from alembic import context
@@ -14,7 +15,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 
 from alembic_savepoint.connections import begin_immediate
-from alembic_savepoint.guards.migrating import Run, only_migrator, refuse_unknown
+from alembic_savepoint.guards.migrating import Run, refuse_unknown
+from alembic_savepoint.guards.turns import only_migrator
 from alembic_savepoint.history.revisions import refuse_broken_history
 from alembic_savepoint.project import ASKING, Options, Project, Spelling, compared, environment_of
 from alembic_savepoint.terminal import printable
@@ -25,8 +27,13 @@ def run_migrations(options: Options | None = None, spelling: Spelling | None = N
 
     While no other process migrates this database, each revision runs in a transaction, and is recorded in it. Raises
     CommandError, a paragraph for people, if nothing could be done, or a revision failed.
+
+    If the connection is in a transaction already, this is the caller's, and is neither committed nor rolled back: the
+    revisions run in it, all or none, and no copy is saved before them.
     """
     migration = context.get_context()
+    # Before anything is asked, which begins a transaction.
+    is_inner = migration.connection is not None and not migration.as_sql and migration.connection.in_transaction()
     migration.opts.update(compared(migration.opts))
     if migration.opts.get(ASKING):
         context.run_migrations()
@@ -36,7 +43,7 @@ def run_migrations(options: Options | None = None, spelling: Spelling | None = N
     try:
         history = project.history
         refuse_broken_history(history)
-        run = Run(project, history, context.get_x_argument(as_dictionary=True))
+        run = Run(project, history, context.get_x_argument(as_dictionary=True), is_inner=is_inner)
         if environment is None:
             migration.on_version_apply_callbacks = (*migration.on_version_apply_callbacks, run.record)
             run_all()
@@ -61,7 +68,13 @@ def run_online(migration: MigrationContext, run: Run) -> None:
         refuse_unknown(project, run.history, migration.get_current_heads(), connection)
         run_all()
         return
-    with whole_on_sqlite(connection), only_migrator(connection.engine, run.settings.migration_timeout) as holder:
+    patience = run.settings.migration_timeout
+    with ExitStack() as stack:
+        if run.is_inner:
+            begin_on_sqlite(connection)
+        else:
+            stack.enter_context(whole_on_sqlite(connection))
+        holder = stack.enter_context(only_migrator(connection if run.is_inner else connection.engine, patience))
         heads = () if migration.purge else migration.get_current_heads()
         run.plan(migration, heads, migration.opts["fn"])
         context.configure(
@@ -75,6 +88,15 @@ def run_online(migration: MigrationContext, run: Run) -> None:
             },
         )
         run.until_done(run_all, connection, holder)
+
+
+def begin_on_sqlite(connection: sa.Connection) -> None:
+    """Begin the caller's transaction on SQLite, which the driver does not do before DDL."""
+    if connection.dialect.name == "sqlite":
+        cursor = connection.connection.cursor()
+        with suppress(sqlite3.OperationalError):  # It has begun.
+            cursor.execute("BEGIN")
+        cursor.close()
 
 
 @contextmanager
@@ -92,7 +114,8 @@ def whole_on_sqlite(connection: sa.Connection) -> Iterator[None]:
         driver.isolation_level = None
         sa.event.listen(connection, "begin", begin_immediate)
     cursor = driver.cursor()
-    [are_checked] = cursor.execute("PRAGMA foreign_keys").fetchone()
+    cursor.execute("PRAGMA foreign_keys")
+    [[are_checked]] = cursor.fetchall()
     cursor.execute("PRAGMA foreign_keys=OFF")
     try:
         yield

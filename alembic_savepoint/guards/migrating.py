@@ -1,112 +1,35 @@
 """Runs of migrations: one migrator at a time, each revision whole, its losses counted, and recorded."""
 
 import logging
-import os
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
 from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionStep
 from alembic.util import CommandError
-from filelock import FileLock, Timeout
 from sqlalchemy.exc import DBAPIError
 
 from alembic_savepoint.backup import saves
 from alembic_savepoint.guards.failures import blocked, sql_error
 from alembic_savepoint.guards.losses import Losses, may_destroy, refuse_losses
 from alembic_savepoint.guards.record import record_half_done, refuse_half_done, write_record
-from alembic_savepoint.guards.whole import EndedUnseen, Whole, without_time_outs
+from alembic_savepoint.guards.turns import is_in_memory
+from alembic_savepoint.guards.whole import EndedUnseen, Whole
 from alembic_savepoint.history.applied import applied_in, now
 from alembic_savepoint.history.revisions import ASK_DOCTOR, History, Revision, code_of
 from alembic_savepoint.project import Project
 
 logger = logging.getLogger("alembic.runtime.migration")
 
-# A number that nothing else is likely to lock: "savepnt" in ASCII.
-ADVISORY_LOCK = int.from_bytes(b"savepnt")
-
 RECENT = timedelta(hours=1)
 """The maximum age of a save that was made for a migration."""
-
-
-# --- one at a time ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def only_migrator(engine: sa.Engine, patience: float) -> Iterator[sa.Connection | None]:
-    """Hold the lock for migrating this database; it ends with the process. On PostgreSQL, yield another connection.
-
-    Raises CommandError after `patience` seconds, naming its holder, and behind a pooler in transaction mode.
-    """
-    if engine.dialect.name == "sqlite":
-        with file_lock(Path(f"{engine.url.database}-migrating"), patience):
-            yield None
-        return
-    with engine.connect() as connection, engine.connect() as observer:
-        observer.execution_options(isolation_level="AUTOCOMMIT")
-        refuse_pooler(connection, observer)
-        # The lock ends with the transaction: not even a pooler that was not noticed leaves it on another's backend.
-        # It is taken without parameters: with them an open portal would keep a snapshot, for which CREATE INDEX
-        # CONCURRENTLY would wait for ever.
-        without_time_outs(connection, patience)
-        deadline = time.monotonic() + patience
-        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({ADVISORY_LOCK})").scalar():
-            if time.monotonic() > deadline:
-                raise CommandError(busy(observer.scalar(HOLDER), patience))
-            time.sleep(random.uniform(0.05, 0.2))
-        yield observer
-
-
-def refuse_pooler(connection: sa.Connection, other: sa.Connection) -> None:
-    """Raise CommandError if a connection changes its backend between transactions, or shares it with another one."""
-    backends = []
-    for _ in range(3):
-        backends.append(connection.scalar(sa.select(sa.func.pg_backend_pid())))
-        connection.rollback()
-    # A pooler takes the backend that was used last, which the other connection then shows, or the next one.
-    if len(set(backends)) > 1 or other.scalar(sa.select(sa.func.pg_backend_pid())) in backends:
-        port = other.scalar(sa.text("SELECT current_setting('port')"))
-        raise CommandError(
-            "This connection goes through a pooler in transaction mode (such as PgBouncer), where neither locks nor "
-            "settings stay with one connection. Nothing was changed. Migrate through the server's own host and "
-            f"port ({port}), not through the pooler's ({connection.engine.url.port or 'the default'})."
-        )
-
-
-HOLDER = sa.text("""
-    SELECT application_name || ', process ' || pid || coalesce(' from ' || host(client_addr), '')
-           || ', since ' || to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC'
-    FROM pg_locks JOIN pg_stat_activity USING (pid)
-    WHERE locktype = 'advisory' AND granted AND datname = current_database() AND pid <> pg_backend_pid()
-""")
-
-
-@contextmanager
-def file_lock(path: Path, patience: float) -> Iterator[None]:
-    """Lock the file, and write the holder into it, for those who wait."""
-    try:
-        with FileLock(path, timeout=patience, mode=0o600):
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%F %T} UTC")
-            yield
-    except Timeout:
-        raise CommandError(busy(path.read_text(), patience)) from None
-
-
-def busy(holder: str | None, patience: float) -> str:
-    """Return the message after waiting in vain."""
-    return (
-        f"Another process migrates this database ({holder or 'it has just ended'}). Waited {patience:g} seconds and "
-        "changed nothing. Try again when it has ended; savepoint_migration_timeout is the time to wait."
-    )
 
 
 # --- what the database and the files say ------------------------------------------------------------------------------
@@ -134,8 +57,10 @@ def refuse_unknown(project: Project, history: History, heads: Sequence[str], con
 class Run:
     """The revisions that one command runs: up, each in its own transaction; down, all in one."""
 
-    def __init__(self, project: Project, history: History, options: dict[str, str]) -> None:
+    def __init__(self, project: Project, history: History, options: dict[str, str], *, is_inner: bool = False) -> None:
         self.project = project
+        self.is_inner = is_inner
+        """Whether it runs in a transaction of the caller."""
         self.history = history
         self.settings = project.options
         self.accepted = set(options.get("accept-loss", "").split(","))
@@ -164,12 +89,16 @@ class Run:
         moves = [step for step in self.planned if isinstance(step, RevisionStep)]
         if moves:
             refuse_half_done(connection)
-        self.all_at_once = bool(moves) and not any(step.is_upgrade for step in moves)
+        self.all_at_once = self.is_inner or (bool(moves) and not any(step.is_upgrade for step in moves))
         for step in moves:
             step.migration_fn = self.whole(connection, step, is_last=step is moves[-1])
+        if self.is_inner:
+            return
         # Before others wait for this connection.
         connection.rollback()
         engine = connection.dialect.name
+        if engine == "sqlite" and is_in_memory(connection):
+            return
         endangering = [step for step in moves if heads and self.endangers(step, engine)]
         if endangering and self.settings.save_before_migrations and not self.saved_elsewhere:
             self.save_before(endangering[0], engine, heads)
@@ -215,6 +144,8 @@ class Run:
 
     def unchanged(self) -> str:
         """Return what was not changed, if the current step fails."""
+        if self.is_inner:
+            return "It ran in a transaction of the caller, which was not committed. Roll that back."
         before = f" Stored before it: {'; '.join(self.stored)}." if self.stored else ""
         if self.guard and (before or self.guard.has_block):
             return self.guard.kept + before
@@ -277,11 +208,14 @@ class Run:
                 try:
                     return attempt()
                 except EndedUnseen as error:
-                    record_half_done(connection, error)
+                    if not self.is_inner:
+                        record_half_done(connection, error)
                     raise
                 except DBAPIError as error:
-                    if getattr(error.orig, "sqlstate", None) not in LOCK_ERRORS or (
-                        self.guard and self.guard.has_block
+                    if (
+                        getattr(error.orig, "sqlstate", None) not in LOCK_ERRORS
+                        or self.is_inner
+                        or (self.guard and self.guard.has_block)
                     ):
                         raise CommandError(self.sql_error(error)) from None
                     self.waiting_since = self.waiting_since or time.monotonic()
@@ -311,7 +245,8 @@ BLOCKERS = sa.text("""
 def blockers_of(connection: sa.Connection, observer: sa.Connection | None) -> Iterator[list[str]]:
     """Yield the latest blockers of a connection, which another one looks for while it waits."""
     blockers: list[str] = []
-    if observer is None:
+    # An asynchronous driver cannot be used in another thread.
+    if observer is None or connection.dialect.is_async:
         yield blockers
         return
     waiting = connection.scalar(sa.select(sa.func.pg_backend_pid()))

@@ -15,7 +15,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from alembic_savepoint.backup import saves
 from alembic_savepoint.connections import create_engine
-from alembic_savepoint.guards.migrating import LOCK_ERRORS, blockers_of, only_migrator, refuse_unknown
+from alembic_savepoint.guards.migrating import LOCK_ERRORS, blockers_of, refuse_unknown
+from alembic_savepoint.guards.turns import only_migrator
 from alembic_savepoint.guards.whole import without_time_outs
 from alembic_savepoint.history.applied import RECORD
 from alembic_savepoint.history.revisions import (

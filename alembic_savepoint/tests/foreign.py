@@ -108,7 +108,7 @@ class Trial:
             script = self.project.wrapper.format(module=MODULES[program], program=program)
             command = [str(self.environment / "bin" / "python"), "-c", script, *arguments]
         began = time.monotonic()
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             command,
             cwd=self.folder,
             env={**os.environ, **self.project.variables(self.url), "COLUMNS": "160"},
@@ -167,11 +167,11 @@ def install(project: Foreign, folder: Path) -> Path:
     """Make the project's environment, with the tool's wheel; return its folder."""
     environment, uv = folder / f"venv-{project.name.partition('-')[0]}", Path(sys.executable).with_name("uv")
     if not environment.exists():
-        subprocess.run([uv, "venv", "--quiet", environment], check=True)  # noqa: S603
+        subprocess.run([uv, "venv", "--quiet", environment], check=True)
     target = ["--python", str(environment / "bin" / "python")]
-    subprocess.run([uv, "pip", "install", "--quiet", *target, *project.requirements, "psycopg[binary]"], check=True)  # noqa: S603
+    subprocess.run([uv, "pip", "install", "--quiet", *target, *project.requirements, "psycopg[binary]"], check=True)
     tool = ["--reinstall-package", "alembic-savepoint", str(TOOL)]
-    subprocess.run([uv, "pip", "install", "--quiet", *target, *tool], check=True)  # noqa: S603
+    subprocess.run([uv, "pip", "install", "--quiet", *target, *tool], check=True)
     return environment
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from alembic_savepoint.guards.migrating import only_migrator
+from alembic_savepoint.guards.turns import only_migrator
 from db.engines import create_migration_engine
 from tests.support.migrations import complaints, look, only_postgresql
 from tests.support.poolers import needs_pgbouncer, pooling

@@ -11,7 +11,7 @@ import pytest
 from alembic.util import CommandError
 from sqlalchemy import create_engine
 
-from alembic_savepoint.guards.migrating import only_migrator
+from alembic_savepoint.guards.turns import only_migrator
 from alembic_savepoint.rehearsal.rebuild_losses import Rebuilds
 from alembic_savepoint.rehearsal.trial import Rehearsal
 from alembic_savepoint.rehearsal.watching import Watch

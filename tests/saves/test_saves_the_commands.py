@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alembic_savepoint.guards.migrating import only_migrator
+from alembic_savepoint.guards.turns import only_migrator
 from db.engines import create_migration_engine
 from tests.support.migrations import REVISIONS
 from tests.support.project import contents, load, save

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from filelock import FileLock
 
-from alembic_savepoint.guards.migrating import ADVISORY_LOCK
+from alembic_savepoint.guards.turns import ADVISORY_LOCK
 from tests.support.service import query
 
 NEW = "ffffffffffff"

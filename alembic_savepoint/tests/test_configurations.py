@@ -1,0 +1,169 @@
+"""Options of Alembic, in each place where a project can give them, and what env.py gives to context.configure()."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alembic_savepoint.tests.conftest import Begin
+from alembic_savepoint.tests.support import Stranger
+
+CONFIGURED = "context.configure(\n            connection=connection, target_metadata=target_metadata\n        )"
+
+FOLDERS = "# version_locations = %(here)s/bar:%(here)s/bat:%(here)s/alembic/versions"
+TWO_FOLDERS = """version_locations = %(here)s/migrations/versions:%(here)s/plugins
+recursive_version_locations = true"""
+
+ONLY_USERS = """
+def only_users(object, name, kind, reflected, other):
+    return kind != "table" or name == "users"
+
+"""
+
+CONFIG = "config = context.config\n"
+FROM_ENVIRONMENT = f"""{CONFIG}
+import os
+config.set_main_option("sqlalchemy.url", os.environ["APP_URL"])
+"""
+FROM_ARGUMENT = f"""{CONFIG}
+import os
+if "right" in context.get_x_argument():
+    config.set_main_option("sqlalchemy.url", os.environ["APP_URL"])
+"""
+
+THIRD = """
+def upgrade():
+    op.create_table("more", sa.Column("id", sa.Integer(), primary_key=True))
+
+def downgrade():
+    op.drop_table("more")
+"""
+
+
+@pytest.fixture
+def project(begin: Begin) -> Stranger:
+    """A project with models, whose database is not migrated yet."""
+    project = begin()
+    project.use_models()
+    return project
+
+
+def configure(project: Stranger, options: str) -> None:
+    """Give env.py's context.configure() further options."""
+    project.edit(
+        "migrations/env.py", (CONFIGURED, CONFIGURED.replace("target_metadata\n", f"target_metadata, {options}\n"))
+    )
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_alembic_s_table_has_the_name_and_schema_of_env_py(project: Stranger, engine: str, guarded: bool) -> None:
+    options = 'version_table="x"'
+    if engine == "postgresql":
+        project.query("CREATE SCHEMA versions")
+        options += ', version_table_schema="versions"'
+    configure(project, options)
+    if guarded:
+        project.guard()
+    project.alembic("upgrade", "aaa1")
+
+    assert "● 1 applied ○ 1 pending" in project.savepoint("graph").text
+    project.savepoint("save", "one")
+    assert json.loads(project.savepoint("saves", "--json").output)[0]["revision"] == ["aaa1"]
+    project.savepoint("rehearse")
+    project.savepoint("rehearse", "--copy")
+    project.alembic("upgrade", "head")
+    project.savepoint("load", "one", "--yes")
+    project.alembic("upgrade", "head")
+
+    assert "Healthy" in project.savepoint("doctor").output
+    project.savepoint("check")
+    project.alembic("check")
+    assert "alembic_version" not in project.tables()
+
+
+def test_what_env_py_does_not_compare_is_no_finding(project: Stranger) -> None:
+    project.edit("migrations/env.py", ("from models import", f"{ONLY_USERS}from models import"))
+    configure(project, "include_object=only_users, compare_type=False")
+    project.alembic("upgrade", "head")
+    project.query("CREATE TABLE others (id INTEGER)")
+
+    project.alembic("check")
+    project.savepoint("check")
+    assert "Healthy" in project.savepoint("doctor").output
+
+
+def test_several_folders_of_revisions_are_read(project: Stranger) -> None:
+    project.add_revision("ccc3", THIRD, "bbb2", folder="plugins/deeper")
+    project.edit("alembic.ini", (FOLDERS, TWO_FOLDERS))
+    project.alembic("upgrade", "head")
+
+    assert "● 3 applied" in project.savepoint("graph").text
+    assert "Healthy" in project.savepoint("doctor").output
+    project.savepoint("rehearse", "-1")
+
+
+def test_the_ini_file_and_section_are_chosen_as_for_alembic_and_named_in_what_is_printed(project: Stranger) -> None:
+    ini = Path(project.folder, "alembic.ini")
+    ini.rename(project.folder / "other.ini")
+    project.edit("other.ini", ("[alembic]", "[main]"))
+
+    project.alembic("-c", "other.ini", "-n", "main", "upgrade", "aaa1")
+    typed = ["-c", "other.ini", "-n", "main", "-x", "tenant=a b"]
+    spelled = "-c other.ini -n main -x 'tenant=a b'"
+
+    assert f"alembic-savepoint {spelled} load one" in project.savepoint(*typed, "save", "one").text
+    assert f"alembic {spelled} upgrade head" in project.savepoint(*typed, "rehearse").output
+    assert f"alembic {spelled} upgrade head" in project.savepoint(*typed, "doctor").output
+    assert f"alembic {spelled} upgrade head" in project.savepoint(*typed, "check", code=1).output
+    assert f"alembic {spelled} upgrade head" in project.savepoint(*typed, "load", "one", "--yes").text
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_what_is_named_in_alembic_config_is_named_in_what_is_printed(project: Stranger) -> None:
+    Path(project.folder, "alembic.ini").rename(project.folder / "other.ini")
+    project.guard()
+    project.environment["ALEMBIC_CONFIG"] = "other.ini"
+    project.alembic("upgrade", "head")
+    project.query("INSERT INTO users (id, name, email) VALUES (1, 'Ada', 'ada@example.org')")
+
+    refused = project.run("alembic", "downgrade", "-1")
+
+    assert "ALEMBIC_CONFIG=other.ini alembic -x accept-loss=users.email downgrade" in refused.text
+    assert "ALEMBIC_CONFIG=other.ini alembic-savepoint load before-bbb2" in refused.text
+    assert "ALEMBIC_CONFIG=other.ini alembic-savepoint load one" in project.savepoint("save", "one").text
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_the_guards_name_the_options_that_alembic_was_given(project: Stranger) -> None:
+    Path(project.folder, "alembic.ini").rename(project.folder / "other.ini")
+    project.guard()
+    project.alembic("-c", "other.ini", "upgrade", "head")
+    project.query("INSERT INTO users (id, name, email) VALUES (1, 'Ada', 'ada@example.org')")
+
+    refused = project.run("alembic", "-c", "other.ini", "-x", "tenant=a", "downgrade", "-1")
+
+    assert "alembic -c other.ini -x tenant=a -x accept-loss=users.email downgrade" in refused.text
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_url_that_only_env_py_knows_and_of_psycopg2_s_kind_is_used(project: Stranger) -> None:
+    project.edit("alembic.ini", (project.url, ""))
+    project.edit("migrations/env.py", (CONFIG, FROM_ENVIRONMENT))
+    # SQLAlchemy 2.1 takes psycopg for this one.
+    project.environment["APP_URL"] = project.url.replace("+psycopg", "")
+    project.alembic("upgrade", "head")
+
+    project.savepoint("save", "one")
+    assert "Healthy" in project.savepoint("doctor").output
+    del project.environment["APP_URL"]
+    assert "migrations/env.py fails: KeyError: 'APP_URL'" in project.savepoint("save", code=2).text
+
+
+def test_x_arguments_reach_env_py(project: Stranger) -> None:
+    project.edit("alembic.ini", (project.url, "sqlite:///wrong.db"))
+    project.edit("migrations/env.py", (CONFIG, FROM_ARGUMENT))
+    project.environment["APP_URL"] = project.url
+    project.alembic("-x", "right", "upgrade", "head")
+
+    assert "● 2 applied" in project.savepoint("-x", "right", "graph").text
+    assert not (project.folder / "wrong.db").exists()

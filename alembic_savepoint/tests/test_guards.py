@@ -1,0 +1,92 @@
+"""The guards' one line in the env.py of Alembic's templates."""
+
+import pytest
+
+from alembic_savepoint.tests.conftest import Begin
+from alembic_savepoint.tests.support import Stranger
+
+TEMPLATES = ["generic", "async", "pyproject", "pyproject_async"]
+
+
+@pytest.fixture(params=["generic", "async"])
+def guarded(begin: Begin, request: pytest.FixtureRequest) -> Stranger:
+    """A project with models and the guards, of a synchronous and an asynchronous template."""
+    project = begin(request.param)
+    project.use_models()
+    project.guard()
+    return project
+
+
+def record(project: Stranger) -> list[tuple[object, ...]]:
+    return project.query("SELECT action, revision FROM applied_revisions ORDER BY id")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_with_one_line_in_env_py_each_step_is_recorded(begin: Begin, template: str) -> None:
+    project = begin(template)
+    project.guard()
+
+    project.alembic("upgrade", "head")
+    project.alembic("downgrade", "-1")
+    project.alembic("stamp", "head")
+    project.alembic("current")
+
+    assert record(project) == [("upgrade", "aaa1"), ("upgrade", "bbb2"), ("downgrade", "bbb2"), ("stamp", "bbb2")]
+
+
+def test_autogenerate_proposes_nothing_after_an_upgrade(guarded: Stranger) -> None:
+    guarded.alembic("upgrade", "head")
+
+    guarded.alembic("check")
+    guarded.alembic("revision", "--autogenerate", "-m", "nothing")
+
+    [written] = guarded.folder.glob("migrations/versions/*_nothing.py")
+    assert "op." not in written.read_text().split("def upgrade")[1]
+
+
+def test_printed_sql_has_the_record(guarded: Stranger) -> None:
+    printed = guarded.alembic("upgrade", "head", "--sql").output
+
+    assert "CREATE TABLE users" in printed
+    assert printed.count("INSERT INTO applied_revisions") == 2
+    assert guarded.folder.joinpath("app.db").exists() is False
+
+
+def test_a_revision_that_fails_half_way_leaves_nothing(guarded: Stranger) -> None:
+    fails = """
+def upgrade():
+    op.create_table("half", sa.Column("id", sa.Integer))
+    op.execute("SELECT nothing_there")
+"""
+    guarded.add_revision("ccc3", fails, "bbb2")
+
+    result = guarded.run("alembic", "upgrade", "head")
+
+    assert result.code not in (None, 0)
+    assert "Traceback" not in result.errors
+    assert "ccc3" in result.text
+    assert "half" not in guarded.tables()
+    assert record(guarded) == [("upgrade", "aaa1"), ("upgrade", "bbb2")]
+
+
+def test_a_loss_is_refused_until_it_is_accepted(guarded: Stranger) -> None:
+    guarded.alembic("upgrade", "head")
+    guarded.query("INSERT INTO users (id, name, email) VALUES (1, 'Ada', 'ada@example.org')")
+
+    refused = guarded.run("alembic", "downgrade", "-1")
+
+    assert refused.code not in (None, 0)
+    assert "alembic -x accept-loss=users.email downgrade" in refused.text
+    assert guarded.query("SELECT email FROM users") == [("ada@example.org",)]
+    guarded.alembic("-x", "accept-loss=users.email", "downgrade", "-1")
+    assert record(guarded)[-1] == ("downgrade", "bbb2")
+
+
+def test_two_at_once_wait_for_each_other(guarded: Stranger) -> None:
+    sleeps = "import time\ndef upgrade():\n    time.sleep(1)\n"
+    guarded.add_revision("ccc3", sleeps, "bbb2")
+
+    first, second = guarded.start("alembic", "upgrade", "head"), guarded.start("alembic", "upgrade", "head")
+
+    assert [first().code, second().code] == [0, 0], (first(), second())
+    assert record(guarded) == [("upgrade", "aaa1"), ("upgrade", "bbb2"), ("upgrade", "ccc3")]
