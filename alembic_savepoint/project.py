@@ -1,13 +1,10 @@
 """A project that uses Alembic: its configuration, its revisions, its database, and what its env.py says of them."""
 
-import logging
 import os
 import re
 import shlex
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +12,14 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from alembic_savepoint.connections import is_sqlite, sqlite_path
-from alembic_savepoint.history.applied import RECORD, VERSIONS
-from alembic_savepoint.history.revisions import History, path_text, read_history
-
-ASKING = "savepoint_asking"
-"""The option in a MigrationContext's `opts` that is True while env.py is run only to see what it configures."""
+from alembic_savepoint.connections import is_sqlite
+from alembic_savepoint.environment import Environment, ask
+from alembic_savepoint.history.applied import VERSIONS
+from alembic_savepoint.history.revisions import History, read_history
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,43 +96,6 @@ def _read(name: str, written: str, default: object) -> object:
             raise CommandError(f"{name} is {written!r}; write a number of seconds, such as 2.5.")
         return seconds
     return Path(written) if isinstance(default, Path) else written
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """What env.py configures: the database's URL, and the options that it gives to context.configure()."""
-
-    url: sa.URL
-    options: Mapping[str, Any]
-
-    @property
-    def metadata(self) -> tuple[sa.MetaData, ...]:
-        """The models' tables."""
-        found = self.options.get("target_metadata")
-        return tuple(found) if isinstance(found, Sequence) else (found,) if found is not None else ()
-
-    @property
-    def schemas(self) -> list[str]:
-        """The schemas that the models name, beside the default one."""
-        return sorted({table.schema for table in self.tables if table.schema})
-
-    @property
-    def tables(self) -> list[sa.Table]:
-        """The models' tables, each before those that refer to it."""
-        return [table for metadata in self.metadata for table in metadata.sorted_tables]
-
-    def includes(self, key: str) -> bool:
-        """Return whether Alembic would compare a table of this name ("schema.table"), by what env.py says of it."""
-        schema, _, name = key.rpartition(".")
-        parents = {"schema_name": schema or None, "table_name": name, "schema_qualified_table_name": key}
-        include_name, include_object = (self.options.get(f"include_{each}") for each in ("name", "object"))
-        if include_name and not include_name(name, "table", parents):
-            return False
-        if not include_object or not self.metadata:
-            return True
-        model = next((table for table in self.tables if table.key == key), None)
-        table = model if model is not None else sa.Table(name, sa.MetaData(), schema=schema or None)
-        return bool(include_object(table, name, "table", model is None, None))
 
 
 class Project:
@@ -224,117 +180,6 @@ class Project:
         return Project(
             self.config, chosen, url=url, spelling=self.spelling, script=self.script, environment=self.environment
         )
-
-
-# --- env.py -----------------------------------------------------------------------------------------------------------
-
-OF_THE_COMMAND = {
-    "as_sql",
-    "destination_rev",
-    "dont_mutate",
-    "fn",
-    "literal_binds",
-    "on_version_apply",
-    "output_buffer",
-    "purge",
-    "revision_context",
-    "script",
-    "starting_rev",
-    "tag",
-    "template_args",
-    ASKING,
-}
-"""The options of a MigrationContext that belong to the command, and not to the project."""
-
-
-def environment_of(context: MigrationContext) -> Environment:
-    """Return what env.py has given to context.configure()."""
-    connection = context.connection
-    assert connection is not None
-    options = {name: value for name, value in context.opts.items() if name not in OF_THE_COMMAND and value is not None}
-    return Environment(url_of(connection), {**options, **compared(options)})
-
-
-def url_of(connection: sa.Connection) -> sa.URL:
-    """Return the URL of a connection, with PostgreSQL's search_path if env.py has set it."""
-    url = connection.engine.url
-    if connection.dialect.name != "postgresql":
-        return url
-    query = "SELECT setting, setting = reset_val FROM pg_settings WHERE name = 'search_path'"
-    path, is_usual = connection.exec_driver_sql(query).one()
-    # A blank would end the option.
-    return url if is_usual else url.update_query_dict({"options": f"-csearch_path={path.replace(' ', '')}"})
-
-
-IncludeName = Callable[[str | None, str, Any], bool]
-
-
-def compared(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return env.py's options of which schemas and names are compared: never the record, which has no model.
-
-    Where models name other schemas and env.py does not set include_schemas, these are compared too.
-    """
-    include_name: IncludeName = options.get("include_name") or (lambda *_: True)
-    metadata = options.get("target_metadata")
-    found = metadata if isinstance(metadata, Sequence) else [metadata] if metadata is not None else []
-    schemas = {table.schema for each in found for table in each.tables.values() if table.schema}
-    are_added = bool(schemas) and not options.get("include_schemas")
-
-    def include(name: str | None, kind: str, parents: Any) -> bool:
-        if kind == "schema" and are_added:
-            return name in {None, *schemas}
-        return (kind, name) != ("table", RECORD.name) and include_name(name, kind, parents)
-
-    return {"include_name": include, "include_schemas": are_added or options.get("include_schemas", False)}
-
-
-def env_py_of(script: ScriptDirectory) -> str:
-    """Return the path of env.py, to print."""
-    return path_text(Path(script.env_py_location))
-
-
-def ask(config: Config, script: ScriptDirectory) -> Environment:
-    """Run env.py as a command does that only reads, and return what it configures."""
-    found: list[Environment] = []
-    started = time.time()
-
-    def look(_: object, context: MigrationContext) -> list[Any]:
-        found.append(environment_of(context))
-        return []
-
-    disabled = logging.root.manager.disable
-    try:
-        # What env.py prints, and Alembic logs, is not part of a report.
-        logging.disable(logging.INFO)
-        options = {"fn": look, "dont_mutate": True, ASKING: True}
-        with redirect_stdout(sys.stderr), EnvironmentContext(config, script, **options):
-            script.run_env()
-    except (CommandError, SQLAlchemyError):
-        raise
-    except (Exception, SystemExit) as error:  # It may raise anything.
-        words = (str(error) or repr(error)).splitlines()[0]
-        raise CommandError(f"{env_py_of(script)} fails: {type(error).__name__}: {words}") from error
-    finally:
-        logging.disable(disabled)
-        for each in found:
-            remove_created(each.url, started)
-    if not found:
-        raise CommandError(f"{env_py_of(script)} does not call context.run_migrations(), so nothing is known.")
-    if len({each.url for each in found}) > 1:
-        raise CommandError(
-            f"{env_py_of(script)} configures several databases (Alembic's template multidb). That is not "
-            "supported: give each database a configuration of its own."
-        )
-    return found[-1]
-
-
-def remove_created(url: sa.URL, started: float) -> None:
-    """Remove the empty file that SQLite creates where there is no database."""
-    if not is_sqlite(url) or not url.database or url.database == ":memory:":
-        return
-    path = sqlite_path(url)
-    if path.is_file() and path.stat().st_size == 0 and path.stat().st_ctime >= started - 1:
-        path.unlink()
 
 
 # --- the configuration ------------------------------------------------------------------------------------------------

@@ -29,9 +29,10 @@ from alembic_savepoint.doctor.comparison import check_schema
 from alembic_savepoint.doctor.diagnosis import EXIT_CODES, Diagnosis
 from alembic_savepoint.doctor.doctor import diagnose
 from alembic_savepoint.doctor.repair import RepairRefused, accept, plan_repair, restamp
+from alembic_savepoint.environment import env_py_of
 from alembic_savepoint.history.applied import read_applied
 from alembic_savepoint.history.graph import as_json, as_mermaid, as_text
-from alembic_savepoint.project import Project, env_py_of
+from alembic_savepoint.project import Project
 from alembic_savepoint.rehearsal import rehearsal_report
 from alembic_savepoint.rehearsal.rehearsal import rehearse
 from alembic_savepoint.terminal import plural, printable, url_text

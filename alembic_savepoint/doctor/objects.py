@@ -7,7 +7,8 @@ aggregates, policies, rights, and the indexes of materialized views are not comp
 import sqlalchemy as sa
 
 from alembic_savepoint.doctor.catalog import OBJECTS, Part, Schema, as_text, schema_of, tokens_of
-from alembic_savepoint.project import Environment, Project
+from alembic_savepoint.environment import Environment
+from alembic_savepoint.project import Project
 
 
 def whole_schema_of(connection: sa.Connection, project: Project) -> Schema:

@@ -15,10 +15,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 
 from alembic_savepoint.connections import begin_immediate
+from alembic_savepoint.environment import ASKING, compared, environment_of
 from alembic_savepoint.guards.migrating import Run, refuse_unknown
 from alembic_savepoint.guards.turns import only_migrator
 from alembic_savepoint.history.revisions import refuse_broken_history
-from alembic_savepoint.project import ASKING, Options, Project, Spelling, compared, environment_of
+from alembic_savepoint.project import Options, Project, Spelling
 from alembic_savepoint.terminal import printable
 
 

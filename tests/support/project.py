@@ -17,9 +17,10 @@ from alembic_savepoint.doctor.catalog import Schema
 from alembic_savepoint.doctor.comparison import Finding
 from alembic_savepoint.doctor.diagnosis import Diagnosis
 from alembic_savepoint.doctor.scratch import Scratch
+from alembic_savepoint.environment import Environment, compared
 from alembic_savepoint.history import applied
 from alembic_savepoint.history.applied import Applied
-from alembic_savepoint.project import Environment, Options, Project, compared
+from alembic_savepoint.project import Options, Project
 from alembic_savepoint.rehearsal import rehearsal as rehearsals
 from alembic_savepoint.rehearsal.trial import Rehearsal
 from schema import options_of, read_ini
