@@ -115,6 +115,8 @@ class Project:
         self.options = Options.from_config(config) if options is None else options
         self.spelling = spelling or Spelling(options=options_of(config), variables=variables_of(config))
         self._url = sa.make_url(url) if url is not None else None
+        # Not where env.py itself made the project: it would run within itself.
+        self._asks = url is None and script is None
         if script is not None:
             self.script = script
         if environment is not None:
@@ -144,7 +146,7 @@ class Project:
     @property
     def folders(self) -> list[Path]:
         """The folders of the revisions."""
-        if self._url is None:
+        if self._asks:
             # It may set others.
             with suppress(CommandError, SQLAlchemyError):
                 self.environment  # noqa: B018
