@@ -3,8 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def ask(config: Config, script: ScriptDirectory) -> Environment:
         # What env.py prints, and Alembic logs, is not part of a report.
         logging.disable(logging.INFO)
         options = {"fn": look, "dont_mutate": True, ASKING: True}
-        with redirect_stdout(sys.stderr), EnvironmentContext(config, script, **options):
+        with no_bytecode(), redirect_stdout(sys.stderr), EnvironmentContext(config, script, **options):
             script.run_env()
     except (CommandError, SQLAlchemyError):
         raise
@@ -160,6 +160,16 @@ def ask(config: Config, script: ScriptDirectory) -> Environment:
             "supported: give each database a configuration of its own."
         )
     return found[-1]
+
+
+@contextmanager
+def no_bytecode() -> Iterator[None]:
+    """Leave no __pycache__ in the folder of revisions."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def remove_created(url: sa.URL, started: float) -> None:

@@ -91,6 +91,8 @@ def accept(project: Project, id: str) -> None:
 @contextmanager
 def turn_to_write(project: Project) -> Iterator[sa.Connection]:
     """Begin a transaction while no other process migrates. Raises CommandError if one does for too long."""
+    # Before the transaction, which env.py's own connection would wait for.
+    project.environment  # noqa: B018
     engine = create_engine(project.url)
     with only_migrator(engine, project.options.migration_timeout), engine.begin() as connection:
         yield connection

@@ -1,7 +1,6 @@
 """The schema of a database, compared with those of its revisions: drift, and the most similar revision."""
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from alembic_savepoint.doctor.comparison import Difference, RevisionFailed, diff
 from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, event_text
 from alembic_savepoint.doctor.objects import tables_in, whole_schema_of
 from alembic_savepoint.doctor.scratch import NoScratch, Scratch, scratch
+from alembic_savepoint.environment import no_bytecode
 from alembic_savepoint.project import Project
 
 LEFT_OVER = "_alembic_tmp_"
@@ -154,16 +154,6 @@ class SchemaAtHand:
         if self.obstacle and not self.case.is_broken:
             step = Next("alembic-savepoint doctor", "When that is fixed, run doctor again:")
             yield Diagnosis("not-compared", "The schema could not be compared.", [f"Why: {self.obstacle}"], [step])
-
-
-@contextmanager
-def no_bytecode() -> Iterator[None]:
-    """Leave no __pycache__ in the folder of revisions."""
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = before
 
 
 def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:

@@ -37,7 +37,8 @@ def run_migrations(options: Options | None = None, spelling: Spelling | None = N
     is_inner = migration.connection is not None and not migration.as_sql and migration.connection.in_transaction()
     migration.opts.update(compared(migration.opts))
     if migration.opts.get(ASKING):
-        context.run_migrations()
+        # Without a statement: on SQLite, one could wait for whoever writes.
+        migration.opts["fn"]((), migration)
         return
     environment = None if context.is_offline_mode() else environment_of(migration)
     project = Project(context.config, options, spelling=spelling, script=context.script, environment=environment)
