@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from alembic.util import CommandError
-from sqlmodel import AutoString, SQLModel, UTCDateTime
+from sqlmodel import SQLModel
 
 import models  # noqa: F401 (its tables are what the database is compared with)
 from alembic_savepoint.doctor.defaults import default_differs
@@ -18,10 +18,9 @@ from schema import configured_options, connect_to_migrate, log_as_configured, sp
 
 def render_item(kind: str, item: Any, _: AutogenContext) -> str | Literal[False]:
     """Write types into scripts as SQLAlchemy's own, so that a script needs no SQLModel and runs on both engines."""
-    if kind == "type" and isinstance(item, UTCDateTime):
-        return "sa.DateTime(timezone=True)"
-    if kind == "type" and isinstance(item, AutoString):
-        return f"sa.String(length={item.length})" if item.length else "sa.String()"
+    if kind == "type" and isinstance(item, sa.TypeDecorator):
+        impl = item.impl_instance
+        return f"sa.{impl!r}" if type(impl).__module__.startswith("sqlalchemy.sql.") else False
     if kind == "server_default" and isinstance(item, sa.DefaultClause):
         for element, written in ((sa.true, "sa.true()"), (sa.false, "sa.false()"), (sa.func.now, "sa.func.now()")):
             if isinstance(item.arg, type(element())):

@@ -41,6 +41,13 @@ NEW_FIELDS = {
 
 NEW_MODEL = '''
 
+class Cents(sqlalchemy.TypeDecorator[int]):
+    """A type of the models' own, of which no script may know."""
+
+    impl = BigInteger
+    cache_ok = True
+
+
 class Gift(SQLModel, table=True):
     """A column of every kind, with every kind of constraint."""
 
@@ -55,6 +62,7 @@ class Gift(SQLModel, table=True):
     given_at: datetime = Field(index=True)
     stored_at: datetime = Field(sa_column_kwargs={"server_default": sqlalchemy.func.now()})
     memo: str | None = Field(default=None, sa_type=sqlalchemy.Text)
+    price: int | None = Field(default=None, sa_type=Cents)
 '''
 
 
