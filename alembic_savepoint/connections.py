@@ -50,10 +50,26 @@ def sqlite_uri(path: Path) -> str:
     return f"{path.absolute().as_uri()}?mode=rw"
 
 
-def create_engine(url: sa.URL | str) -> sa.Engine:
+LITERAL = "savepoint_literal"
+"""The execution option of an engine whose project has a driver that takes % in SQL literally, as psycopg does not."""
+
+
+def is_literal(url: sa.URL | str) -> bool:
+    """Return whether the project's own driver takes % in SQL that has no parameters literally."""
+    return sa.make_url(url).get_driver_name() in ("asyncpg", "pg8000")
+
+
+def double_percent_signs(_: Any, __: Any, sql: str, parameters: Any, context: Any, ___: Any) -> tuple[str, Any]:
+    """Return SQL for psycopg that was written for another driver; what SQLAlchemy compiles is for psycopg already."""
+    is_written = context is None or context.compiled is None
+    return (sql.replace("%", "%%") if is_written and not parameters else sql), parameters
+
+
+def create_engine(url: sa.URL | str, *, literal: bool = False) -> sa.Engine:
     """Create an engine for migrations: one connection, foreign keys off on SQLite, where DDL is in transactions too.
 
     Rebuilding a table on SQLite drops the old one; with foreign keys on, that would delete the rows that refer to it.
+    With `literal`, SQL is taken as asyncpg takes it, which is so anyway if the URL names it.
     """
     is_file = is_sqlite(url)
     engine = sa.create_engine(
@@ -66,6 +82,8 @@ def create_engine(url: sa.URL | str) -> sa.Engine:
     if is_file:
         sa.event.listen(engine, "connect", leave_transactions_to_us)
         sa.event.listen(engine, "begin", begin_immediate)
+    elif literal or is_literal(url):
+        sa.event.listen(engine, "before_cursor_execute", double_percent_signs, retval=True)
     return engine
 
 
@@ -118,7 +136,9 @@ def reading(url: sa.URL | str) -> Iterator[sa.Connection]:
         # For the transaction, since behind a pooler a session is not ours.
         limit = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT * 1000}"
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(limit))
-        engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        engine = engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True, **{LITERAL: is_literal(url)}
+        )
     try:
         with engine.connect() as connection:
             yield connection

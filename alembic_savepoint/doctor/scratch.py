@@ -14,7 +14,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from alembic_savepoint.backup.left_over import remove_left_over, temporary_path
-from alembic_savepoint.connections import create_engine
+from alembic_savepoint.connections import LITERAL, create_engine
 from alembic_savepoint.rehearsal.copies import PREFIX, scratch_database
 
 ELSEWHERE = "Or create an empty database elsewhere, and name it as savepoint_scratch_url in Alembic's ini file."
@@ -74,6 +74,7 @@ class PostgreSQLScratch:
         self.scratch_url = scratch_url
         self.stack = stack
         self.missing: list[str] = []
+        self.is_literal: bool = live.get_execution_options().get(LITERAL, False)
         self.engine: sa.Engine | None = None
         self.identity = live.execute(IDENTITY).one()
         self.search_path = live.scalar(sa.text("SELECT current_setting('search_path')"))
@@ -144,7 +145,7 @@ class PostgreSQLScratch:
                 self.missing.append(f"{extension} ({_reason(error)})")
 
     def _engine(self, url: str) -> sa.Engine:
-        engine = create_engine(url)
+        engine = create_engine(url, literal=self.is_literal)
         sa.event.listen(engine, "connect", self._set_up)
         return engine
 

@@ -70,3 +70,26 @@ def test_doctor_reads_the_files_where_no_server_answers(begin: Begin, template: 
     assert "missing-parent" in found.output
     assert "database-unreadable" in found.output
     assert "Traceback" not in found.errors
+
+
+FORMATS = '''
+def upgrade():
+    op.get_bind().exec_driver_sql("DO $$ BEGIN EXECUTE format('CREATE TABLE %I (id integer)', 'made'); END $$")
+    op.execute("UPDATE users SET name = 'x' WHERE name LIKE '%z'")
+
+
+def downgrade():
+    op.drop_table("made")
+'''
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_percent_sign_is_what_it_is_to_the_projects_own_driver(begin: Begin) -> None:
+    project = begin("async")
+    project.add_revision("ccc3", FORMATS, "bbb2")
+    project.alembic("upgrade", "bbb2")
+
+    assert "No warnings" in project.savepoint("rehearse").output
+    project.alembic("upgrade", "head")
+
+    assert "Healthy" in project.savepoint("doctor").output
