@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Self
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
 
 
 class NotWhole(CommandError):
@@ -58,7 +59,8 @@ class Whole:
         self.context.autocommit_block = self.autocommit_block  # type: ignore[method-assign, assignment]
         if self.error:
             raise self.error
-        if kind is None:
+        # After an error of SQL, the transaction is still there, or the connection is gone.
+        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, DBAPIError)):
             self.check()
 
     @property

@@ -144,7 +144,12 @@ def why_not_in_one_transaction(rehearsal: Rehearsal, history: History) -> str | 
 
 # An enum's new value cannot be used before a COMMIT; no rollback undoes setval. Other statements that PostgreSQL does
 # not allow in a transaction (CREATE INDEX CONCURRENTLY, ALTER SYSTEM) fail in one, as they will for real.
-NEEDS_COPY = re.compile(r"\bautocommit_block\b|\bVACUUM\b|\bsetval\b|\bADD\s+VALUE\b", re.IGNORECASE)
+# Who uses the driver itself can commit past SQLAlchemy, which nothing prevents.
+NEEDS_COPY = re.compile(
+    r"\bautocommit_block\b|\bVACUUM\b|\bsetval\b|\bADD\s+VALUE\b"
+    r"|\b(?:dbapi|driver|raw)_connection\b|\bexecutescript\b|\.connection\.connection\b|\bcursor\(",
+    re.IGNORECASE,
+)
 
 
 # --- where it is run --------------------------------------------------------------------------------------------------

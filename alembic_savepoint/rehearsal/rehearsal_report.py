@@ -212,6 +212,8 @@ def closing(rehearsal: Rehearsal) -> Iterator[RenderableType]:
         yield Text("No warnings.", "bold green")
     if rehearsal.place == "copy":
         yield Text("The copy is removed, and the database was only read.")
+    elif rehearsal.is_stored:
+        yield Text("Not rolled back: the revision committed past SQLAlchemy, and what it did is stored.", "bold red")
     else:
         yield Text("Rolled back: the database is as it was.")
 

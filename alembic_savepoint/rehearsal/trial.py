@@ -15,10 +15,11 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo, RevisionS
 from alembic.util import CommandError
 
 from alembic_savepoint.backup import saves
+from alembic_savepoint.doctor.comparison import config_for
 from alembic_savepoint.guards.losses import Losses
 from alembic_savepoint.guards.migrating import LOCK_ERRORS, check_foreign_keys
 from alembic_savepoint.guards.record import write_record
-from alembic_savepoint.guards.whole import Whole
+from alembic_savepoint.guards.whole import EndedUnseen, Whole
 from alembic_savepoint.history.revisions import Direction, History, code_of, path_text
 from alembic_savepoint.project import Project
 from alembic_savepoint.rehearsal.rebuild_losses import Rebuilds
@@ -85,6 +86,8 @@ class Rehearsal:
     reason: str | None = None
     """The reason for a copy."""
     failure: Failure | None = None
+    is_stored: bool = False
+    """Whether a revision committed past SQLAlchemy, which nothing prevents."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -145,9 +148,11 @@ class Trials:
 
         Raises TransactionEnded, and DBAPIError if a lock was not acquired or the connection broke.
         """
-        one_by_one = partial(self.one_by_one, progress)
+        one_by_one, config = partial(self.one_by_one, progress), project.config
+        if self.rehearsal.place == "copy":
+            config = config_for(self.watch.connection, config)
         try:
-            with EnvironmentContext(project.config, project.script, fn=one_by_one) as environment:
+            with EnvironmentContext(config, project.script, fn=one_by_one) as environment:
                 environment.configure(
                     connection=self.watch.connection,
                     on_version_apply=self.record,
@@ -162,6 +167,7 @@ class Trials:
                 raise
             self.end(error)
             self.rehearsal.failure = self.describe_failure(error)
+            self.rehearsal.is_stored = isinstance(error, EndedUnseen) and self.rehearsal.place == "database"
 
     def one_by_one(self, progress: saves.Progress, _: Any, context: MigrationContext) -> Iterator[RevisionStep]:
         """Yield each step, with observations before and after it."""

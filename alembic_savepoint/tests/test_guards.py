@@ -90,3 +90,55 @@ def test_two_at_once_wait_for_each_other(guarded: Stranger) -> None:
 
     assert [first().code, second().code] == [0, 0], (first(), second())
     assert record(guarded) == [("upgrade", "aaa1"), ("upgrade", "bbb2"), ("upgrade", "ccc3")]
+
+
+PAST_SQLALCHEMY = '''
+def upgrade():
+    op.execute("DELETE FROM users")
+    op.get_bind().connection.dbapi_connection.commit()
+    raise RuntimeError("after that")
+
+
+def downgrade():
+    pass
+'''
+
+
+def test_a_commit_past_sqlalchemy_is_told_also_where_the_revision_fails_after_it(begin: Begin) -> None:
+    project = begin("generic")
+    project.guard()
+    project.alembic("upgrade", "head")
+    project.query("INSERT INTO users (id, name) VALUES (1, 'Ada')")
+    project.add_revision("ccc3", PAST_SQLALCHEMY, "bbb2")
+
+    rehearsed = project.savepoint("rehearse", code=1)
+
+    assert "on a copy" in rehearsed.text
+    assert "the database was only read" in rehearsed.text
+    assert project.query("SELECT name FROM users") == [("Ada",)]
+    failed = project.run("alembic", "-x", "accept-loss=all", "upgrade", "head")
+    assert failed.code != 0
+    assert "ended its own transaction, past SQLAlchemy" in failed.text
+
+
+ELSEWHERE = '''
+def upgrade():
+    url = op.get_context().config.get_main_option("sqlalchemy.url")
+    with sa.create_engine(url).begin() as other:
+        other.execute(sa.text("DELETE FROM users"))
+
+
+def downgrade():
+    pass
+'''
+
+
+def test_a_revision_that_is_rehearsed_on_a_copy_finds_only_the_copy(begin: Begin) -> None:
+    project = begin("generic")
+    project.alembic("upgrade", "head")
+    project.query("INSERT INTO users (id, name) VALUES (1, 'Ada')")
+    project.add_revision("ccc3", ELSEWHERE, "bbb2")
+
+    project.run("alembic_savepoint", "rehearse", "--copy")
+
+    assert project.query("SELECT name FROM users") == [("Ada",)]

@@ -72,7 +72,7 @@ def test_doctor_reads_the_files_where_no_server_answers(begin: Begin, template: 
     assert "Traceback" not in found.errors
 
 
-FORMATS = '''
+FORMATS = """
 def upgrade():
     op.get_bind().exec_driver_sql("DO $$ BEGIN EXECUTE format('CREATE TABLE %I (id integer)', 'made'); END $$")
     op.execute("UPDATE users SET name = 'x' WHERE name LIKE '%z'")
@@ -80,7 +80,7 @@ def upgrade():
 
 def downgrade():
     op.drop_table("made")
-'''
+"""
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
