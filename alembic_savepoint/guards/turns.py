@@ -65,7 +65,7 @@ def take_turn(connection: sa.Connection, observer: sa.Connection, patience: floa
 def refuse_pooler(connection: sa.Connection, other: sa.Connection) -> None:
     """Raise CommandError if a connection changes its backend between transactions, or shares it with another one."""
     backends = []
-    for _ in range(3):
+    for _ in range(12):
         backends.append(connection.scalar(sa.select(sa.func.pg_backend_pid())))
         connection.rollback()
     # A pooler takes the backend that was used last, which the other connection then shows, or the next one.

@@ -92,7 +92,7 @@ def test_two_at_once_wait_for_each_other(guarded: Stranger) -> None:
     assert record(guarded) == [("upgrade", "aaa1"), ("upgrade", "bbb2"), ("upgrade", "ccc3")]
 
 
-PAST_SQLALCHEMY = '''
+PAST_SQLALCHEMY = """
 def upgrade():
     op.execute("DELETE FROM users")
     op.get_bind().connection.dbapi_connection.commit()
@@ -101,7 +101,7 @@ def upgrade():
 
 def downgrade():
     pass
-'''
+"""
 
 
 def test_a_commit_past_sqlalchemy_is_told_also_where_the_revision_fails_after_it(begin: Begin) -> None:
@@ -121,7 +121,7 @@ def test_a_commit_past_sqlalchemy_is_told_also_where_the_revision_fails_after_it
     assert "ended its own transaction, past SQLAlchemy" in failed.text
 
 
-ELSEWHERE = '''
+ELSEWHERE = """
 def upgrade():
     url = op.get_context().config.get_main_option("sqlalchemy.url")
     with sa.create_engine(url).begin() as other:
@@ -130,7 +130,7 @@ def upgrade():
 
 def downgrade():
     pass
-'''
+"""
 
 
 def test_a_revision_that_is_rehearsed_on_a_copy_finds_only_the_copy(begin: Begin) -> None:

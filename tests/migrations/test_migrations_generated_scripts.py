@@ -156,9 +156,19 @@ def test_a_generated_script_leaves_nothing_to_generate(generation: Generation) -
 def test_a_generated_script_makes_the_columns_and_constraints_of_a_new_model(generation: Generation) -> None:
     gifts = generation.up.schema["gifts"]
 
-    assert list(gifts["columns"]) == ["id", "user_id", "code", "amount", "wrapped", "given_at", "stored_at", "memo"]
+    assert list(gifts["columns"]) == [
+        "id",
+        "user_id",
+        "code",
+        "amount",
+        "wrapped",
+        "given_at",
+        "stored_at",
+        "memo",
+        "price",
+    ]
     assert gifts["columns"]["code"]["type"] == "VARCHAR(length=12)"
-    assert [name for name, column in gifts["columns"].items() if column["nullable"]] == ["memo"]
+    assert [name for name, column in gifts["columns"].items() if column["nullable"]] == ["memo", "price"]
     assert [name for name, column in gifts["columns"].items() if name != "id" and column["default"]] == [
         "wrapped",
         "stored_at",
