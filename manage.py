@@ -26,6 +26,7 @@ from alembic_savepoint.commands.shared import (
     messages,
     os_error_text,
     output,
+    program,
     progress_bar,
 )
 from alembic_savepoint.terminal import plural, printable
@@ -52,14 +53,10 @@ class OwnCommands(Commands):
             fail(str(error))
 
 
-app = typer.Typer(
-    cls=OwnCommands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode="markdown",
-    help="Operate a Savepoint database: the one that DATABASE_URL names or, with ALEMBIC_CONFIG set, the setting that "
-    "this ini file names, as for `alembic`. Exit code 74: the output could not be written.",
+app = program(
+    OwnCommands,
+    "Operate a Savepoint database: the one that DATABASE_URL names or, with ALEMBIC_CONFIG set, the setting that this "
+    "ini file names, as for `alembic`.",
 )
 
 

@@ -33,15 +33,14 @@ class Environment:
     options: Mapping[str, Any]
 
     @property
-    def metadata(self) -> tuple[sa.MetaData, ...]:
+    def metadata(self) -> Sequence[sa.MetaData]:
         """The models' tables."""
-        found = self.options.get("target_metadata")
-        return tuple(found) if isinstance(found, Sequence) else (found,) if found is not None else ()
+        return metadata_of(self.options)
 
     @property
     def schemas(self) -> list[str]:
         """The schemas that the models name, beside the default one."""
-        return sorted({table.schema for table in self.tables if table.schema})
+        return schemas_of(self.options)
 
     @property
     def tables(self) -> list[sa.Table]:
@@ -60,6 +59,18 @@ class Environment:
         model = next((table for table in self.tables if table.key == key), None)
         table = model if model is not None else sa.Table(name, sa.MetaData(), schema=schema or None)
         return bool(include_object(table, name, "table", model is None, None))
+
+
+def metadata_of(options: Mapping[str, Any]) -> Sequence[sa.MetaData]:
+    """Return the models' tables, of which env.py may name several collections, one or none."""
+    found = options.get("target_metadata")
+    return found if isinstance(found, Sequence) else [found] if found is not None else []
+
+
+def schemas_of(options: Mapping[str, Any]) -> list[str]:
+    """Return the schemas that the models name, beside the default one."""
+    tables = (table for metadata in metadata_of(options) for table in metadata.tables.values())
+    return sorted({table.schema for table in tables if table.schema})
 
 
 OF_THE_COMMAND = {
@@ -96,8 +107,12 @@ def url_of(connection: sa.Connection) -> sa.URL:
         return url
     query = "SELECT setting, setting = reset_val FROM pg_settings WHERE name = 'search_path'"
     path, is_usual = connection.exec_driver_sql(query).one()
-    # A blank would end the option.
-    return url if is_usual else url.update_query_dict({"options": f"-csearch_path={path.replace(' ', '')}"})
+    if is_usual:
+        return url
+    # A blank that is not escaped would end the option.
+    escaped = path.replace("\\", "\\\\").replace(" ", "\\ ")
+    others = f"{url.query['options']} " if "options" in url.query else ""
+    return url.update_query_dict({"options": f"{others}-csearch_path={escaped}"})
 
 
 IncludeName = Callable[[str | None, str, Any], bool]
@@ -109,9 +124,7 @@ def compared(options: Mapping[str, Any]) -> dict[str, Any]:
     Where models name other schemas and env.py does not set include_schemas, these are compared too.
     """
     include_name: IncludeName = options.get("include_name") or (lambda *_: True)
-    metadata = options.get("target_metadata")
-    found = metadata if isinstance(metadata, Sequence) else [metadata] if metadata is not None else []
-    schemas = {table.schema for each in found for table in each.tables.values() if table.schema}
+    schemas = schemas_of(options)
     are_added = bool(schemas) and not options.get("include_schemas")
 
     def include(name: str | None, kind: str, parents: Any) -> bool:

@@ -119,11 +119,11 @@ def rehearse_migration(
     loses, and what is unsafe: by [squawk's rules](https://squawkhq.com/docs/rules) on PostgreSQL, and on SQLite by what
     the rebuild of a table loses. It is one transaction on the database itself, and others wait for its locks as they
     will for the migration's; with `--copy` nobody waits. What cannot be rolled back is always tried on a copy. What a
-    revision does outside the database is not undone.
+    revision does outside the database, or commits past SQLAlchemy, is not undone.
 
     Example: `alembic-savepoint rehearse -1 --copy`
 
-    Exit code 0: it works, without warnings. 1: with warnings, or it fails. 2: it could not be tried. In each case, the
+    Exit code 0: it works, without warnings. 1: with warnings, or it fails. 2: it could not be tried. Otherwise the
     database is unchanged.
     """
     project = use_existing(context)

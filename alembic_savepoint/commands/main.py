@@ -10,18 +10,13 @@ from typing import Annotated
 import typer
 
 from alembic_savepoint.commands import looking, saving
-from alembic_savepoint.commands.shared import Commands, messages
+from alembic_savepoint.commands.shared import Commands, messages, program
 from alembic_savepoint.project import Project, Spelling, read_config
 from alembic_savepoint.terminal import Messages, Output, OutputLost
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode="markdown",
-    help="Save, load, rehearse, check and diagnose the database of an Alembic project. Options come before the "
-    "command. Exit code 74: the output could not be written.",
+app = program(
+    Commands,
+    "Save, load, rehearse, check and diagnose the database of an Alembic project. Options come before the command.",
 )
 
 
@@ -44,12 +39,12 @@ def choose(
     context.obj = find
 
 
-def mount(program: typer.Typer, spelling: Spelling) -> None:
+def mount(app: typer.Typer, spelling: Spelling) -> None:
     """Add the commands to another program, whose callback sets the context's `obj` to what returns its Project."""
     for command in (*looking.app.registered_commands, *saving.app.registered_commands):
         assert command.callback is not None
         name = command.name or command.callback.__name__
-        program.command(
+        app.command(
             name,
             help=spelling.of(getdoc(command.callback) or ""),
             epilog=command.epilog,
@@ -60,7 +55,7 @@ def mount(program: typer.Typer, spelling: Spelling) -> None:
 mount(app, Spelling())
 
 
-def run(program: typer.Typer) -> None:
+def run(app: typer.Typer) -> None:
     """Run a program, whose output can always be printed, and whose lost output ends it."""
     if sys.stderr:
         sys.stderr = Messages(sys.stderr)
@@ -68,7 +63,7 @@ def run(program: typer.Typer) -> None:
         if sys.stdout is None:
             raise OutputLost("is closed, so nothing was done. To run without output: >/dev/null")
         sys.stdout = Output(sys.stdout)
-        program()
+        app()
     except OutputLost as lost:
         messages.print_line(f"Standard output {lost}", "bold red")
         sys.exit(os.EX_IOERR)

@@ -50,6 +50,18 @@ class Commands(TyperGroup):
             fail(first_line(error))
 
 
+def program(commands: type[Commands], words: str) -> typer.Typer:
+    """Return a program without commands yet; `words` are its help."""
+    return typer.Typer(
+        cls=commands,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_show_locals=False,
+        rich_markup_mode="markdown",
+        help=f"{words} Exit code 74: the output could not be written.",
+    )
+
+
 def use(context: typer.Context) -> Project:
     """Return the project of this command, and spell what is printed for it."""
     find: FindProject = context.obj

@@ -190,8 +190,8 @@ ADVICE = {
     "unknown-revision": "Its schema was not compared. The cause, and what to do: alembic-savepoint doctor",
     "behind": "Run: alembic upgrade head",
     "revisions-fail": "Fix the revision: no new database can be created.",
-    "not-in-revisions": "The models differ, and no revision changes it. Run: alembic revision --autogenerate -m …, "
-    "and add what that does not detect, such as CHECK constraints.",
+    "not-in-revisions": "This is so in what the revisions make, and the models say otherwise. Run: alembic revision "
+    "--autogenerate -m …, and add what that does not detect, such as CHECK constraints.",
     "drift": "It was changed outside the revisions. Undo that by hand, or see what is known: alembic-savepoint doctor",
     "not-compared": "Nothing is known of drift. When the reason is fixed, run it again.",
     "alembic": "Alembic would generate this. Run: alembic revision --autogenerate -m …",

