@@ -75,6 +75,8 @@ def run_online(migration: MigrationContext, run: Run) -> None:
         if run.is_inner:
             begin_on_sqlite(connection)
         else:
+            # What was asked so far; while this waits for its turn, it holds nothing that others wait for.
+            connection.rollback()
             stack.enter_context(whole_on_sqlite(connection))
         holder = stack.enter_context(only_migrator(connection if run.is_inner else connection.engine, patience))
         heads = () if migration.purge else migration.get_current_heads()
@@ -111,7 +113,6 @@ def whole_on_sqlite(connection: sa.Connection) -> Iterator[None]:
     if connection.dialect.name != "sqlite" or driver is None:
         yield
         return
-    connection.rollback()
     if driver.isolation_level is not None:
         driver.isolation_level = None
         sa.event.listen(connection, "begin", begin_immediate)

@@ -18,6 +18,9 @@ from alembic_savepoint.guards.whole import without_time_outs
 # A number that nothing else is likely to lock: "savepnt" in ASCII.
 ADVISORY_LOCK = int.from_bytes(b"savepnt")
 
+PROBES = 32
+"""How often a connection is asked for its backend: a few milliseconds."""
+
 
 @contextmanager
 def only_migrator(place: sa.Engine | sa.Connection, patience: float) -> Iterator[sa.Connection | None]:
@@ -64,12 +67,13 @@ def take_turn(connection: sa.Connection, observer: sa.Connection, patience: floa
 
 def refuse_pooler(connection: sa.Connection, other: sa.Connection) -> None:
     """Raise CommandError if a connection changes its backend between transactions, or shares it with another one."""
-    backends = []
-    for _ in range(12):
-        backends.append(connection.scalar(sa.select(sa.func.pg_backend_pid())))
-        connection.rollback()
-    # A pooler takes the backend that was used last, which the other connection then shows, or the next one.
-    if len(set(backends)) > 1 or other.scalar(sa.select(sa.func.pg_backend_pid())) in backends:
+    backends: dict[sa.Connection, set[int]] = {connection: set(), other: set()}
+    # At random: a pooler may take the backend that was used last, or each in turn, also beside others. Numbered:
+    # a driver prepares what it sends often, and the next backend does not know that.
+    for number, asked in enumerate(random.choices((connection, other), k=PROBES)):
+        backends[asked].add(asked.exec_driver_sql(f"SELECT pg_backend_pid() -- {number}").scalar_one())
+        asked.rollback()
+    if backends[connection] & backends[other] or any(len(seen) > 1 for seen in backends.values()):
         port = other.scalar(sa.text("SELECT current_setting('port')"))
         raise CommandError(
             "This connection goes through a pooler in transaction mode (such as PgBouncer), where neither locks nor "

@@ -123,7 +123,8 @@ class Whole:
                         self.send_past_events(USUAL_TIME_OUTS)
         finally:
             self.in_block = False
-        self.begin()
+            if not self.connection.invalidated:
+                self.begin()
 
     def before_commit(self, connection: sa.Connection) -> None:
         """Refuse a COMMIT by the revision."""
