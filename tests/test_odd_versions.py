@@ -62,7 +62,7 @@ def test_doctor_says_that_nothing_is_known_of_it(odd_url: str, value: str) -> No
 
 
 def test_check_names_it(odd_url: str, value: str) -> None:
-    assert f"The database is at {VALUES[value]}, which no file has" in run("check").stdout
+    assert f"unknown-revision: The database is at {VALUES[value]}, of which nothing is known." in run("check").stdout
 
 
 def test_it_is_saved(odd_url: str, value: str, tmp_path: Path) -> None:

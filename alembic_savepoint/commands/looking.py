@@ -3,9 +3,7 @@
 import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
-from itertools import groupby
-from operator import attrgetter
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from alembic.util import CommandError
@@ -25,8 +23,7 @@ from alembic_savepoint.commands.shared import (
     use_existing,
     why_not,
 )
-from alembic_savepoint.doctor.comparison import check_schema
-from alembic_savepoint.doctor.diagnosis import EXIT_CODES, Diagnosis
+from alembic_savepoint.doctor.diagnosis import EXIT_CODES, Diagnosis, exit_code
 from alembic_savepoint.doctor.doctor import diagnose
 from alembic_savepoint.doctor.repair import RepairRefused, accept, plan_repair, restamp
 from alembic_savepoint.environment import env_py_of
@@ -35,7 +32,7 @@ from alembic_savepoint.history.graph import as_json, as_mermaid, as_text
 from alembic_savepoint.project import Project
 from alembic_savepoint.rehearsal import rehearsal_report
 from alembic_savepoint.rehearsal.rehearsal import rehearse
-from alembic_savepoint.terminal import plural, printable, url_text
+from alembic_savepoint.terminal import printable, url_text
 
 app = typer.Typer()
 
@@ -75,7 +72,7 @@ def graph(
 
 @app.command()
 def check(context: typer.Context, as_document: AsDocument = False) -> None:
-    """Find what is not as it should be in the schema, its revisions, and the models.
+    """Find all that doctor finds, and what the models say otherwise: for a pipeline.
 
     Compares the database with what its revisions make on an empty one, and that with the models. It sees what `alembic
     check` sees, and what that does not: CHECK constraints and the values in them, conditions of indexes, constraints
@@ -87,22 +84,16 @@ def check(context: typer.Context, as_document: AsDocument = False) -> None:
 
     Example: `alembic-savepoint check --json`
 
-    Exit code 0: nothing found. 1: findings; each says what to do. 2: the database cannot be read.
+    Exit code 0: nothing found. 1: something, also pending revisions; each says what to do. 2: the database cannot be
+    read.
     """
     project = use_existing(context)
-    findings = check_schema(project)
-    if not project.environment.metadata:
+    found = diagnose(project, models=True)
+    code = 2 if any(each.kind == "database-unreadable" for each in found) else min(len(found), 1)
+    if code < 2 and not project.environment.metadata:
         messages.print_line(f"Not compared with models: {env_py_of(project.script)} names no metadata.", "yellow")
-    if as_document:
-        print_document([asdict(finding) for finding in findings])
-    else:
-        for advice, same in groupby(findings, key=attrgetter("advice")):
-            for finding in same:
-                output.print_line(f"{finding.kind}: {finding.text}", "red")
-            output.print_line(f"  {advice}")
-    if findings:
-        fail(f"Not as it should be: {plural(len(findings), 'finding')}.", 1)
-    messages.print_line("The schema is as it should be.", "bold green")
+    _print_diagnoses(found, code, as_document)
+    raise typer.Exit(code)
 
 
 # Otherwise -1 would be read as an option.
@@ -175,15 +166,12 @@ def doctor_command(
     if not as_document:
         with suppress(CommandError, SQLAlchemyError):  # It is diagnosed.
             messages.print_line(f"Database: {url_text(project.url)}", "dim")
-        _print_diagnoses(found)
-    if repair and _repair(project, found, yes):
+    if not (repair and as_document):
+        _print_diagnoses(found, exit_code(found), as_document)
+    if repair and (_repair(project, found, yes) or as_document):
         found = diagnose(project)
-        if not as_document:
-            _print_diagnoses(found)
-    code = found[0].exit_code if found else 0
-    if as_document:
-        print_document({"exit_code": code, "diagnoses": [_diagnosis_as_json(each) for each in found]})
-    raise typer.Exit(code)
+        _print_diagnoses(found, exit_code(found), as_document)
+    raise typer.Exit(exit_code(found))
 
 
 def _accept_edit(project: Project, revision: str) -> None:
@@ -212,14 +200,14 @@ def _repair(project: Project, found: list[Diagnosis], yes: bool) -> bool:
     return True
 
 
-def _diagnosis_as_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    return {"kind": diagnosis.kind, "exit_code": diagnosis.exit_code, **asdict(diagnosis)}
-
-
-def _print_diagnoses(found: list[Diagnosis]) -> None:
+def _print_diagnoses(found: list[Diagnosis], code: int, as_document: bool) -> None:
+    if as_document:
+        diagnoses = [{"kind": each.kind, "exit_code": each.exit_code, **asdict(each)} for each in found]
+        print_document({"exit_code": code, "diagnoses": diagnoses})
+        return
     for each in found:
         style = "bold red" if each.exit_code else "bold yellow"
-        output.print(Text(printable(f"{each.kind}: {each.summary} (exit code {each.exit_code})"), style))
+        output.print(Text(printable(f"{each.kind}: {each.summary}"), style))
         evidence = [("•", text, None) for text in each.evidence]
         for mark, text, command in (*evidence, *(("→", step.what, step.command) for step in each.next_commands)):
             # A grid indents all lines of a long text.

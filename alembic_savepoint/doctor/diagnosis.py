@@ -36,6 +36,9 @@ KINDS = {
     "leftover-table": (32, "an interrupted rebuild left its temporary table"),
     "edited-file": (33, "a revision file was edited after it was applied"),
     "several-heads": (34, "nothing comes after either of several revisions"),
+    "not-in-revisions": (40, "the revisions do not make what the models say; only `check` compares them"),
+    "ungenerated": (41, "Alembic would generate a revision; as above"),
+    "unnamed-constraint": (42, "a constraint of the models has no name; as above"),
     "behind": (0, "revisions are not applied yet"),
 }
 """Each kind with its exit code and meaning, the most serious first."""
@@ -74,6 +77,11 @@ class Diagnosis:
     def exit_code(self) -> int:
         """The exit code of its kind."""
         return KINDS[self.kind][0]
+
+
+def exit_code(found: Sequence[Diagnosis]) -> int:
+    """Return the exit code of doctor for these, sorted diagnoses."""
+    return found[0].exit_code if found else 0
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ from alembic.util import CommandError
 
 from alembic_savepoint.connections import TablesLocked, reading
 from alembic_savepoint.doctor.chain_faults import chain_faults
-from alembic_savepoint.doctor.comparison import edited_revisions, pending_revisions
 from alembic_savepoint.doctor.diagnosis import KINDS, Case, Diagnosis, Next, event_text, shell
+from alembic_savepoint.doctor.model_faults import model_faults
 from alembic_savepoint.doctor.schema_faults import LEFT_OVER, SchemaAtHand, schema_faults
 from alembic_savepoint.doctor.unknown_revisions import unknown_revision
-from alembic_savepoint.history.applied import Applied, read_applied
+from alembic_savepoint.history.applied import Applied, edited_revisions, pending_revisions, read_applied
 from alembic_savepoint.history.lost_files import Git
 from alembic_savepoint.history.revisions import path_text
 from alembic_savepoint.project import Project
 
 
-def diagnose(project: Project) -> list[Diagnosis]:
-    """Return all errors, the most serious first. Changes nothing.
+def diagnose(project: Project, *, models: bool = False) -> list[Diagnosis]:
+    """Return all errors, the most serious first; those of the models too, if they are to be compared. Changes nothing.
 
     The files are read without being executed. Only to compare schemas, and only where they form a history, are they
     run, on a scratch database.
@@ -29,7 +29,7 @@ def diagnose(project: Project) -> list[Diagnosis]:
         applied = read_applied(project)
         with reading(project.url) as connection:
             case = Case(history, applied, project.root)
-            found = [*chain_faults(case), *database_faults(case, connection, project)]
+            found = [*chain_faults(case), *database_faults(case, connection, project, models=models)]
     except (CommandError, LookupError, sa.exc.SQLAlchemyError) as error:
         found = [*chain_faults(Case(history, Applied([], []), project.root)), unreadable_database(error)]
     return sorted(found, key=lambda diagnosis: list(KINDS).index(diagnosis.kind))
@@ -55,14 +55,18 @@ def unreadable_database(error: Exception) -> Diagnosis:
     return Diagnosis("database-unreadable", "The database cannot be read.", [words], [step])
 
 
-def database_faults(case: Case, connection: sa.Connection, project: Project) -> Iterator[Diagnosis]:
+def database_faults(
+    case: Case, connection: sa.Connection, project: Project, *, models: bool = False
+) -> Iterator[Diagnosis]:
     """Yield the errors in the database's revision and schema."""
     unknown = [id for id in case.applied.current if id not in case.history.by_id and id not in case.claimed]
     with SchemaAtHand.of(case, connection, project) as schema:
         # To hold no lock while the revisions run.
         connection.rollback()
         of_schema = [unknown_revision(case, id, schema) for id in unknown] or list(schema_faults(case, schema))
+        of_models = list(model_faults(case, schema, connection)) if models else []
     yield from of_schema
+    yield from of_models
     yield from schema.obstacles()
     yield from leftover_tables(connection)
     yield from edited_files(case)

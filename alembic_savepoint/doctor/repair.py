@@ -10,11 +10,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.schema import CreateTable
 
 from alembic_savepoint.connections import create_engine
-from alembic_savepoint.doctor.comparison import edited_revisions
 from alembic_savepoint.doctor.diagnosis import Case, Diagnosis
 from alembic_savepoint.doctor.schema_faults import SchemaAtHand
 from alembic_savepoint.guards.turns import only_migrator
-from alembic_savepoint.history.applied import RECORD, applied_in, now, read_applied
+from alembic_savepoint.history.applied import RECORD, applied_in, edited_revisions, now, read_applied
 from alembic_savepoint.history.revisions import Revision
 from alembic_savepoint.project import Project
 

@@ -48,6 +48,8 @@ class SchemaAtHand:
         self.actual: Schema = {table: parts for table, parts in whole.items() if not table.startswith(LEFT_OVER)}
         self.obstacle: str | None = None
         """The reason why it could not be compared."""
+        self.made: dict[tuple[str, ...], Schema] = {}
+        """What revisions make, as far as it was asked for."""
 
     @classmethod
     @contextmanager
@@ -74,11 +76,15 @@ class SchemaAtHand:
         """Return the schema that these revisions make; None, and an obstacle, if that is not known."""
         if self.case.is_broken:
             self.obstacle = "nothing is executed before the revision files form a history"
+        key = tuple(sorted(revisions))
         if self.obstacle:
             return None
+        if key in self.made and not after_each:
+            return self.made[key]
         try:
             with no_bytecode():
-                return schema_of_revision(self.place, revisions, self.project, after_each)
+                self.made[key] = schema_of_revision(self.place, revisions, self.project, after_each)
+            return self.made[key]
         except RevisionFailed as error:
             self.obstacle = f"on an empty database the revisions fail: {error}"
         except NoScratch as error:

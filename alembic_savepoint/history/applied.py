@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from alembic_savepoint.connections import reading
+from alembic_savepoint.history.revisions import History
 
 if TYPE_CHECKING:
     from alembic_savepoint.project import Project
@@ -109,3 +110,30 @@ def as_event(row: sa.Row[tuple[object, ...]]) -> Event:
     """Return a row of the record, with its parents as a tuple."""
     values = dict(row._mapping)
     return Event(**{**values, "parents": tuple(filter(None, values["parents"].split(", ")))})
+
+
+def is_known(history: History, applied: Applied) -> bool:
+    """Return whether the files have each revision that the database is at."""
+    return all(id in history.by_id for id in applied.current)
+
+
+def applied_revisions(history: History, applied: Applied) -> list[str]:
+    """Return the applied revisions that files have, oldest first."""
+    current = [id for id in applied.current if id in history.by_id]
+    done = {*current, *history.ancestors(*current)}
+    return [revision.id for revision in history.in_order() if revision.id in done]
+
+
+def pending_revisions(history: History, applied: Applied) -> list[str]:
+    """Return the revisions that are not applied, oldest first; none where the database may be ahead of the files."""
+    if not is_known(history, applied):
+        return []
+    done = set(applied_revisions(history, applied))
+    return [revision.id for revision in history.in_order() if revision.id not in done]
+
+
+def edited_revisions(history: History, applied: Applied) -> list[str]:
+    """Return the applied revisions whose files no longer have the recorded checksum, oldest first."""
+    seen, doubled = applied.recorded, history.duplicates
+    ids = [id for id in applied_revisions(history, applied) if id in seen and id not in doubled]
+    return [id for id in ids if seen[id].checksum != history.by_id[id].checksum]

@@ -96,13 +96,10 @@ class Trial:
         if project.ini:
             shutil.copy(packages / project.ini, folder / "alembic.ini")
         else:
-            lines = [
-                "[alembic]",
-                f"script_location = {packages / project.scripts}",
-                f"sqlalchemy.url = {self.url}",
-                LOG,
-            ]
-            (folder / "alembic.ini").write_text("\n".join(lines))
+            lines = ["[alembic]", f"script_location = {packages / project.scripts}"]
+            if not project.variables(self.url):
+                lines.append(f"sqlalchemy.url = {self.url}")
+            (folder / "alembic.ini").write_text("\n".join([*lines, LOG]))
 
     def run(self, program: str, *arguments: str, expected: Sequence[int] = (0,)) -> None:
         """Run a program of the environment, and note whether it ended as expected."""

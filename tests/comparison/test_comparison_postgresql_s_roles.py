@@ -41,8 +41,8 @@ def test_a_role_that_may_create_no_database_is_told_what_it_needs(
     result = run_check()
 
     assert result.exit_code == 1
-    assert "drift" not in result.stdout.partition("Nothing is known of drift")[0]
-    assert "not-compared: The schema was not compared: " in result.stdout
+    assert "drift" not in result.stdout
+    assert "not-compared: The schema could not be compared.\n" in result.stdout
     assert f"ALTER ROLE reader_of_{sa.make_url(url).database} CREATEDB" in result.stdout
     assert "savepoint_scratch_url" in result.stdout
 
@@ -57,15 +57,13 @@ def test_the_command_says_that_nothing_was_found(url: str, monkeypatch: pytest.M
 
     result = run_check()
 
-    assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "The schema is as it should be.\n"
-    assert run_check("--json").stdout == "[]\n"
+    healthy = "Healthy: files, record, alembic_version and schema say the same.\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (0, healthy, "")
+    assert json.loads(run_check("--json").stdout) == {"exit_code": 0, "diagnoses": []}
 
 
 @pytest.mark.usefixtures("_made_once")
-def test_the_command_names_each_finding_and_what_to_do_once_for_all_of_a_kind(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_names_each_difference_and_what_to_do(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
     query(url, "ALTER TABLE users ADD COLUMN birthstone VARCHAR(30)")
     query(url, "DROP INDEX ix_access_tokens_user_id")
@@ -73,14 +71,17 @@ def test_the_command_names_each_finding_and_what_to_do_once_for_all_of_a_kind(
     result = run_check()
 
     assert result.exit_code == 1
-    first, second, advice = result.stdout.splitlines()
-    assert first == "drift: access_tokens: index ix_access_tokens_user_id is missing"
-    assert second == "drift: users: column birthstone is there and should not be"
-    assert "python manage.py doctor" in advice
-    assert "2 findings" in result.stderr
-    assert json.loads(run_check("--json").stdout) == [
-        {"kind": "drift", "text": line.removeprefix("drift: "), "advice": advice.strip()} for line in (first, second)
-    ]
+    summary, at, first, second, *steps = result.stdout.splitlines()
+    assert summary.endswith("makes: 2 differences.")
+    assert first == "  • access_tokens: index ix_access_tokens_user_id is missing"
+    assert second == "  • users: column birthstone is there and should not be"
+    assert any(step.startswith("      CREATE INDEX ix_access_tokens_user_id ON access_tokens ") for step in steps)
+    assert "      python manage.py doctor" in steps
+    document = json.loads(run_check("--json").stdout)
+    assert document["exit_code"] == 1
+    [drift] = document["diagnoses"]
+    assert (drift["kind"], drift["summary"]) == ("drift", summary.removeprefix("drift: "))
+    assert [f"  • {line}" for line in drift["evidence"]] == [at, first, second]
 
 
 def test_a_database_that_cannot_be_read_is_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +95,6 @@ def test_a_database_that_cannot_be_read_is_exit_code_2(tmp_path: Path, monkeypat
     for database_url, words in cases.items():
         monkeypatch.setenv("DATABASE_URL", database_url)
         result = run_check()
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert words in result.stderr
+        assert result.exit_code == 2
+        assert words in result.output
     assert not (tmp_path / "missing.db").exists()

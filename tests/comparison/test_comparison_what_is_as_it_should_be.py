@@ -15,7 +15,7 @@ from db.engines import create_migration_engine
 from schema import ALEMBIC_INI
 from tests.support.comparison import execute, found, schema_at
 from tests.support.migrations import REVISIONS, only_sqlite
-from tests.support.project import check_schema, load, save, schema_of_revision
+from tests.support.project import check, load, save, schema_of_revision
 from tests.support.service import query
 
 
@@ -27,7 +27,7 @@ def test_nothing_is_found_in_a_database_that_was_loaded_from_a_save(url: str, tm
     save(url, tmp_path, "kept")
     load(url, tmp_path, "kept")
 
-    assert check_schema(url) == []
+    assert check(url) == []
 
 
 def test_what_a_revision_makes_from_nothing_is_what_migrating_to_it_makes(

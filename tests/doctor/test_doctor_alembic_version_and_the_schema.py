@@ -21,7 +21,7 @@ from tests.support.migrations import (
     only_postgresql,
     run_script,
 )
-from tests.support.project import check_schema
+from tests.support.project import check
 from tests.support.service import query
 
 pytestmark = pytest.mark.slow
@@ -320,7 +320,7 @@ def test_an_edit_that_was_meant_is_accepted_and_the_next_one_is_not(place: Place
     checksum = read_history(place.versions).by_id[BEFORE_ACCOUNTS].checksum
     assert (others, accepted[1:6]) == (before, ("accept", BEFORE_ACCOUNTS, REVISIONS[1], checksum, "access tokens"))
     assert place.is_healthy
-    assert check_schema(place.url, place.config) == []
+    assert check(place.url, place.config) == []
 
     path.write_text(path.read_text() + "# and again\n")
     assert f"The record of the database: accept {BEFORE_ACCOUNTS} " in evidence(place.only("edited-file", 33))

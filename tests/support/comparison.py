@@ -1,6 +1,7 @@
 """Helpers of the tests of comparison."""
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import psycopg
 from alembic.config import Config
 
 from alembic_savepoint.doctor.catalog import Schema, schema_of
+from alembic_savepoint.doctor.diagnosis import Diagnosis
 from db.engines import create_migration_engine
 from schema import ALEMBIC_INI
-from tests.support.project import check_schema
+from tests.support.project import check
 
 
 def execute(url: str, sql: str) -> None:
@@ -30,8 +32,19 @@ def schema_at(url: str) -> Schema:
 
 
 def found(url: str, config: Config | None = None) -> list[tuple[str, str]]:
-    """What the check finds: kinds and texts."""
-    return [(finding.kind, finding.text) for finding in check_schema(url, config)]
+    """What the check finds: kinds, each with its differences if it has some, or else with all of its texts."""
+    return [
+        (each.kind, text)
+        for each in check(url, config)
+        for text in (differences_of(each) or ["; ".join([each.summary, *each.evidence])])
+    ]
+
+
+def differences_of(diagnosis: Diagnosis) -> Sequence[str]:
+    """The differences in its evidence."""
+    if diagnosis.kind == "drift":
+        return diagnosis.evidence[1:]
+    return diagnosis.evidence if diagnosis.kind in ("not-in-revisions", "ungenerated", "unnamed-constraint") else ()
 
 
 def config_of(folder: Path) -> Config:

@@ -14,7 +14,6 @@ from alembic_savepoint.doctor import comparison
 from alembic_savepoint.doctor import doctor as doctors
 from alembic_savepoint.doctor import repair as repairs
 from alembic_savepoint.doctor.catalog import Schema
-from alembic_savepoint.doctor.comparison import Finding
 from alembic_savepoint.doctor.diagnosis import Diagnosis
 from alembic_savepoint.doctor.scratch import Scratch
 from alembic_savepoint.environment import Environment, compared
@@ -69,8 +68,8 @@ def contents(url: str, lock_timeout: float = 5) -> Contents | None:
     return saves.contents(project_of(url, lock_timeout=lock_timeout))
 
 
-def check_schema(url: str, config: Config | None = None) -> list[Finding]:
-    return comparison.check_schema(project_of(url, config))
+def check(url: str, config: Config | None = None) -> list[Diagnosis]:
+    return doctors.diagnose(project_of(url, config), models=True)
 
 
 def schema_of_revision(
