@@ -24,7 +24,7 @@ from db.prepared import Prepared
 from db.statements import dialect_of, insert_free, insert_rows, update_rows
 from db.trips import Call, call, execute, execute_together
 from fields import Status
-from ledger import CONTENT, OPERATOR, Holding, Ledger, Order, Posted, Posting, content_of
+from ledger import CONTENT, OPERATOR, PLAIN, Holding, Ledger, Order, Posted, Posting, content_of
 from models import (
     AccessToken,
     Account,
@@ -80,6 +80,9 @@ _values_of: Callable[[UserFields], tuple[Any, ...]] = attrgetter(*USER_FIELDS)
 
 PART = 500
 """Items of a large batch that are worked on at a time."""
+
+UNDESCRIBED = (None,) * len(CONTENT[PLAIN:])
+"""The values of the columns that most transfers leave out."""
 
 REPLAY_WINDOW = timedelta(minutes=15)
 """How long a registration can be replayed with its idempotency key."""
@@ -659,7 +662,8 @@ def _locking(dialect: str, orders: Sequence[Order], *, wait: bool) -> tuple[Call
         "debits": [order.debit_account_id for order in orders],
         "credits": [order.credit_account_id for order in orders],
         "callers": [order.initiator for order in orders],
-        "amounts": [order.amount for order in orders],
+        # Of an amount that is cut to what is there, at least 1.
+        "amounts": [order.amount if order.asked_amount is None else 1 for order in orders],
     }
     return (
         call(queries.select_holdings(dialect, "wait" if wait else "skip"), ids=ids, **wanted),
@@ -681,7 +685,7 @@ def _find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locke
         debit = holdings.get(order.debit_account_id)
         if debit is None or order.initiator not in (OPERATOR, debit.user_id):
             continue
-        if debit.user_id is None or most[debit.id] >= order.amount:
+        if debit.user_id is None or most[debit.id] >= (order.amount if order.asked_amount is None else 1):
             most[order.credit_account_id] = most.get(order.credit_account_id, 0) + order.amount
             if order.credit_account_id not in holdings and order.credit_account_id not in locked:
                 funded.append(order)
@@ -703,9 +707,12 @@ def _read_posting(
 
 def _store_postings(session: AsyncSession, postings: Sequence[Posting], moment: datetime) -> None:
     """Write transfers and entries with one statement each, which are sent with COMMIT."""
+    contents = [content_of(each.order) for each in postings]
+    # Where all are plain, as most are, without the columns that would be null.
+    columns = CONTENT if any(content[PLAIN:] != UNDESCRIBED for content in contents) else CONTENT[:PLAIN]
     transfers = [
-        {"id": each.id, **dict(zip(CONTENT, content_of(each.order), strict=True)), "currency": each.currency}
-        for each in postings
+        {"id": each.id, **dict(zip(columns, content, strict=False)), "currency": each.currency}
+        for each, content in zip(postings, contents, strict=True)
     ]
     entries = [
         {"account_id": account_id, "seq": seq, "transfer_id": each.id, "amount": amount, "balance_after": balance_after}
@@ -809,6 +816,8 @@ class Payment:
     memo: str | None
     idempotency_key: str | None
     is_payout: bool
+    reference: str | None = None
+    metadata: dict[str, str] | None = None
 
 
 @isolating_failures
@@ -830,7 +839,16 @@ def _order_payment(payment: Payment, system_account_id: int | None) -> Order | R
     debit, credit = system_account_id, payment.account_id
     if payment.is_payout:
         debit, credit = credit, debit
-    return Order(OPERATOR, debit, credit, payment.amount, payment.memo, payment.idempotency_key)
+    return Order(
+        OPERATOR,
+        debit,
+        credit,
+        payment.amount,
+        payment.memo,
+        payment.idempotency_key,
+        reference=payment.reference,
+        metadata=payment.metadata,
+    )
 
 
 async def _find_system_accounts(session: AsyncSession, account_ids: Collection[int]) -> dict[int, int]:

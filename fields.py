@@ -12,7 +12,7 @@ from email_validator import EmailNotValidError, validate_email
 from precis_i18n import get_profile
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import BigInteger, Integer
+from sqlalchemy import JSON, BigInteger, Integer
 from sqlmodel import Field
 
 USERNAME_PROFILE = get_profile("UsernameCaseMapped")
@@ -31,6 +31,7 @@ UNPRINTABLE = re.compile(
     + "".join(chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF))
     + "]"
 )
+METADATA_KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")
 PHONE_NUMBER = r"^\+[1-9][0-9]{6,14}$"
 KEY = r"^[ -~]+$"
 CURRENCY = r"^[A-Z0-9]+$"
@@ -98,6 +99,21 @@ def check_text(text: str | None) -> str | None:
     if text is not None and UNPRINTABLE.search(text) is not None:
         raise wrong("Write one line of text, without control characters and marks that change the text's direction")
     return text
+
+
+def check_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
+    """Refuse more than 20 texts, more than 4 KiB in all, and keys that nobody could write in a query."""
+    if metadata is None:
+        return None
+    if len(metadata) > 20:
+        raise wrong("Send at most 20 texts")
+    if sum(len(text.encode("utf-8", "surrogatepass")) for text in (*metadata, *metadata.values())) > 4096:
+        raise wrong("Keys and texts have at most 4,096 bytes (UTF-8) in all")
+    for key, text in metadata.items():
+        if not METADATA_KEY.fullmatch(key):
+            raise wrong("A key has 1 to 40 letters, digits, hyphens and underscores (ASCII)")
+        check_text(text)
+    return metadata
 
 
 def check_instant(instant: Any) -> Any:
@@ -199,6 +215,15 @@ Amount = Annotated[
         json_schema_extra=INT64,
     ),
 ]
+AskedAmount = Annotated[
+    int | None,
+    Field(sa_type=BigInteger),
+    pydantic.Field(
+        description='What was asked for with on_short "cap"; the amount is what the account held, or this',
+        examples=[None],
+        json_schema_extra=INT64,
+    ),
+]
 Balance = Annotated[
     int,
     Field(sa_type=BigInteger),
@@ -212,6 +237,27 @@ Memo = Annotated[
         examples=["Invoice 4711"],
     ),
     AfterValidator(check_text),
+]
+Reference = Annotated[
+    str | None,
+    pydantic.Field(
+        min_length=1,
+        max_length=100,
+        description="The caller's own id of it, such as an order's: 1 to 100 characters; both parties can read it",
+        examples=["order-4711"],
+    ),
+    AfterValidator(check_text),
+]
+# The column and the JSON field are called metadata, a name that SQLModel's classes have for something else.
+Metadata = Annotated[
+    dict[str, str] | None,
+    Field(sa_type=JSON(none_as_null=True), sa_column_kwargs={"name": "metadata"}),
+    pydantic.Field(
+        alias="metadata",
+        description="Up to 20 texts by name, 4 KiB in all; both parties can read them",
+        examples=[{"cart": "c-17"}],
+    ),
+    AfterValidator(check_metadata),
 ]
 ReversesId = Annotated[
     int | None,

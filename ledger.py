@@ -1,7 +1,7 @@
 """The effect of transfers on accounts, decided in memory. Knows nothing of SQL."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -18,6 +18,7 @@ from refusals import (
     Locked,
     Refusal,
     SameAccount,
+    VersionMismatch,
 )
 
 OPERATOR = 0
@@ -32,9 +33,10 @@ It is no CHECK constraint, so that a balance from before this limit may still be
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A transfer that its initiator (a user's id, or OPERATOR) asks for; the fields are columns of transfers.
+    """A transfer that its initiator (a user's id, or OPERATOR) asks for; all fields but if_version are columns.
 
-    Where its key is used again, all fields must be the same.
+    Where its key is used again, these must be the same. With asked_amount, the amount may be cut to what the debit
+    account holds; in an order that was not judged yet, both are the same.
     """
 
     initiator: int
@@ -44,10 +46,21 @@ class Order:
     memo: str | None = None
     idempotency_key: str | None = None
     reverses_id: int | None = None
+    reference: str | None = None
+    metadata: dict[str, str] | None = None
+    asked_amount: int | None = None
+    if_version: int | None = field(default=None, compare=False)
+
+    def as_asked(self) -> "Order":
+        """Return it as it was before its amount was cut."""
+        return self if self.asked_amount is None else replace(self, amount=self.asked_amount)
 
 
-CONTENT = tuple(field.name for field in fields(Order))
-"""The names of these fields."""
+CONTENT = tuple(each.name for each in fields(Order) if each.compare)
+"""The names of the columns."""
+
+PLAIN = CONTENT.index("reference")
+"""The number of those that every transfer has; the others come after them."""
 
 content_of: Callable[[Order], tuple[Any, ...]] = attrgetter(*CONTENT)
 
@@ -125,12 +138,15 @@ class Ledger:
         key = (order.initiator, order.idempotency_key)
         if key in self.by_key:
             earlier = self.by_key[key]
-            return Posted(earlier, replayed=True) if earlier.order == order else IdempotencyKeyReused()
+            return Posted(earlier, replayed=True) if earlier.order.as_asked() == order else IdempotencyKeyReused()
         if self.locked and not self.locked.isdisjoint((order.debit_account_id, order.credit_account_id)):
             return Locked()
         debit, credit = self.holdings.get(order.debit_account_id), self.holdings.get(order.credit_account_id)
         if debit is None:
             return AccountNotFound()
+        if order.asked_amount is not None and debit.user_id is not None:
+            # Where there is nothing at all, 1 is refused.
+            order = replace(order, amount=max(1, min(order.asked_amount, debit.balance)))
         # The debit account first: a caller who cannot send learns nothing about the credit account.
         refusal = self._judge_debit(order, debit) or self._judge_credit(order, debit, credit)
         if refusal is not None:
@@ -166,6 +182,8 @@ class Ledger:
         # The operator may pay out users who are not active: see _judge_credit.
         if order.initiator != OPERATOR and debit.user_id in self.inactive:
             return AccountNotActive()
+        if order.if_version not in (None, debit.version):
+            return VersionMismatch()
         if order.reverses_id in self.reversed:
             return AlreadyReversed()
         if debit.user_id is not None and debit.balance < order.amount:

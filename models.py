@@ -12,13 +12,16 @@ from sqlmodel import Field, SQLModel
 from fields import (
     AccountId,
     Amount,
+    AskedAmount,
     Balance,
     Currency,
     Email,
     Id,
     IdempotencyKey,
     Memo,
+    Metadata,
     PhoneNumber,
+    Reference,
     RegistrationKey,
     ReversesId,
     RowId,
@@ -273,10 +276,15 @@ class TransferFields(SQLModel):
     credit_account_id: Annotated[AccountId, pydantic.Field(examples=[3])]
     amount: Amount
     memo: Memo = None
+    reference: Reference = None
+    details: Metadata = None
 
 
 class Transfer(TransferFields, table=True):
-    """Money that went from the debit account to the credit account; initiator is a user's id, or 0 for the operator."""
+    """Money that went from the debit account to the credit account; initiator is a user's id, or 0 for the operator.
+
+    asked_amount is what its caller asked for where the amount was cut to what the account held.
+    """
 
     __tablename__ = "transfers"
     __table_args__ = (
@@ -289,6 +297,7 @@ class Transfer(TransferFields, table=True):
 
     id: int | None = Field(default=None, primary_key=True, sa_type=Id)
     currency: Currency
+    asked_amount: AskedAmount = None
     reverses_id: ReversesId = None
     initiator: int = Field(sa_type=BigInteger)
     idempotency_key: IdempotencyKey = None
@@ -330,6 +339,15 @@ class EntryPublic(Answer):
 class TransferRequest(Strict, TransferFields):
     """A transfer to make."""
 
+    if_version: Annotated[
+        int | None,
+        pydantic.Field(ge=0, lt=2**63, description="Only if the debit account still has this version", examples=[None]),
+    ] = None
+    on_short: Annotated[
+        Literal["refuse", "cap"],
+        pydantic.Field(description="Where the account holds less: refuse, or cap: transfer what it holds, at least 1"),
+    ] = "refuse"
+
 
 class KeyedTransfer(TransferRequest):
     """A transfer with the key that makes its retry safe."""
@@ -343,12 +361,15 @@ class CashRequest(Strict):
     account_id: AccountId
     amount: Amount
     memo: Memo = None
+    reference: Reference = None
+    details: Metadata = None
 
 
 class TransferPublic(TransferFields, Identified):
     """A transfer as the API shows it to both parties."""
 
     currency: Currency
+    asked_amount: AskedAmount
     reverses_id: ReversesId
     created_at: datetime
 

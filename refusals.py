@@ -53,6 +53,10 @@ class InsufficientFunds(Refusal):
     """The debit account holds less than this amount. Nothing was moved."""
 
 
+class VersionMismatch(Refusal):
+    """The debit account no longer has the version in if_version. Nothing was moved: read the account, decide anew."""
+
+
 class BalanceLimit(Refusal):
     """This would take a balance past 9007199254740991, the most that an account can hold. Nothing was moved."""
 

@@ -16,8 +16,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import CHAR, DATETIME, Connection, DateTime, Integer, String, column, false, inspect, table
-from sqlalchemy.dialects.postgresql import DOMAIN
+from sqlalchemy import CHAR, DATETIME, JSON, Connection, DateTime, Integer, String, column, false, inspect, table
+from sqlalchemy.dialects.postgresql import DOMAIN, JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 from sqlmodel import AutoString, SQLModel, select
@@ -96,6 +96,9 @@ def _is_alike(type_: TypeEngine[Any], found: TypeEngine[Any]) -> bool:
     if isinstance(type_, String | AutoString):
         # CHAR fills its values up with blanks.
         return isinstance(found, String) and not isinstance(found, CHAR)
+    if isinstance(type_, JSON):
+        # To JSONB, PostgreSQL converts no JSON by itself.
+        return isinstance(found, JSON) and not isinstance(found, JSONB)
     # Without a time zone, PostgreSQL would interpret each instant in the session's zone.
     return isinstance(found, DATETIME) or (isinstance(found, DateTime) and found.timezone)
 

@@ -33,6 +33,7 @@ STATUSES: dict[type[refusals.Refusal], int] = {
     refusals.InsufficientFunds: 409,
     refusals.ReversalNotReversible: 409,
     refusals.UsernameTaken: 409,
+    refusals.VersionMismatch: 409,
     refusals.CurrencyMismatch: 422,
     refusals.CurrencyUnknown: 422,
     refusals.IdempotencyKeyReused: 422,

@@ -41,7 +41,9 @@ async def pay(
     cash: CashRequest, idempotency_key: str | None, request: Request, response: Response, *, is_payout: bool
 ) -> SettledTransfer:
     """Make the payment."""
-    payment = crud.Payment(cash.account_id, cash.amount, cash.memo, idempotency_key, is_payout)
+    payment = crud.Payment(
+        cash.account_id, cash.amount, cash.memo, idempotency_key, is_payout, cash.reference, cash.details
+    )
     posted = await operations_of(request).write(crud.make_payments, payment)
     mark_replay(response, posted.replayed)
     return show_settled(posted)

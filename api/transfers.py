@@ -38,7 +38,14 @@ router = APIRouter(route_class=StrictRoute, tags=["transfers"])
     status_code=201,
     summary="Transfer money",
     responses=REPLAYED
-    | documented(*USER_OR_OPERATOR, *TRANSFER, refusals.SameAccount, refusals.CurrencyMismatch, body=True),
+    | documented(
+        *USER_OR_OPERATOR,
+        *TRANSFER,
+        refusals.VersionMismatch,
+        refusals.SameAccount,
+        refusals.CurrencyMismatch,
+        body=True,
+    ),
     openapi_extra=OR_OPERATOR,
 )
 @fast
@@ -49,11 +56,25 @@ async def transfer(
 
     Sent again with the same Idempotency-Key, it returns the first answer again, and moves nothing.
     """
-    posted = await operations_of(request).write(
-        crud.make_transfers, Order(caller, **transfer.__dict__, idempotency_key=idempotency_key)
-    )
+    posted = await operations_of(request).write(crud.make_transfers, order_of(transfer, caller, idempotency_key))
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
+
+
+def order_of(transfer: TransferRequest, caller: int, idempotency_key: str | None) -> Order:
+    """What the caller asks for."""
+    return Order(
+        caller,
+        transfer.debit_account_id,
+        transfer.credit_account_id,
+        transfer.amount,
+        transfer.memo,
+        idempotency_key,
+        reference=transfer.reference,
+        metadata=transfer.details,
+        asked_amount=transfer.amount if transfer.on_short == "cap" else None,
+        if_version=transfer.if_version,
+    )
 
 
 def show_transfer(posted: Posted, caller: int) -> SettledTransfer | DebitedTransfer:
@@ -77,6 +98,9 @@ def _fields_of(posting: Posting, caller: int) -> dict[str, Any]:
         "currency": posting.currency,
         "amount": order.amount,
         "memo": order.memo,
+        "reference": order.reference,
+        "metadata": order.metadata,
+        "asked_amount": order.asked_amount,
         "reverses_id": order.reverses_id,
         "created_at": posting.created_at,
         "debit_balance_after": posting.debit_balance_after,
@@ -166,7 +190,8 @@ async def make_transfers(caller: Caller, request: Request) -> Response:
     """
 
     def check(item: Any) -> Order:
-        return Order(caller, **KEYED_TRANSFER.validate_python(item).__dict__)
+        transfer = KEYED_TRANSFER.validate_python(item)
+        return order_of(transfer, caller, transfer.idempotency_key)
 
     def show(posted: Posted) -> dict[str, Any]:
         return {"transfer": _fields_of(posted.posting, caller)}

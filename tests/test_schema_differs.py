@@ -46,6 +46,8 @@ def test_a_table_or_column_that_is_renamed_by_hand_is_reported_as_that(
         ("entries ALTER balance_after TYPE double precision", "entries ALTER balance_after TYPE bigint"),
         ("users ALTER username TYPE char(60)", "users ALTER username TYPE text"),
         ("users ALTER created_at TYPE timestamp", "users ALTER created_at TYPE timestamptz"),
+        ("transfers ALTER metadata TYPE jsonb", "transfers ALTER metadata TYPE json"),
+        ("transfers ALTER metadata TYPE text", "transfers ALTER metadata TYPE json USING metadata::json"),
     ],
 )
 def test_a_column_whose_type_was_altered_by_hand_differs(

@@ -43,21 +43,27 @@ class Account:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A transfer that somebody wants; reverses is the id of the one that it sends back."""
+    """A transfer that somebody wants; reverses is the id of the one that it sends back.
+
+    With cap, less will do.
+    """
 
     debit: int
     credit: int
     amount: int
     memo: str | None = None
+    cap: bool = False
+    reference: str | None = None
     reverses: int | None = None
 
 
 @dataclass(frozen=True)
 class Made:
-    """A transfer that was made, and the balance that it left on the debit account."""
+    """A transfer that was made, its amount, and the balance that it left on the debit account."""
 
     id: int
     wanted: Wanted
+    amount: int
     debit_balance_after: int
 
 
@@ -71,33 +77,42 @@ class Model:
     keys: dict[tuple[int, str | None], Made] = field(default_factory=dict)
     of_operator: set[int] = field(default_factory=set)
 
-    def transfer(self, caller: int, wanted: Wanted, key: str | None, id: int) -> str | Made:
+    def transfer(
+        self, caller: int, wanted: Wanted, key: str | None, id: int, if_version: int | None = None
+    ) -> str | Made:
         """Make the transfer under this id, or tell the problem that this must answer."""
         if (caller, key) in self.keys:
             earlier = self.keys[caller, key]
             return earlier if earlier.wanted == wanted else "idempotency-key-reused"
-        problem = self.refuse(caller, wanted)
+        debit = self.accounts[wanted.debit]
+        problem = self.refuse(caller, wanted, if_version)
         if problem:
             return problem
-        for number, amount in ((wanted.debit, -wanted.amount), (wanted.credit, wanted.amount)):
+        is_cut = wanted.cap and debit.owner is not SYSTEM
+        moved = min(wanted.amount, debit.balance) if is_cut else wanted.amount
+        for number, amount in ((wanted.debit, -moved), (wanted.credit, moved)):
             account = self.accounts[number]
             account.balance += amount
             account.entries.append((id, amount, account.balance))
-        made = self.made[id] = Made(id, wanted, self.accounts[wanted.debit].balance)
+        made = self.made[id] = Made(id, wanted, moved, debit.balance)
         self.of_operator |= {id} if caller == OPERATOR else set()
         if key:
             self.keys[caller, key] = made
         return made
 
-    def refuse(self, caller: int, wanted: Wanted) -> str | None:
+    def refuse(self, caller: int, wanted: Wanted, if_version: int | None) -> str | None:
         debit, credit = self.accounts[wanted.debit], self.accounts[wanted.credit]
         if caller not in (OPERATOR, debit.owner):
             return "account-not-found"
         if wanted.debit == wanted.credit:
             return "same-account"
+        if caller != OPERATOR and debit.owner is not SYSTEM and self.status[debit.owner or 0] != "active":
+            return "account-not-active"
+        if if_version not in (None, len(debit.entries)):
+            return "version-mismatch"
         if wanted.reverses and any(each.wanted.reverses == wanted.reverses for each in self.made.values()):
             return "already-reversed"
-        if debit.owner is not SYSTEM and debit.balance < wanted.amount:
+        if debit.owner is not SYSTEM and debit.balance < (1 if wanted.cap else wanted.amount):
             return "insufficient-funds"
         owners = {debit.owner, credit.owner} - {SYSTEM}
         if credit.owner is SYSTEM:
@@ -108,7 +123,8 @@ class Model:
 
     def reversal(self, caller: int, id: int) -> str | Wanted:
         """What sends this transfer back, or why this caller cannot."""
-        original = self.made[id].wanted
+        made = self.made[id]
+        original = made.wanted
         sender, receiver = (self.accounts[each].owner for each in (original.debit, original.credit))
         if caller not in (OPERATOR, sender, receiver):
             return "transfer-not-found"
@@ -118,7 +134,7 @@ class Model:
             return "operator-transfer"
         if original.reverses:
             return "reversal-not-reversible"
-        return Wanted(original.credit, original.debit, original.amount, reverses=id)
+        return Wanted(original.credit, original.debit, made.amount, reverses=id)
 
 
 # 100 is all that each has in the beginning.
@@ -132,6 +148,13 @@ MEMOS = st.sampled_from([None, "rent"])
 
 
 PAYMENTS = st.sampled_from(["/deposits", "/deposits", "/withdrawals"])
+
+
+REFERENCES = st.sampled_from([None, None, "order-1"])
+
+
+# How many entries the sender has missed or, below 0, made up.
+MISSED = st.sampled_from([None, None, None, 0, 1, -1])
 
 
 CALLERS = st.sampled_from(["sender", "sender", "operator", "operator", "receiver"])
@@ -170,10 +193,12 @@ class Callers(RuleBasedStateMachine):
         headers = self.headers[caller] | ({"Idempotency-Key": key} if key else {})
         return self.client.post(path, json=body, headers=headers)
 
-    def compare(self, response: Response, caller: int, wanted: Wanted, key: str | None) -> int | MultipleResults[int]:
+    def compare(
+        self, response: Response, caller: int, wanted: Wanted, key: str | None, if_version: int | None = None
+    ) -> int | MultipleResults[int]:
         """Expect of a transfer what the model says; its id, where it was made."""
         used = (caller, key) in self.model.keys
-        expected = self.model.transfer(caller, wanted, key, response.json().get("id"))
+        expected = self.model.transfer(caller, wanted, key, response.json().get("id"), if_version)
         if isinstance(expected, str):
             assert problem_of(response)[1] == expected
             return multiple()
@@ -208,11 +233,18 @@ class Callers(RuleBasedStateMachine):
         debit, credit = (system, account) if path == "/deposits" else (account, system)
         return self.compare(response, OPERATOR, Wanted(debit, credit, amount, memo), key)
 
-    @rule(target=transfers, wanted=st.builds(Wanted, accounts, accounts, AMOUNTS, MEMOS), key=KEYS, by=CALLERS)
-    def transfer(self, wanted: Wanted, key: str | None, by: str) -> int | MultipleResults[int]:
+    @rule(
+        target=transfers,
+        wanted=st.builds(Wanted, accounts, accounts, AMOUNTS, MEMOS, st.booleans(), REFERENCES),
+        key=KEYS,
+        by=CALLERS,
+        missed=MISSED,
+    )
+    def transfer(self, wanted: Wanted, key: str | None, by: str, missed: int | None) -> int | MultipleResults[int]:
         caller = self.caller(by, wanted)
-        response = self.post("/transfers", body_of(wanted), caller, key)
-        return multiple() if self.is_out(caller, response) else self.compare(response, caller, wanted, key)
+        version = None if missed is None else max(0, len(self.model.accounts[wanted.debit].entries) - missed)
+        response = self.post("/transfers", body_of(wanted) | {"if_version": version}, caller, key)
+        return multiple() if self.is_out(caller, response) else self.compare(response, caller, wanted, key, version)
 
     @rule(id=transfers)
     def send_again(self, id: int) -> None:
@@ -235,7 +267,11 @@ class Callers(RuleBasedStateMachine):
         return self.compare(response, caller, wanted, key)
 
     @rule(
-        items=st.lists(st.tuples(st.builds(Wanted, accounts, accounts, AMOUNTS), KEYS), min_size=1, max_size=6),
+        items=st.lists(
+            st.tuples(st.builds(Wanted, accounts, accounts, AMOUNTS, MEMOS, st.booleans()), KEYS),
+            min_size=1,
+            max_size=6,
+        ),
         on_error=st.sampled_from(["rollback", "continue"]),
         by=CALLERS,
     )
@@ -309,13 +345,23 @@ class Callers(RuleBasedStateMachine):
 
 def body_of(wanted: Wanted) -> dict[str, Any]:
     """The body of a call for this transfer."""
-    return order(wanted.debit, wanted.credit, wanted.amount, memo=wanted.memo)
+    more = {"on_short": "cap"} if wanted.cap else {}
+    return order(wanted.debit, wanted.credit, wanted.amount, memo=wanted.memo, reference=wanted.reference, **more)
 
 
 def made_of(transfer: dict[str, Any]) -> Made:
     """What the service says that it made."""
-    names = ("debit_account_id", "credit_account_id", "amount", "memo", "reverses_id")
-    return Made(transfer["id"], Wanted(*(transfer[name] for name in names)), transfer["debit_balance_after"])
+    asked = transfer["asked_amount"]
+    wanted = Wanted(
+        transfer["debit_account_id"],
+        transfer["credit_account_id"],
+        transfer["amount"] if asked is None else asked,
+        transfer["memo"],
+        cap=asked is not None,
+        reference=transfer["reference"],
+        reverses=transfer["reverses_id"],
+    )
+    return Made(transfer["id"], wanted, transfer["amount"], transfer["debit_balance_after"])
 
 
 def problem_of(response: Response) -> tuple[int, str]:
