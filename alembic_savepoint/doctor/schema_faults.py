@@ -3,13 +3,13 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from alembic_savepoint.doctor.catalog import OBJECTS, Part, Schema
 from alembic_savepoint.doctor.comparison import Difference, RevisionFailed, differences, schema_of_revision
-from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, event_text
+from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, event_text, or_if
 from alembic_savepoint.doctor.objects import tables_in, whole_schema_of
 from alembic_savepoint.doctor.scratch import NoScratch, Scratch, scratch
 from alembic_savepoint.environment import no_bytecode
@@ -221,8 +221,7 @@ def undone_by_hand(schema: SchemaAtHand, differs: list[Difference], like: Likene
         f"Either alembic_version is wrong, or what came after {' and '.join(earlier[-1])} was applied and undone by"
         " hand"
     )
-    first, *rest = steps_against_drift(schema, differs)
-    return [*record, doubt], [replace(first, what=f"Or, if it was undone by hand: {first.what}"), *rest]
+    return [*record, doubt], or_if("it was undone by hand", steps_against_drift(schema, differs))
 
 
 def steps_against_drift(schema: SchemaAtHand, differs: list[Difference]) -> list[Next]:
