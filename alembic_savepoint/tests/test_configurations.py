@@ -185,3 +185,60 @@ def test_a_search_path_that_env_py_sets_counts_for_every_command(begin: Begin) -
     assert project.query('SELECT version_num FROM "my place".alembic_version') == [("bbb2",)]
     assert "bbb2" in project.savepoint("graph").text
     assert "No warnings" in project.savepoint("rehearse", "-1").text
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_tables_that_a_schema_named_like_the_role_hides_are_found(project: Stranger) -> None:
+    project.alembic("upgrade", "head")
+    # From now on "$user", the first in the search_path, means something.
+    project.query("CREATE SCHEMA postgres")
+
+    found = project.savepoint("doctor", code=30).text
+
+    assert "drift: Tables are in the schema public, and new ones would go to postgres" in found
+    assert 'search_path: "$user", public, and the role is postgres' in found
+    assert "Only in public: users" in found
+    assert "ALTER ROLE postgres SET search_path = public;" in found
+    assert "alembic upgrade" not in found
+    project.savepoint("check", code=1)
+    project.savepoint("rehearse", "-1")
+    project.savepoint("save", "one")
+    assert json.loads(project.savepoint("saves", "--json").output)[0]["revision"] == ["bbb2"]
+    assert "ALTER TABLE public.users SET SCHEMA postgres;" in found
+    for table in ("users", "alembic_version"):
+        project.query(f"ALTER TABLE public.{table} SET SCHEMA postgres")
+    assert "Healthy" in project.savepoint("doctor").output
+    project.savepoint("load", "one", "--yes")
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize("is_named", [False, True])
+def test_tables_in_a_schema_named_like_the_role_are_compared(project: Stranger, is_named: bool) -> None:
+    if is_named:
+        project.edit("models.py", ("sa.MetaData()", 'sa.MetaData(schema="postgres")'))
+    project.query("CREATE SCHEMA postgres")
+    project.alembic("upgrade", "head")
+
+    assert project.tables() == set()
+    assert "Healthy" in project.savepoint("check").output
+    project.savepoint("save", "one")
+    project.savepoint("load", "one", "--yes")
+    project.savepoint("rehearse", "-1", "--copy")
+    assert "Healthy" in project.savepoint("doctor").output
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_the_role_of_another_scratch_database_has_the_same_current_schema(project: Stranger) -> None:
+    project.edit("models.py", ("sa.MetaData()", 'sa.MetaData(schema="postgres")'))
+    project.query("CREATE SCHEMA postgres")
+    project.alembic("upgrade", "head")
+    name = f"scratch_{project.url.partition('@/')[2].partition('?')[0]}"
+    for each in ("ROLE {} LOGIN SUPERUSER", "DATABASE {}"):
+        project.query(f"CREATE {each.format(name)}")
+    url = project.url.replace("postgres@", f"{name}@").replace(f"/{name.removeprefix('scratch_')}", f"/{name}")
+    project.edit("alembic.ini", ("[alembic]\n", f"[alembic]\nsavepoint_scratch_url = {url}\n"))
+    try:
+        assert "Healthy" in project.savepoint("check").output
+    finally:
+        for kind in ("DATABASE", "ROLE"):
+            project.query(f"DROP {kind} {name}")
