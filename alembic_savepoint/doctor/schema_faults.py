@@ -205,7 +205,7 @@ ELSEWHERE = sa.text("""
 """)
 
 
-def elsewhere(connection: sa.Connection) -> dict[str, sa.Row[Any]]:
+def elsewhere(connection: sa.Connection) -> dict[str, Any]:
     """Return the tables that PostgreSQL's search_path finds in another schema than the current one, by name."""
     return {row[0]: row for row in connection.execute(ELSEWHERE)} if connection.dialect.name == "postgresql" else {}
 
