@@ -92,6 +92,68 @@ def test_what_env_py_does_not_compare_is_no_finding(project: Stranger) -> None:
     assert "Healthy" in project.savepoint("doctor").output
 
 
+NOT_COMPARED = """
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+users = sa.Table(
+    "users", metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(80), nullable=False, server_default="nobody"),
+    sa.Column("email", sa.String(100)),
+    sa.Column("x_column", sa.String(100)),
+    sa.Index("x_index", "email"),
+    sa.UniqueConstraint("email", name="x_unique"),
+)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "compare_type=False, include_name=lambda name, kind, parents: not str(name).startswith('x_')",
+        "compare_type=lambda *_: False, include_object=lambda item, name, *_: not (name or '').startswith('x_')",
+    ],
+)
+def test_columns_indexes_and_constraints_that_env_py_does_not_compare_are_no_finding(
+    project: Stranger, options: str
+) -> None:
+    # Of what only the models have, Alembic asks include_object alone.
+    lines = [line for line in NOT_COMPARED.splitlines() if "include_object" in options or '"x_' not in line]
+    (project.folder / "models.py").write_text("\n".join(lines))
+    configure(project, options)
+    project.alembic("upgrade", "head")
+    project.query("ALTER TABLE users ADD COLUMN x_other VARCHAR(10)")
+    project.query("CREATE INDEX x_more ON users (name)")
+
+    project.alembic("check")
+    project.savepoint("check")
+    assert "Healthy" in project.savepoint("doctor").output
+
+
+def test_what_env_py_compares_is_a_finding(project: Stranger) -> None:
+    (project.folder / "models.py").write_text(NOT_COMPARED)
+    configure(project, "compare_server_default=True")
+    project.alembic("upgrade", "head")
+
+    found = project.savepoint("check", code=1).output
+
+    assert "not-in-revisions: The models and what the revisions make have 4 differences." in found
+    assert "users: column x_column is missing" in found
+
+
+def test_a_default_is_compared_if_env_py_says_so(project: Stranger) -> None:
+    project.edit("models.py", ("nullable=False", 'nullable=False, server_default="nobody"'))
+    project.alembic("upgrade", "head")
+
+    project.savepoint("check")
+
+    configure(project, "compare_server_default=True")
+    assert "DEFAULT 'nobody'" in project.savepoint("check", code=1).text
+    # A database that differs from its revisions is one in any case.
+    assert "Healthy" in project.savepoint("doctor").output
+
+
 def test_several_folders_of_revisions_are_read(project: Stranger) -> None:
     project.add_revision("ccc3", THIRD, "bbb2", folder="plugins/deeper")
     project.edit("alembic.ini", (FOLDERS, TWO_FOLDERS))
