@@ -57,7 +57,7 @@ def is_included(
 
 
 def item_of(table: sa.Table | None, kind: str, name: str | None) -> Any:
-    """Return what stands for a part in SQLAlchemy's table, which uses Alembic's words for the kinds; None if nothing."""
+    """Return what stands for a part in SQLAlchemy's table, which uses Alembic's words for kinds; or None."""
     if table is None or kind == "table":
         return table
     items = (*table.columns, *table.indexes, *table.constraints)
