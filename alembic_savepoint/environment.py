@@ -23,6 +23,8 @@ from alembic_savepoint.history.revisions import path_text
 
 ASKING = "savepoint_asking"
 """The option in a MigrationContext's `opts` that is True while env.py is run only to see what it configures."""
+GUARDED = "savepoint_guarded"
+"""The option that is True where env.py calls `guards.run_migrations`."""
 
 
 @dataclass(frozen=True, slots=True)
