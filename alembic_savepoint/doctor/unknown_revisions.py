@@ -55,13 +55,13 @@ def unknown_revision(case: Case, id: str, schema: SchemaAtHand) -> Diagnosis:
         evidence.append(f"The files end at {' and at '.join(map(case.named, line.known))}, and it comes after that")
         why = f"The database is at {id}, ahead of this code, which is an old image or checkout."
         found = Diagnosis("ahead", why, evidence, steps_back(case, line))
-        return found if any(map(case.lost, line.unknown)) else only_recorded(case, line, schema, found)
+        return or_written_again(case, line, schema, found)
     if case.lost(id) or line.known:
         evidence += [f"It branched off from these files after {case.named(each)}" for each in line.known]
         branches = branches_of(case, line)
         where = f"the branch {branches[0]}" if branches else "a branch that is not here"
         found = Diagnosis("foreign-branch", f"The database is at {id}, of {where}.", evidence, steps_back(case, line))
-        return found if any(map(case.lost, line.unknown)) else only_recorded(case, line, schema, found)
+        return or_written_again(case, line, schema, found)
     evidence.append("Nothing links it to these files, neither the record of the database nor git")
     like = schema.likeness()
     why = f"The database is at {id}, of which nothing is known."
@@ -77,8 +77,10 @@ def or_repaired(found: Diagnosis, schema: SchemaAtHand, condition: str) -> Diagn
     return replace(found, evidence=evidence, next_commands=steps, restamp=like.restamp)
 
 
-def only_recorded(case: Case, line: Line, schema: SchemaAtHand, found: Diagnosis) -> Diagnosis:
-    """Return the diagnosis of a revision whose file git does not have: it may be lost for good."""
+def or_written_again(case: Case, line: Line, schema: SchemaAtHand, found: Diagnosis) -> Diagnosis:
+    """Return the diagnosis, with the ways on if git has none of the files: they may be lost for good."""
+    if any(map(case.lost, line.unknown)):
+        return found
     id, is_lost = line.unknown[0], "its file is lost for good"
     # Without git, or in a shallow clone, the file is likely to be elsewhere.
     if Git(case.root).lines("rev-parse", "--is-shallow-repository") == ["false"]:
