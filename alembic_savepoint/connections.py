@@ -45,6 +45,11 @@ def sqlite_path(url: sa.URL | str) -> Path:
     return Path(str(sa.make_url(url).database))
 
 
+def no_file(url: sa.URL | str) -> str:
+    """Return the message that the file of a SQLite database does not exist."""
+    return f"There is no file {sqlite_path(url).absolute()}."
+
+
 def sqlite_uri(path: Path) -> str:
     """Return the URI with which SQLite opens a file that exists, and creates none."""
     return f"{path.absolute().as_uri()}?mode=rw"
@@ -120,7 +125,7 @@ def reading(url: sa.URL | str) -> Iterator[sa.Connection]:
     """
     is_file = is_sqlite(url)
     if is_file and not sqlite_path(url).exists():
-        raise LookupError(f"There is no file {sqlite_path(url)}.")
+        raise LookupError(no_file(url))
     engine = sa.create_engine(
         driver_url(url),
         poolclass=NullPool,

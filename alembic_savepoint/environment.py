@@ -23,6 +23,8 @@ from alembic_savepoint.history.revisions import path_text
 
 ASKING = "savepoint_asking"
 """The option in a MigrationContext's `opts` that is True while env.py is run only to see what it configures."""
+GUARDED = "savepoint_guarded"
+"""The option that is True where env.py calls `guards.run_migrations`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +48,6 @@ class Environment:
     def tables(self) -> list[sa.Table]:
         """The models' tables, each before those that refer to it."""
         return [table for metadata in self.metadata for table in metadata.sorted_tables]
-
-    def includes(self, key: str) -> bool:
-        """Return whether Alembic would compare a table of this name ("schema.table"), by what env.py says of it."""
-        schema, _, name = key.rpartition(".")
-        parents = {"schema_name": schema or None, "table_name": name, "schema_qualified_table_name": key}
-        include_name, include_object = (self.options.get(f"include_{each}") for each in ("name", "object"))
-        if include_name and not include_name(name, "table", parents):
-            return False
-        if not include_object or not self.metadata:
-            return True
-        model = next((table for table in self.tables if table.key == key), None)
-        table = model if model is not None else sa.Table(name, sa.MetaData(), schema=schema or None)
-        return bool(include_object(table, name, "table", model is None, None))
 
 
 def metadata_of(options: Mapping[str, Any]) -> Sequence[sa.MetaData]:

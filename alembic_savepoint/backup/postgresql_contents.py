@@ -39,11 +39,13 @@ def contents_of_postgresql(connection: psycopg.Connection, versions: sa.TableCla
 
     ((current, search_path),) = connection.execute("SELECT current_schema(), current_schemas(false)")
     schemas = schemas_of_postgresql(connection)
+    tables = tables_of_postgresql(connection, schemas)
     rows = {
         table if schema == current else f"{schema}.{table}": select("count(*)", schema, table)[0]
-        for schema, table in sorted(tables_of_postgresql(connection, schemas))
+        for schema, table in sorted(tables)
     }
-    schema = versions.schema or current
+    found = (schema for schema in search_path if (schema, versions.name) in tables)
+    schema = versions.schema or next(found, current)
     version_table = versions.name if schema == current else f"{schema}.{versions.name}"
     revision = select("version_num", schema, versions.name) if version_table in rows else []
     major, minor = divmod(connection.info.server_version, 10_000)

@@ -26,7 +26,7 @@ from alembic_savepoint.backup.save_files import (
     discarded_on_failure,
     temporary,
 )
-from alembic_savepoint.connections import sqlite_path, sqlite_uri
+from alembic_savepoint.connections import no_file, sqlite_path, sqlite_uri
 from alembic_savepoint.history.applied import now, revision_text
 
 
@@ -39,7 +39,7 @@ def copy_sqlite(url: str, copy: Path, progress: Progress, lock_timeout: float, v
     """Copy the database into an empty file, and return the copy's contents."""
     path = sqlite_path(url)
     if not path.exists():
-        raise SaveRefused(f"There is no file {path}, so nothing was saved. savepoint_url says which database is meant.")
+        raise SaveRefused(f"{no_file(url)} Nothing was saved. savepoint_url says which database is meant.")
     with (
         sound(path),
         closing(open_sqlite(path, lock_timeout)) as source,

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from typer.core import TyperGroup
 
 from alembic_savepoint.backup import saves
-from alembic_savepoint.connections import sqlite_path
+from alembic_savepoint.connections import no_file, sqlite_path
 from alembic_savepoint.project import Project
 from alembic_savepoint.terminal import Terminal
 
@@ -75,7 +75,7 @@ def use_existing(context: typer.Context) -> Project:
     """Return the project, of a database that exists: SQLite would create an empty one."""
     project = use(context)
     if project.is_sqlite and not sqlite_path(project.url).exists():
-        fail(f"There is no file {sqlite_path(project.url)}. savepoint_url says which database is meant.")
+        fail(f"{no_file(project.url)} savepoint_url says which database is meant.")
     return project
 
 

@@ -51,6 +51,11 @@ def duplicate_id(case: Case, id: str) -> Diagnosis:
     evidence = [f"{assigns(revision, 'revision')}  ({revision.message!r})" for revision in files]
     original, why = original_of(case, files)
     evidence += why
+    if len({revision.checksum for revision in files}) == 1:
+        evidence.append("Their contents are the same")
+        kept = original or min(files, key=lambda revision: len(str(revision.path)))
+        steps = [Next(f"rm {shell(each.path)}", "Delete the copy:") for each in files if each is not kept and each.path]
+        return Diagnosis("duplicate-id", f"{len(files)} files have the id {id}.", evidence, steps)
     if original is None:
         first = "Nothing shows which of them came later. Give that one an id of its own. "
         steps = [write(revision, "revision", [new_id(revision)], first if revision is files[0] else "Or this one. ")

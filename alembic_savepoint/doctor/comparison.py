@@ -1,8 +1,9 @@
 """The schema that a database has, against the one that it should have."""
 
 import logging
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.exc import DBAPIError
 
 from alembic_savepoint.doctor.catalog import OBJECTS, Schema, schema_of
-from alembic_savepoint.doctor.objects import included, whole_schema_of
+from alembic_savepoint.doctor.included import included
+from alembic_savepoint.doctor.objects import whole_schema_of
 from alembic_savepoint.doctor.scratch import NoScratch, Scratch
 from alembic_savepoint.project import Project
 
@@ -73,6 +75,23 @@ def differences(actual: Schema, expected: Schema) -> list[Difference]:
     return found
 
 
+COLUMN = re.compile(r"(.*?)( NOT NULL)?( GENERATED .*?)?( DEFAULT .*)?", re.DOTALL)
+"""A column's text: its type, whether it may be NULL, how it is computed, and its default."""
+
+
+def is_compared(difference: Difference, options: Mapping[str, Any]) -> bool:
+    """Return whether env.py has Alembic compare what differs; a function for types is left to Alembic's comparison."""
+    if difference.kind != "column" or difference.actual is None or difference.expected is None:
+        return True
+    both = (COLUMN.fullmatch(text) for text in (difference.actual, difference.expected))
+    (type_, *rest, default), (wanted_type, *wanted_rest, wanted_default) = (found.groups() for found in both if found)
+    return (
+        rest != wanted_rest
+        or (type_ != wanted_type and options.get("compare_type", True) is True)
+        or (default != wanted_default and bool(options.get("compare_server_default")))
+    )
+
+
 # --- what a schema should be ------------------------------------------------------------------------------------------
 
 
@@ -87,7 +106,7 @@ def schema_of_models(place: Scratch, project: Project) -> Schema:
                 metadata.create_all(connection, checkfirst=False)
         except DBAPIError as error:
             raise ModelsFailed(str(error.orig).splitlines()[0]) from None
-        return included(schema_of(connection, schemas), project.environment)
+        return included(schema_of(connection, schemas), connection, project.environment)
 
 
 def schema_of_revision(

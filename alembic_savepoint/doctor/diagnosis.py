@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -181,6 +181,12 @@ def write(revision: Revision, variable: str, ids: Sequence[str], why: str = "") 
     """Return the step of writing these ids into a variable of a file."""
     value = f'"{ids[0]}"' if len(ids) == 1 else repr(tuple(ids) or None)
     return Next(f"{variable} = {value}", f"{why}In {place(revision, variable)}, write:")
+
+
+def or_if(condition: str, steps: Sequence[Next]) -> list[Next]:
+    """Return steps that are right under a condition only."""
+    first, *rest = steps
+    return [replace(first, what=f"Or, if {condition}: {first.what}"), *rest]
 
 
 def shell(path: Path | str) -> str:

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 
 from alembic_savepoint.doctor.catalog import Schema
-from alembic_savepoint.doctor.comparison import ModelsFailed, differences, generated_by_alembic, schema_of_models
+from alembic_savepoint.doctor.comparison import (
+    ModelsFailed,
+    differences,
+    generated_by_alembic,
+    is_compared,
+    schema_of_models,
+)
 from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next
 from alembic_savepoint.doctor.objects import tables_in
 from alembic_savepoint.doctor.schema_faults import SchemaAtHand
@@ -32,6 +38,7 @@ def model_faults(case: Case, schema: SchemaAtHand, connection: sa.Connection) ->
         yield Diagnosis("not-compared", "The models could not be compared.", [f"Why: {error}"], [again])
     made = schema.made_by(case.history.heads) if wanted else None
     undone = differences(tables_in(made), wanted) if made is not None else []
+    undone = [each for each in undone if is_compared(each, schema.project.environment.options)]
     if undone:
         why = f"The models and what the revisions make have {plural(len(undone), 'difference')}."
         adds = Next(None, "Add to it what Alembic does not detect, such as CHECK constraints.")

@@ -7,7 +7,7 @@ aggregates, policies, rights, and the indexes of materialized views are not comp
 import sqlalchemy as sa
 
 from alembic_savepoint.doctor.catalog import OBJECTS, Part, Schema, as_text, schema_of, tokens_of
-from alembic_savepoint.environment import Environment
+from alembic_savepoint.doctor.included import included
 from alembic_savepoint.project import Project
 
 
@@ -22,13 +22,7 @@ def whole_schema_of(connection: sa.Connection, project: Project) -> Schema:
     for owner, kind, name, text in connection.execute(sql, parameters):
         part = Part(kind, name, as_text(tokens_of(text)) if connection.dialect.name == "sqlite" else text)
         whole[owner] = whole.get(owner, frozenset()) | {part}
-    return included(whole, project.environment)
-
-
-def included(schema: Schema, environment: Environment) -> Schema:
-    """Return the schema without the tables that env.py's include_name and include_object exclude."""
-    names = [name for name in tables_in(schema) if not environment.includes(name)]
-    return {owner: parts for owner, parts in schema.items() if owner not in names}
+    return included(whole, connection, project.environment)
 
 
 def tables_in(schema: Schema) -> Schema:

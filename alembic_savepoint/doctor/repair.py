@@ -18,7 +18,10 @@ from alembic_savepoint.history.revisions import Revision
 from alembic_savepoint.project import Project
 
 NEVER = ("unreadable-file", "duplicate-id", "cycle", "missing-parent", "lost-file", "ahead", "foreign-branch")
-"""Kinds whose files have to be fixed or found first: another revision in alembic_version would only hide the error."""
+"""Kinds whose files have to be fixed or found first: another revision in alembic_version would only hide the error.
+
+Except where the file is known to be gone for good, and one revision has the schema.
+"""
 
 
 class RepairRefused(Exception):
@@ -38,9 +41,10 @@ class Repair:
 
 def plan_repair(diagnoses: Sequence[Diagnosis], project: Project) -> Repair:
     """Return what would be written. Raises RepairRefused if that would not help."""
-    if first := next((each for each in diagnoses if each.kind in NEVER), None):
+    if first := next((each for each in diagnoses if each.kind in NEVER and not each.restamp), None):
         raise RepairRefused(f"A restamp would not fix this ({first.kind}), only hide it. Follow the steps above.")
-    wanted = {each.restamp for each in diagnoses if each.kind in ("unknown-revision", "unversioned", "wrong-revision")}
+    unfit = ("unknown-revision", "unversioned", "wrong-revision")
+    wanted = {each.restamp for each in diagnoses if each.restamp or each.kind in unfit}
     if not wanted:
         raise RepairRefused("None of this is fixed by writing another revision into alembic_version.")
     if len(wanted) > 1 or () in wanted:

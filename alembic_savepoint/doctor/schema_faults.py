@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from alembic_savepoint.doctor.catalog import OBJECTS, Part, Schema
 from alembic_savepoint.doctor.comparison import Difference, RevisionFailed, differences, schema_of_revision
-from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, event_text
+from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, event_text, or_if
 from alembic_savepoint.doctor.objects import tables_in, whole_schema_of
 from alembic_savepoint.doctor.scratch import NoScratch, Scratch, scratch
 from alembic_savepoint.environment import no_bytecode
@@ -46,6 +47,7 @@ class SchemaAtHand:
         self.place = place
         whole = whole_schema_of(connection, project)
         self.actual: Schema = {table: parts for table, parts in whole.items() if not table.startswith(LEFT_OVER)}
+        self.elsewhere = elsewhere(connection)
         self.obstacle: str | None = None
         """The reason why it could not be compared."""
         self.made: dict[tuple[str, ...], Schema] = {}
@@ -172,6 +174,9 @@ def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
     differs = schema.against(newest) if newest else []
     if not differs and not older:
         return
+    if hidden := [each.table for each in differs if each.actual is None and each.table in schema.elsewhere]:
+        yield in_another_schema(schema, hidden)
+        return
     if not schema.tables:
         yield all_dropped(schema, differs)
         return
@@ -188,6 +193,40 @@ def schema_faults(case: Case, schema: SchemaAtHand) -> Iterator[Diagnosis]:
         count = "1 difference" if len(differs) == 1 else f"{len(differs)} differences"
         why = f"The schema is not what {', '.join(current)} makes: {count}."
         yield Diagnosis("drift", why, evidence, steps_against_drift(schema, differs))
+
+
+# As the parts of the commands that would bring them together.
+ELSEWHERE = sa.text("""
+    SELECT relname, format('%I.%I', nspname, relname), quote_ident(nspname), quote_ident(current_schema()),
+        quote_ident(current_user), current_setting('search_path')
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relkind IN ('r', 'p') AND pg_table_is_visible(pg_class.oid)
+    AND nspname <> current_schema() AND nspname !~ '^pg_'
+""")
+
+
+def elsewhere(connection: sa.Connection) -> dict[str, Any]:
+    """Return the tables that PostgreSQL's search_path finds in another schema than the current one, by name."""
+    return {row[0]: row for row in connection.execute(ELSEWHERE)} if connection.dialect.name == "postgresql" else {}
+
+
+def in_another_schema(schema: SchemaAtHand, tables: list[str]) -> Diagnosis:
+    """Diagnose tables in another schema than the current one, such as one that is named like the role."""
+    _, table, there, current, role, path = schema.elsewhere[tables[0]]
+    why = f"Tables are in the schema {there}, and new ones would go to {current}, which comes first in the search_path."
+    evidence = [f"search_path: {path}, and the role is {role}", f"Only in {there}: {', '.join(tables)}"]
+    steps = [
+        Next(
+            f"ALTER ROLE {role} SET search_path = {there};",
+            "If they are right there, in psql; it counts for new connections:",
+        ),
+        Next(
+            f"ALTER TABLE {table} SET SCHEMA {current};",
+            f"Or, if they belong in {current}, for each of them and Alembic's own:",
+        ),
+        Next("alembic-savepoint doctor", "Then run doctor again:"),
+    ]
+    return Diagnosis("drift", why, evidence, steps)
 
 
 def all_dropped(schema: SchemaAtHand, differs: list[Difference]) -> Diagnosis:
@@ -221,8 +260,7 @@ def undone_by_hand(schema: SchemaAtHand, differs: list[Difference], like: Likene
         f"Either alembic_version is wrong, or what came after {' and '.join(earlier[-1])} was applied and undone by"
         " hand"
     )
-    first, *rest = steps_against_drift(schema, differs)
-    return [*record, doubt], [replace(first, what=f"Or, if it was undone by hand: {first.what}"), *rest]
+    return [*record, doubt], or_if("it was undone by hand", steps_against_drift(schema, differs))
 
 
 def steps_against_drift(schema: SchemaAtHand, differs: list[Difference]) -> list[Next]:

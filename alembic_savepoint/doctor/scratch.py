@@ -77,7 +77,7 @@ class PostgreSQLScratch:
         self.is_literal: bool = live.get_execution_options().get(LITERAL, False)
         self.engine: sa.Engine | None = None
         self.identity = live.execute(IDENTITY).one()
-        self.search_path = live.scalar(sa.text("SELECT current_setting('search_path')"))
+        self.search_path = live.scalar(SEARCH_PATH)
         self.schemas = dict.fromkeys([*schemas, *live.scalars(SCHEMAS)])
         self.extensions = live.execute(EXTENSIONS).all()
 
@@ -209,6 +209,8 @@ def _reason(error: Exception) -> str:
 
 IDENTITY = sa.text("SELECT pg_postmaster_start_time(), oid FROM pg_database WHERE datname = current_database()")
 """The server and the database, however they are connected to."""
+# The scratch database may be another role's.
+SEARCH_PATH = sa.text("SELECT replace(current_setting('search_path'), '\"$user\"', quote_ident(current_user))")
 SCHEMAS = sa.text(r"SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'")
 EXTENSIONS = sa.text("""
     SELECT extname, nspname FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace

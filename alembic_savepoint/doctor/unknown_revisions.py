@@ -1,8 +1,9 @@
 """A database at a revision that no file has: the cause, and how to bring code and database together again."""
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 
-from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, shell
+from alembic_savepoint.doctor.diagnosis import Case, Diagnosis, Next, or_if, shell
 from alembic_savepoint.doctor.schema_faults import SchemaAtHand
 from alembic_savepoint.history.lost_files import Git, Lost
 
@@ -45,20 +46,63 @@ def unknown_revision(case: Case, id: str, schema: SchemaAtHand) -> Diagnosis:
     if deleted:
         evidence += [text for _, text in deleted]
         steps = [Next(lost.command, "Restore the file:") for lost, _ in deleted]
-        return Diagnosis("lost-file", f"The database is at {id}, whose file was lost.", evidence, steps)
+        found = Diagnosis("lost-file", f"The database is at {id}, whose file was lost.", evidence, steps)
+        kept = (case.committed("HEAD", lost.path) for lost in case.lost(id))
+        is_committed = all(file is None or file.id != id for file in kept)
+        replaced = "other files replace it on purpose, as after a squash"
+        return or_repaired(found, schema, replaced) if is_committed else found
     if line.is_whole and set(case.history.heads) <= set(line.known):
         evidence.append(f"The files end at {' and at '.join(map(case.named, line.known))}, and it comes after that")
         why = f"The database is at {id}, ahead of this code, which is an old image or checkout."
-        return Diagnosis("ahead", why, evidence, steps_back(case, line))
+        found = Diagnosis("ahead", why, evidence, steps_back(case, line))
+        return or_written_again(case, line, schema, found)
     if case.lost(id) or line.known:
         evidence += [f"It branched off from these files after {case.named(each)}" for each in line.known]
         branches = branches_of(case, line)
         where = f"the branch {branches[0]}" if branches else "a branch that is not here"
-        return Diagnosis("foreign-branch", f"The database is at {id}, of {where}.", evidence, steps_back(case, line))
+        found = Diagnosis("foreign-branch", f"The database is at {id}, of {where}.", evidence, steps_back(case, line))
+        return or_written_again(case, line, schema, found)
     evidence.append("Nothing links it to these files, neither the record of the database nor git")
     like = schema.likeness()
     why = f"The database is at {id}, of which nothing is known."
     return Diagnosis("unknown-revision", why, [*evidence, *like.lines], like.steps, like.restamp)
+
+
+def or_repaired(found: Diagnosis, schema: SchemaAtHand, condition: str) -> Diagnosis:
+    """Return the diagnosis, with the steps to another revision if one has the live schema, under a condition."""
+    like = schema.likeness()
+    if not like.exact:
+        return found
+    evidence, steps = [*found.evidence, *like.lines], [*found.next_commands, *or_if(condition, like.steps)]
+    return replace(found, evidence=evidence, next_commands=steps, restamp=like.restamp)
+
+
+def or_written_again(case: Case, line: Line, schema: SchemaAtHand, found: Diagnosis) -> Diagnosis:
+    """Return the diagnosis, with the ways on if git has none of the files: they may be lost for good."""
+    if any(map(case.lost, line.unknown)):
+        return found
+    id, is_lost = line.unknown[0], "its file is lost for good"
+    # Without git, or in a shallow clone, the file is likely to be elsewhere.
+    if Git(case.root).lines("rev-parse", "--is-shallow-repository") == ["false"]:
+        why = f"The database is at {id}, of which only the record is left: no commit here has its file."
+        found = or_repaired(replace(found, summary=why), schema, is_lost)
+    if found.restamp:
+        return found
+    after = " and ".join(line.known)
+    evidence = [f"What was changed after {after}: {each}" for each in schema.against(line.known)]
+    message = shlex.quote(case.applied.recorded[id].message or id)
+    if len(line.known) == 1:
+        splice = "" if line.known[0] in case.history.heads else "--splice "
+        command = f"alembic revision --rev-id {id} --head {after} {splice}-m {message}"
+    else:
+        command = f"alembic merge --rev-id {id} -m {message} {' '.join(line.known)}"
+    steps = [
+        Next(command, "Make it again, and write the changes above into its upgrade() and downgrade():"),
+        Next(f"alembic-savepoint doctor --accept {id}", "Then accept that file as the one that was applied:"),
+    ]
+    return replace(
+        found, evidence=[*found.evidence, *evidence], next_commands=[*found.next_commands, *or_if(is_lost, steps)]
+    )
 
 
 def gone(case: Case, lost: Lost) -> tuple[str] | None:

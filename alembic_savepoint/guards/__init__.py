@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 
 from alembic_savepoint.connections import begin_immediate
-from alembic_savepoint.environment import ASKING, compared, environment_of
+from alembic_savepoint.environment import ASKING, GUARDED, compared, environment_of
 from alembic_savepoint.guards.migrating import Run, refuse_unknown
 from alembic_savepoint.guards.turns import only_migrator
 from alembic_savepoint.history.revisions import refuse_broken_history
@@ -35,7 +35,7 @@ def run_migrations(options: Options | None = None, spelling: Spelling | None = N
     migration = context.get_context()
     # Before anything is asked, which begins a transaction.
     is_inner = migration.connection is not None and not migration.as_sql and migration.connection.in_transaction()
-    migration.opts.update(compared(migration.opts))
+    migration.opts.update(compared(migration.opts), **{GUARDED: True})
     if migration.opts.get(ASKING):
         # Without a statement: on SQLite, one could wait for whoever writes.
         migration.opts["fn"]((), migration)

@@ -12,6 +12,13 @@ from alembic.util import CommandError
 
 from alembic_savepoint.history.revisions import Revision, assignments, parse
 from alembic_savepoint.rehearsal.watching import mentions
+from alembic_savepoint.terminal import plural
+
+
+class TableName(str):
+    """A name under which rows are lost; under any other, a column's, values are."""
+
+    __slots__ = ()
 
 
 @dataclass(slots=True)
@@ -24,9 +31,9 @@ class Table:
     parents: list[Any] = field(default_factory=list)
 
     @property
-    def shown(self) -> str:
+    def shown(self) -> TableName:
         """Return the name for people and options; with the schema, unless the search_path finds it."""
-        return f"{self.schema}.{self.name}" if self.schema else self.name
+        return TableName(f"{self.schema}.{self.name}" if self.schema else self.name)
 
 
 @dataclass(slots=True)
@@ -221,15 +228,18 @@ def may_destroy(code: str) -> bool:
     return DESTROYS_IN_PYTHON.search(code) is not None or DESTROYS.search(code) is not None
 
 
+def losses_text(losses: Mapping[str, int]) -> str:
+    """Return losses to print."""
+    return ", ".join(
+        f"{name}: {plural(count, 'row' if isinstance(name, TableName) else 'value')}" for name, count in losses.items()
+    )
+
+
 def refuse_losses(losses: Mapping[str, int], accepted: Set[str], direction: str, unchanged: str) -> None:
     """Raise CommandError for a loss that was not accepted; `unchanged` says what was not changed."""
     refused = {name: count for name, count in losses.items() if not {name, "all"} & accepted}
     if not refused:
         return
-    found = ", ".join(
-        f"{name}: {count:,} {'value' if '.' in name else 'row'}{'' if count == 1 else 's'}"
-        for name, count in refused.items()
-    )
     meant = (
         f" If nobody needs them, also elsewhere, write it into the revision: COUNTS_AS_LOSS = "
         f"{dict.fromkeys(refused, 'FALSE')}."
@@ -237,8 +247,8 @@ def refuse_losses(losses: Mapping[str, int], accepted: Set[str], direction: str,
         else ""
     )
     raise CommandError(
-        f"This {direction} would lose data ({found}). {unchanged} Take a copy first: alembic-savepoint save. "
-        f"Then, to lose it: alembic -x accept-loss={','.join(losses)} {direction} …{meant}"
+        f"This {direction} would lose data ({losses_text(refused)}). {unchanged} Take a copy first: "
+        f"alembic-savepoint save. Then, to lose it: alembic -x accept-loss={','.join(losses)} {direction} …{meant}"
     )
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from alembic_savepoint.backup import saves
 from alembic_savepoint.connections import create_engine
+from alembic_savepoint.environment import GUARDED
 from alembic_savepoint.guards.migrating import LOCK_ERRORS, blockers_of, refuse_unknown
 from alembic_savepoint.guards.turns import only_migrator
 from alembic_savepoint.guards.whole import without_time_outs
@@ -115,7 +116,8 @@ def plan(engine: sa.Engine, target: str, project: Project, history: History) -> 
             steps = find_steps(target, heads)
         except CommandError as error:
             raise CommandError(f"{str(error).rstrip('.')}. Nothing was changed. {ASK_DOCTOR}") from None
-        rehearsal = Rehearsal(engine.dialect.name, target, heads, direction)
+        is_guarded = project.environment.options.get(GUARDED, False)
+        rehearsal = Rehearsal(engine.dialect.name, target, heads, direction, is_guarded=is_guarded)
         for step in steps:
             revision = history.by_id[step.revision.revision]
             rehearsal.revisions.append(Trial(revision.id, revision.message))

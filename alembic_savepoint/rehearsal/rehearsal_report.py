@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from alembic_savepoint.guards.losses import losses_text
 from alembic_savepoint.rehearsal.trial import Rehearsal, Trial
 from alembic_savepoint.rehearsal.watching import Lock, Statement, UnsafeStep
 from alembic_savepoint.terminal import plural
@@ -184,10 +185,7 @@ def lock_line(locks: list[Lock]) -> Text:
 def losses_of(trial: Trial) -> Iterator[UnsafeStep]:
     """Yield the losses, as one warning."""
     if trial.losses:
-        counts = (f"{name}: {plural(count, 'value' if '.' in name else 'row')}" for name, count in trial.losses.items())
-        found = ", ".join(counts)
-        option = f"-x accept-loss={','.join(trial.losses)}"
-        yield UnsafeStep("data-loss", f"It loses data ({found}).", f"The migration itself needs {option}")
+        yield UnsafeStep("data-loss", f"It loses data ({losses_text(trial.losses)}).", "")
 
 
 def words_of(unsafe: UnsafeStep) -> Text:

@@ -85,6 +85,8 @@ class Rehearsal:
     place: Literal["database", "copy"] = "database"
     reason: str | None = None
     """The reason for a copy."""
+    is_guarded: bool = False
+    """Whether the migration refuses losses that are not accepted."""
     failure: Failure | None = None
     is_stored: bool = False
     """Whether a revision committed past SQLAlchemy, which nothing prevents."""
@@ -99,7 +101,7 @@ class Rehearsal:
     def command(self) -> str:
         """The command that runs the migration."""
         lost = dict.fromkeys(chain.from_iterable(revision.losses for revision in self.revisions))
-        option = f"-x accept-loss={','.join(lost)} " if lost else ""
+        option = f"-x accept-loss={','.join(lost)} " if lost and self.is_guarded else ""
         return f"alembic {option}{self.direction} {self.target}"
 
     @property

@@ -92,6 +92,68 @@ def test_what_env_py_does_not_compare_is_no_finding(project: Stranger) -> None:
     assert "Healthy" in project.savepoint("doctor").output
 
 
+NOT_COMPARED = """
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+users = sa.Table(
+    "users", metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(80), nullable=False, server_default="nobody"),
+    sa.Column("email", sa.String(100)),
+    sa.Column("x_column", sa.String(100)),
+    sa.Index("x_index", "email"),
+    sa.UniqueConstraint("email", name="x_unique"),
+)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "compare_type=False, include_name=lambda name, kind, parents: not str(name).startswith('x_')",
+        "compare_type=lambda *_: False, include_object=lambda item, name, *_: not (name or '').startswith('x_')",
+    ],
+)
+def test_columns_indexes_and_constraints_that_env_py_does_not_compare_are_no_finding(
+    project: Stranger, options: str
+) -> None:
+    # Of what only the models have, Alembic asks include_object alone.
+    lines = [line for line in NOT_COMPARED.splitlines() if "include_object" in options or '"x_' not in line]
+    (project.folder / "models.py").write_text("\n".join(lines))
+    configure(project, options)
+    project.alembic("upgrade", "head")
+    project.query("ALTER TABLE users ADD COLUMN x_other VARCHAR(10)")
+    project.query("CREATE INDEX x_more ON users (name)")
+
+    project.alembic("check")
+    project.savepoint("check")
+    assert "Healthy" in project.savepoint("doctor").output
+
+
+def test_what_env_py_compares_is_a_finding(project: Stranger) -> None:
+    (project.folder / "models.py").write_text(NOT_COMPARED)
+    configure(project, "compare_server_default=True")
+    project.alembic("upgrade", "head")
+
+    found = project.savepoint("check", code=1).output
+
+    assert "not-in-revisions: The models and what the revisions make have 4 differences." in found
+    assert "users: column x_column is missing" in found
+
+
+def test_a_default_is_compared_if_env_py_says_so(project: Stranger) -> None:
+    project.edit("models.py", ("nullable=False", 'nullable=False, server_default="nobody"'))
+    project.alembic("upgrade", "head")
+
+    project.savepoint("check")
+
+    configure(project, "compare_server_default=True")
+    assert "DEFAULT 'nobody'" in project.savepoint("check", code=1).text
+    # A database that differs from its revisions is one in any case.
+    assert "Healthy" in project.savepoint("doctor").output
+
+
 def test_several_folders_of_revisions_are_read(project: Stranger) -> None:
     project.add_revision("ccc3", THIRD, "bbb2", folder="plugins/deeper")
     project.edit("alembic.ini", (FOLDERS, TWO_FOLDERS))
@@ -185,3 +247,60 @@ def test_a_search_path_that_env_py_sets_counts_for_every_command(begin: Begin) -
     assert project.query('SELECT version_num FROM "my place".alembic_version') == [("bbb2",)]
     assert "bbb2" in project.savepoint("graph").text
     assert "No warnings" in project.savepoint("rehearse", "-1").text
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_tables_that_a_schema_named_like_the_role_hides_are_found(project: Stranger) -> None:
+    project.alembic("upgrade", "head")
+    # From now on "$user", the first in the search_path, means something.
+    project.query("CREATE SCHEMA postgres")
+
+    found = project.savepoint("doctor", code=30).text
+
+    assert "drift: Tables are in the schema public, and new ones would go to postgres" in found
+    assert 'search_path: "$user", public, and the role is postgres' in found
+    assert "Only in public: users" in found
+    assert "ALTER ROLE postgres SET search_path = public;" in found
+    assert "alembic upgrade" not in found
+    project.savepoint("check", code=1)
+    project.savepoint("rehearse", "-1")
+    project.savepoint("save", "one")
+    assert json.loads(project.savepoint("saves", "--json").output)[0]["revision"] == ["bbb2"]
+    assert "ALTER TABLE public.users SET SCHEMA postgres;" in found
+    for table in ("users", "alembic_version"):
+        project.query(f"ALTER TABLE public.{table} SET SCHEMA postgres")
+    assert "Healthy" in project.savepoint("doctor").output
+    project.savepoint("load", "one", "--yes")
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize("is_named", [False, True])
+def test_tables_in_a_schema_named_like_the_role_are_compared(project: Stranger, is_named: bool) -> None:
+    if is_named:
+        project.edit("models.py", ("sa.MetaData()", 'sa.MetaData(schema="postgres")'))
+    project.query("CREATE SCHEMA postgres")
+    project.alembic("upgrade", "head")
+
+    assert project.tables() == set()
+    assert "Healthy" in project.savepoint("check").output
+    project.savepoint("save", "one")
+    project.savepoint("load", "one", "--yes")
+    project.savepoint("rehearse", "-1", "--copy")
+    assert "Healthy" in project.savepoint("doctor").output
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_the_role_of_another_scratch_database_has_the_same_current_schema(project: Stranger) -> None:
+    project.edit("models.py", ("sa.MetaData()", 'sa.MetaData(schema="postgres")'))
+    project.query("CREATE SCHEMA postgres")
+    project.alembic("upgrade", "head")
+    name = f"scratch_{project.url.partition('@/')[2].partition('?')[0]}"
+    for each in ("ROLE {} LOGIN SUPERUSER", "DATABASE {}"):
+        project.query(f"CREATE {each.format(name)}")
+    url = project.url.replace("postgres@", f"{name}@").replace(f"/{name.removeprefix('scratch_')}", f"/{name}")
+    project.edit("alembic.ini", ("[alembic]\n", f"[alembic]\nsavepoint_scratch_url = {url}\n"))
+    try:
+        assert "Healthy" in project.savepoint("check").output
+    finally:
+        for kind in ("DATABASE", "ROLE"):
+            project.query(f"DROP {kind} {name}")

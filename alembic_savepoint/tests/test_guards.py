@@ -82,6 +82,21 @@ def test_a_loss_is_refused_until_it_is_accepted(guarded: Stranger) -> None:
     assert record(guarded)[-1] == ("downgrade", "bbb2")
 
 
+@pytest.mark.parametrize("is_guarded", [False, True])
+def test_a_rehearsal_names_the_option_only_where_something_reads_it(begin: Begin, is_guarded: bool) -> None:
+    project = begin("generic")
+    if is_guarded:
+        project.guard()
+    project.alembic("upgrade", "head")
+    project.query("INSERT INTO users (id, name, email) VALUES (1, 'Ada', 'ada@example.org')")
+
+    found = project.savepoint("rehearse", "-1", code=1).text
+
+    assert "It loses data (users.email: 1 value)" in found
+    assert f"To do it for real: alembic {'-x accept-loss=users.email ' if is_guarded else ''}downgrade -1" in found
+    assert ("accept-loss" in found) is is_guarded
+
+
 def test_two_at_once_wait_for_each_other(guarded: Stranger) -> None:
     sleeps = "import time\ndef upgrade():\n    time.sleep(1)\n"
     guarded.add_revision("ccc3", sleeps, "bbb2")

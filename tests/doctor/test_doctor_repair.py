@@ -1,6 +1,7 @@
 """Doctor: repair; the codes."""
 
 import re
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -33,11 +34,18 @@ def test_a_repair_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) ->
     assert place.is_healthy
 
 
-def test_a_database_ahead_of_the_code_is_never_restamped(place: Place) -> None:
+@pytest.mark.parametrize("where", ["a branch", "elsewhere"])
+def test_a_database_ahead_of_the_code_is_never_restamped(place: Place, where: str) -> None:
     # The schema is exactly that of the head, and still it would be wrong.
+    place.git("checkout", "--quiet", "-b", "newer")
     place.add(NEW, HEAD, "    pass")
+    if where == "a branch":
+        place.commit("newer")
     place.upgrade()
-    place.file_of(NEW).unlink()
+    place.git("checkout", "--quiet", "main")
+    if where == "elsewhere":
+        place.file_of(NEW).unlink()
+        shutil.rmtree(place.folder / ".git")
 
     result = place.command("--repair", "--yes")
 

@@ -1,6 +1,7 @@
 """Doctor: the files by themselves; several, none, and what is not executed."""
 
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -96,6 +97,23 @@ def test_where_nothing_tells_which_file_was_first_both_ways_are_told(place: Plac
 
     assert len(commands(found)) == 2
     assert "Nothing shows which of them came later." in found["next_commands"][0]["what"]
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+@on_one_engine
+def test_of_a_file_that_was_copied_the_copy_is_deleted(place: Place, is_committed: bool) -> None:
+    original = place.file_of(HEAD)
+    copy = original.with_stem(f"{original.stem} (1)")
+    shutil.copy(original, copy)
+    if is_committed:
+        place.commit("both")
+
+    found = place.only("duplicate-id", 11)
+
+    assert "Their contents are the same" in found["evidence"]
+    assert steps(found) == [(f"rm '{copy.relative_to(place.folder)}'", "Delete the copy:")]
+    copy.unlink()
+    assert place.is_healthy
 
 
 def set_parent(place: Place, revision: str, parent: str) -> None:

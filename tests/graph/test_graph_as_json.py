@@ -143,7 +143,7 @@ def test_the_command_prints_a_document_or_a_flowchart(empty_url: str, show: Show
 @pytest.mark.parametrize(
     ("database_url", "reason"),
     [
-        ("sqlite:///gone.db", "There is no file gone.db."),
+        ("sqlite:///gone.db", f"There is no file {Path.cwd()}/gone.db."),
         ("postgresql://127.0.0.1:1/x", "Connection refused"),
         ("mysql://localhost/x", "The project's database is mysql."),
     ],

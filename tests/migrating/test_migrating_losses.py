@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
+from alembic.util import CommandError
 
-from alembic_savepoint.guards.losses import Losses
+from alembic_savepoint.guards.losses import Losses, losses_text, refuse_losses
 from db.engines import create_migration_engine
 from tests.support.migrating import NEW
 from tests.support.migrations import HEAD, add_revision, complaints, look, only_postgresql, only_sqlite
@@ -104,6 +105,18 @@ def test_what_is_lost_is_counted_however_it_is_written(empty_url: str, body: str
 )  # fmt: skip
 def test_what_only_postgresql_can_lose_is_counted(empty_url: str, body: str, expected: dict[str, int]) -> None:
     assert lost(empty_url, body) == expected
+
+
+@only_postgresql
+def test_a_table_of_another_schema_loses_rows_and_its_columns_lose_values(empty_url: str) -> None:
+    body = "op.execute('CREATE SCHEMA x')\nop.execute('ALTER TABLE people SET SCHEMA x')\n"
+    rows = lost(empty_url, f"{body}op.execute('DROP SCHEMA x CASCADE')")
+    values = lost(empty_url, f"{body}op.execute('UPDATE x.people SET phone = NULL')")
+
+    assert losses_text(rows) == "x.people: 3 rows"
+    assert losses_text(values) == "x.people.phone: 2 values"
+    with pytest.raises(CommandError, match=r"would lose data \(x\.people: 3 rows\)"):
+        refuse_losses(rows, {"people"}, "upgrade", "")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from alembic_savepoint.doctor import repair as repairs
 from alembic_savepoint.doctor.catalog import Schema
 from alembic_savepoint.doctor.diagnosis import Diagnosis
 from alembic_savepoint.doctor.scratch import Scratch
-from alembic_savepoint.environment import Environment, compared
+from alembic_savepoint.environment import GUARDED, Environment, compared
 from alembic_savepoint.history import applied
 from alembic_savepoint.history.applied import Applied
 from alembic_savepoint.project import Options, Project
@@ -45,6 +45,7 @@ def project_of(url: str, config: Config | None = None, **options: Any) -> Projec
         "compare_server_default": True,
         "transactional_ddl": True,
         "transaction_per_migration": True,
+        GUARDED: True,
     }
     environment = Environment(sa.make_url(url), {**configured, **compared(configured)})
     config = config or read_ini()
