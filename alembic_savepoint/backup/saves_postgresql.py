@@ -128,7 +128,13 @@ def load_postgresql(
             check_restored(connection, chosen)
         commit(connection)
     if missing:
-        warn_of_missing_roles(missing, chosen.name)
+        logger.warning(
+            "The server has no role %s, so nothing was granted to it. To restore its grants, create it (CREATE ROLE "
+            "%s), and load %s again.",
+            ", ".join(sorted(missing)),
+            min(missing),
+            chosen.name,
+        )
     if extras:
         logger.warning(
             "Not in the save, and left as it was: %s. If a later revision creates it, drop it before you upgrade.",
@@ -184,17 +190,6 @@ def commit(connection: psycopg.Connection) -> None:
             "was loaded. The newest save whose name begins with replaced- holds what was there before; compare: "
             "alembic-savepoint saves"
         ) from error
-
-
-def warn_of_missing_roles(missing: set[str], save: str) -> None:
-    """Log which roles the server lacks, whose grants were therefore not restored."""
-    logger.warning(
-        "The server has no role %s, so nothing was granted to it. To restore its grants, create it (CREATE ROLE "
-        "%s), and load %s again.",
-        ", ".join(sorted(missing)),
-        min(missing),
-        save,
-    )
 
 
 def entries_of(dump: Path, version: str, created: Iterable[str] = ()) -> tuple[bytes, bytes]:
