@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import islice, takewhile
 
 import psycopg
 from psycopg import sql
@@ -126,10 +126,11 @@ def copy_rows(connection: psycopg.Connection, script: Iterator[bytes], rows: int
         # The name of a table or column may have several lines.
         if line.endswith(b" FROM stdin;\n"):
             with connection.cursor().copy(b"".join(statements)) as copy:
-                for row in takewhile(END_OF_ROWS.__ne__, script):
-                    copy.write(row)
-                    done += 1
-                    if done % 1000 == 0:
+                lines = takewhile(END_OF_ROWS.__ne__, script)
+                while some := list(islice(lines, 1000)):
+                    copy.write(b"".join(some))
+                    done += len(some)
+                    if len(some) == 1000:
                         progress("Loading", done, rows)
             statements = []
     connection.execute(b"".join(statements))

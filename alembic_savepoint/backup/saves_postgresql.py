@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, filterfalse, islice
 from pathlib import Path
 
 import psycopg
@@ -232,7 +232,7 @@ def script_of(dump: Path, entries: bytes, version: str, *section: str) -> Iterat
             # A command of psql, with a random key.
             restricted = [b"\\un" + line[1:] for line in head if line.startswith(b"\\restrict ")]
             lines = chain((line for line in head if not line.startswith(LEFT_OUT)), script.stdout)
-            yield (line for line in lines if line not in restricted)
+            yield filterfalse(restricted.__contains__, lines)
             said = script.stderr.read()
     if script.returncode:
         raise SaveError(f"{UNCHANGED} pg_restore says: {complaint(said.splitlines())}")
