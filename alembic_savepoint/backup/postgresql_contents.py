@@ -30,38 +30,58 @@ def foreign_rows_of_postgresql(connection: psycopg.Connection) -> list[tuple[str
     return list(connection.execute(FOREIGN_ROWS))
 
 
+def extensions_of_postgresql(connection: psycopg.Connection) -> tuple[Extension, ...]:
+    """Return the extensions in the order in which they were created, since one may need another."""
+    return tuple(
+        Extension(name=name, version=version, schema_name=schema)
+        for name, version, schema in connection.execute(EXTENSIONS)
+    )
+
+
+def rows_of_postgresql(connection: psycopg.Connection, schemas: Iterable[str], current: str | None) -> dict[str, int]:
+    """Return the number of rows of each table, which is called SCHEMA.TABLE unless it is in the current schema."""
+    return {
+        table if schema == current else f"{schema}.{table}": select(connection, "count(*)", schema, table)[0]
+        for schema, table in sorted(tables_of_postgresql(connection, schemas))
+    }
+
+
+def revision_of_postgresql(connection: psycopg.Connection, *version_table: str) -> tuple[str, ...]:
+    """Return what is in Alembic's table, whose schema comes first."""
+    return tuple(sorted(map(revision_text, select(connection, "version_num", *version_table))))
+
+
+def server_version(connection: psycopg.Connection) -> str:
+    """Return the server's version, such as 18.1."""
+    major, minor = divmod(connection.info.server_version, 10_000)
+    return f"{major}.{minor}"
+
+
+def select(connection: psycopg.Connection, column: str, *table: str) -> list[Any]:
+    """Return the values of one column."""
+    query = sql.SQL("SELECT {} FROM {}").format(sql.SQL(column), sql.Identifier(*table))
+    return [value for (value,) in connection.execute(query)]
+
+
 def contents_of_postgresql(connection: psycopg.Connection, versions: sa.TableClause) -> Contents:
     """Return the contents of the schemas that a save takes. Other schemas' tables are SCHEMA.TABLE in its rows."""
-
-    def select(columns: str, *table: str) -> list[Any]:
-        query = sql.SQL("SELECT {} FROM {}").format(sql.SQL(columns), sql.Identifier(*table))
-        return [value for (value,) in connection.execute(query)]
-
     ((current, search_path),) = connection.execute("SELECT current_schema(), current_schemas(false)")
     schemas = schemas_of_postgresql(connection)
-    tables = tables_of_postgresql(connection, schemas)
-    rows = {
-        table if schema == current else f"{schema}.{table}": select("count(*)", schema, table)[0]
-        for schema, table in sorted(tables)
-    }
-    found = (schema for schema in search_path if (schema, versions.name) in tables)
-    schema = versions.schema or next(found, current)
+    rows = rows_of_postgresql(connection, schemas, current)
+    # In a schema that is named like the role, perhaps, which has none of the tables.
+    called = {each: versions.name if each == current else f"{each}.{versions.name}" for each in search_path}
+    schema = versions.schema or next((each for each, name in called.items() if name in rows), current)
     version_table = versions.name if schema == current else f"{schema}.{versions.name}"
-    revision = select("version_num", schema, versions.name) if version_table in rows else []
-    major, minor = divmod(connection.info.server_version, 10_000)
     return Contents(
         engine="postgresql",
-        server_version=f"{major}.{minor}",
+        server_version=server_version(connection),
         schema_name=current,
         schemas=tuple(schemas),
         search_path=tuple(search_path),
-        extensions=tuple(
-            Extension(name=name, version=version, schema_name=schema)
-            for name, version, schema in connection.execute(EXTENSIONS)
-        ),
+        extensions=extensions_of_postgresql(connection),
         left_out=tuple(left_out(connection, schemas)),
         version_table=version_table,
-        revision=tuple(sorted(map(revision_text, revision))),
+        revision=revision_of_postgresql(connection, schema, versions.name) if version_table in rows else (),
         created_at=now(),
         rows=rows,
     )
@@ -106,7 +126,7 @@ TABLES = f"""
     SELECT nspname, relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE nspname = ANY ({{schemas}}::text[]) AND relkind = 'r' AND NOT {OF_EXTENSION.format(catalog="pg_class")}
 """  # noqa: S608
-# In the order in which they were created, since one may need another. plpgsql is in every database.
+# plpgsql is in every database.
 EXTENSIONS = """
     SELECT extname, extversion, nspname FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
     WHERE extname <> 'plpgsql' ORDER BY pg_extension.oid

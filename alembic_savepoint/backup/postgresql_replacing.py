@@ -1,10 +1,19 @@
-"""SQL with which a load replaces what is in a PostgreSQL database."""
+"""A PostgreSQL database whose contents a load replaces: locks, schemas, what is dropped, and rows."""
+
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice, takewhile
 
 import psycopg
 from psycopg import sql
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 
-from alembic_savepoint.backup.postgresql_contents import TABLES
-from alembic_savepoint.backup.save_files import PATIENCE, UNCHANGED, Contents, Extension, Save, SaveRefused
+from alembic_savepoint.backup.postgresql_contents import extensions_of_postgresql
+from alembic_savepoint.backup.save_files import PATIENCE, UNCHANGED, Extension, Progress, Save, SaveError, SaveRefused
 
 
 def identifiers(tables: list[tuple[str, str]]) -> sql.Composed:
@@ -12,53 +21,47 @@ def identifiers(tables: list[tuple[str, str]]) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(*table) for table in tables)
 
 
-def lock_command(tables: list[tuple[str, str]], mode: str, lock_timeout: float) -> str:
-    """Return SQL that locks all tables, in several attempts, or names those who hold them."""
-    schemas = sql.Literal(sorted({schema for schema, _ in tables})).as_string()
-    return LOCK.format(
-        tables=identifiers(tables).as_string(), schemas=schemas, mode=mode, seconds=PATIENCE * lock_timeout
-    )
+def lock_tables(connection: psycopg.Connection, tables: list[tuple[str, str]], mode: str, lock_timeout: float) -> None:
+    """Lock all tables, in several attempts. Raises SaveError, which names those who hold them."""
+    deadline = time.monotonic() + PATIENCE * lock_timeout
+    while True:
+        try:
+            with connection.transaction():
+                connection.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(identifiers(tables), sql.SQL(mode)))
+            return
+        except (LockNotAvailable, DeadlockDetected):
+            if time.monotonic() > deadline:
+                schemas = sorted({schema for schema, _ in tables})
+                found = [text for (text,) in connection.execute(HOLDERS, [schemas, mode == "ACCESS EXCLUSIVE"])]
+                holders = "; ".join(found) or "Their users have ended since"
+                raise SaveError(f"{UNCHANGED} The tables are in use. {holders}") from None
+            # Meanwhile, those who wait behind this have their turn.
+            time.sleep(random.uniform(0, 0.5))
 
 
-def all_schemas(connection: psycopg.Connection) -> set[str]:
-    """Return all schemas of the database."""
-    return {schema for (schema,) in connection.execute("SELECT nspname FROM pg_namespace")}
-
-
-def preparation_of(connection: psycopg.Connection, chosen: Save, there: Contents) -> str:
-    """Return SQL that empties the save's schemas, and creates the schemas and extensions that are missing.
+def create_schemas(connection: psycopg.Connection, chosen: Save) -> tuple[list[str], list[Extension]]:
+    """Create the schemas that the save needs, and return these and the extensions that are still missing.
 
     Raises SaveRefused where the current schema is another one, or an extension cannot be created.
     """
-    existing, schemas = all_schemas(connection), chosen.saved_schemas
-    if there.schema_name != chosen.schema_name and chosen.schema_name in existing:
+    extensions = missing_extensions(connection, chosen)
+    needed = dict.fromkeys([*chosen.saved_schemas, *(each.schema_name for each in extensions)])
+    existing = {schema for (schema,) in connection.execute("SELECT nspname FROM pg_namespace")}
+    created = [each for each in needed if each not in existing]
+    for each in created:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(each)))
+    ((current,),) = connection.execute("SELECT current_schema()")
+    if current != chosen.schema_name:
         raise SaveRefused(
-            f"Save {chosen.name} is of the schema {chosen.schema_name}, and the current one is {there.schema_name}. "
-            f"{UNCHANGED} The search_path of the role, or in the URL, says which schema is current."
+            f"Save {chosen.name} is of the schema {chosen.schema_name}, and the current one is {current}. {UNCHANGED} "
+            "The search_path of the role, or in the URL, says which schema is current."
         )
-    extensions = missing_extensions(connection, chosen, there)
-    needed = dict.fromkeys([*schemas, *(each.schema_name for each in extensions)])
-    # Not pg_catalog, which is searched first unless it is named.
-    path = [each for each in chosen.search_path or schemas if not each.startswith("pg_")]
-    names = {
-        "schemas": sql.Literal(list(schemas)),
-        "extensions": sql.Literal([each.name for each in chosen.extensions]),
-    }
-    commands = [sql.SQL(DROP).format(**names)]
-    commands += [sql.SQL("CREATE SCHEMA {};").format(sql.Identifier(each)) for each in needed if each not in existing]
-    commands += [
-        sql.SQL("CREATE EXTENSION {} WITH SCHEMA {};").format(*map(sql.Identifier, (each.name, each.schema_name)))
-        for each in extensions
-    ]
-    commands += [sql.SQL(CURRENT).format(schema=sql.Literal(chosen.schema_name))]
-    # What generated columns, checks and indexes call may need it; pg_restore would set it to ''.
-    commands += [sql.SQL("SET LOCAL search_path = {};").format(sql.SQL(", ").join(map(sql.Identifier, path)))]
-    return sql.SQL("\n").join(commands).as_string()
+    return created, extensions
 
 
-def missing_extensions(connection: psycopg.Connection, chosen: Save, there: Contents) -> list[Extension]:
+def missing_extensions(connection: psycopg.Connection, chosen: Save) -> list[Extension]:
     """Return the extensions that the save needs and the database lacks. Raises SaveRefused if it cannot have them."""
-    found = {each.name: each.schema_name for each in there.extensions}
+    found = {each.name: each.schema_name for each in extensions_of_postgresql(connection)}
     for each in chosen.extensions:
         if each.name in found and found[each.name] != each.schema_name:
             raise SaveRefused(
@@ -82,67 +85,94 @@ def quoted(name: str) -> str:
     return sql.Identifier(name).as_string()
 
 
-def check_command(chosen: Save) -> str:
-    """Return SQL that fails unless what was restored is what the description says."""
-    expected = sql.Literal(chosen.model_dump_json(include={"schema_name", "rows", "revision"}))
-    tables = sql.SQL(TABLES).format(schemas=sql.Literal(list(chosen.saved_schemas)))
-    schema, _, name = chosen.version_table.rpartition(".")
-    return CHECK.format(
-        expected=expected.as_string(),
-        tables=tables.as_string(),
-        version_key=sql.Literal(chosen.version_table).as_string(),
-        version_table=sql.Identifier(*filter(None, [schema, name])).as_string(),
-    )
+def drop_objects(connection: psycopg.Connection, chosen: Save) -> None:
+    """Drop what is in the save's schemas. Raises SaveError if something elsewhere, or another role's, would go too."""
+    schemas = {"schemas": list(chosen.saved_schemas)}
+    others = Counter(connection.execute(OTHERS, schemas))
+    commands = [command for (command,) in connection.execute(DROPS, schemas)]
+    connection.execute("; ".join(commands).encode())
+    if lost := others - Counter(connection.execute(OTHERS, schemas)):
+        names = ", ".join(name for (name,) in lost.elements())
+        raise SaveError(
+            f"{UNCHANGED} {names} depends on what the save replaces, and is not in a schema of the save, or of another "
+            "role. Drop it before the load, and create it again after."
+        )
+    # Rows that were added to the tables of extensions, which stay.
+    extensions = [each.name for each in chosen.extensions]
+    for (command,) in connection.execute(ADDED_ROWS, {**schemas, "extensions": extensions}).fetchall():
+        connection.execute(command.encode())
+
+
+def create_extensions(connection: psycopg.Connection, chosen: Save, extensions: Iterable[Extension]) -> None:
+    """Create the extensions that the save needs, and search the schemas that it was saved with."""
+    for each in extensions:
+        command = sql.SQL("CREATE EXTENSION {} WITH SCHEMA {}")
+        connection.execute(command.format(sql.Identifier(each.name), sql.Identifier(each.schema_name)))
+    # What generated columns, checks and indexes call may need it; pg_restore would set it to ''. Not pg_catalog, which
+    # is searched first unless it is named.
+    path = [each for each in chosen.search_path or chosen.saved_schemas if not each.startswith("pg_")]
+    connection.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.SQL(", ").join(map(sql.Identifier, path))))
+
+
+def copy_rows(connection: psycopg.Connection, script: Iterator[bytes], rows: int, progress: Progress) -> None:
+    """Run a script in which most lines are rows."""
+    done, statements = 0, list[bytes]()
+    progress("Loading", 0, rows)
+    for line in script:
+        if line.startswith(b"COPY "):
+            connection.execute(b"".join(statements))
+            statements = []
+        statements.append(line)
+        # The name of a table or column may have several lines.
+        if line.endswith(b" FROM stdin;\n"):
+            with connection.cursor().copy(b"".join(statements)) as copy:
+                lines = takewhile(END_OF_ROWS.__ne__, script)
+                while some := list(islice(lines, 1000)):
+                    copy.write(b"".join(some))
+                    done += len(some)
+                    if len(some) == 1000:
+                        progress("Loading", done, rows)
+            statements = []
+    connection.execute(b"".join(statements))
+
+
+@contextmanager
+def with_advice() -> Iterator[None]:
+    """Say what to create if a save needs a role that is missing, or an extension that this role may not create."""
+    try:
+        yield
+    except psycopg.Error as error:
+        said = error.diag.message_primary or ""
+        if role := re.fullmatch(r"role (\".+\") does not exist", said):
+            advice = f"A policy in the save needs it. Create it, and load again: CREATE ROLE {role[1]}"
+        elif extension := re.fullmatch(r"permission denied to create extension (\".+\")", said):
+            advice = f"Create it as a superuser, and load again: CREATE EXTENSION {extension[1]}"
+        else:
+            raise
+        raise SaveError(f"{UNCHANGED} PostgreSQL says: {said}. {advice}") from None
 
 
 # --- SQL --------------------------------------------------------------------------------------------------------------
 
-LOCK = r"""
-    DO $savepoint$
-    DECLARE
-        deadline CONSTANT timestamptz := clock_timestamp() + interval '{seconds} seconds';
-    BEGIN
-        LOOP
-            BEGIN
-                LOCK TABLE {tables} IN {mode} MODE;
-                RETURN;
-            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
-                IF clock_timestamp() > deadline THEN
-                    EXIT;
-                END IF;
-                -- Meanwhile, those who wait behind this have their turn.
-                PERFORM pg_sleep(random() / 2);
-            END;
-        END LOOP;
-        RAISE EXCEPTION 'the tables are in use. %', coalesce((
-            SELECT string_agg(format('Process %s, for %s seconds: %s', pid,
-                extract(epoch FROM clock_timestamp() - xact_start)::integer,
-                regexp_replace(left(query, 200), '\s+', ' ', 'g')), '; ' ORDER BY xact_start)
-            FROM pg_stat_activity
-            WHERE datname = current_database() AND pid <> pg_backend_pid() AND pid IN (
-                SELECT pg_locks.pid FROM pg_locks JOIN pg_class ON pg_class.oid = relation
-                JOIN pg_namespace ON pg_namespace.oid = relnamespace
-                WHERE granted AND nspname = ANY ({schemas}::text[])
-                AND (pg_locks.mode <> 'AccessShareLock' OR '{mode}' = 'ACCESS EXCLUSIVE'))
-        ), 'Their users have ended since');
-    END $savepoint$;
-"""
-CURRENT = """
-    DO $savepoint$ BEGIN
-        IF current_schema() IS DISTINCT FROM {schema} THEN
-            RAISE EXCEPTION 'the save is of the schema %, and the current one is %. The search_path of the role, or in '
-                'the URL, says which schema is current', {schema}, current_schema();
-        END IF;
-    END $savepoint$;
+END_OF_ROWS = b"\\.\n"
+HOLDERS = r"""
+    SELECT format('Process %%s, for %%s seconds: %%s', pid, extract(epoch FROM clock_timestamp() - xact_start)::integer,
+        regexp_replace(left(query, 200), '\s+', ' ', 'g'))
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND pid IN (
+        SELECT pg_locks.pid FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+        JOIN pg_namespace ON pg_namespace.oid = relnamespace
+        WHERE granted AND nspname = ANY (%s) AND (pg_locks.mode <> 'AccessShareLock' OR %s))
+    ORDER BY xact_start
 """
 # Objects in another schema or in none, or of another role.
 OTHERS = r"""
     SELECT concat_ws(' ', pg_class.oid::regclass, conname) FROM pg_class
     JOIN pg_namespace ON pg_namespace.oid = relnamespace LEFT JOIN pg_constraint ON conrelid = pg_class.oid
-    WHERE nspname NOT LIKE 'pg\_t%' AND (nspname <> ALL ({schemas}::text[]) OR NOT pg_has_role(relowner, 'USAGE'))
+    WHERE nspname NOT LIKE 'pg\_t%%' AND (nspname <> ALL (%(schemas)s) OR NOT pg_has_role(relowner, 'USAGE'))
     UNION ALL
     SELECT pg_proc.oid::regprocedure::text FROM pg_proc JOIN pg_namespace ON pg_namespace.oid = pronamespace
-    WHERE (nspname <> ALL ({schemas}::text[]) OR NOT pg_has_role(proowner, 'USAGE')) AND NOT EXISTS (
+    WHERE (nspname <> ALL (%(schemas)s) OR NOT pg_has_role(proowner, 'USAGE')) AND NOT EXISTS (
         SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = pg_proc.oid AND deptype = 'i')
     UNION ALL
     SELECT concat_ws(' ', type, identity) FROM (
@@ -154,73 +184,29 @@ OTHERS = r"""
     -- The casts of a range belong to it.
     WHERE NOT EXISTS (SELECT FROM pg_depend WHERE classid = class AND objid = objects.oid AND deptype = 'i')
 """
-DROP = f"""
-    DO $savepoint$
-    DECLARE
-        others CONSTANT text[] := ARRAY({OTHERS});
-        lost text;
-        commands text[];
-        command text;
-    BEGIN
-        SELECT array_agg(format('DROP %s IF EXISTS %s CASCADE', CASE
-            WHEN type IN ('function', 'procedure', 'aggregate') THEN 'ROUTINE'
-            WHEN type = 'statistics object' THEN 'STATISTICS' ELSE type END, identity) ORDER BY type <> 'table')
-        INTO commands FROM pg_depend AS object CROSS JOIN LATERAL pg_identify_object(classid, objid, 0)
-        WHERE refclassid = 'pg_namespace'::regclass AND deptype = 'n'
-        AND refobjid IN (SELECT oid FROM pg_namespace WHERE nspname = ANY ({{schemas}}::text[]))
-        AND classid NOT IN ('pg_extension'::regclass, 'pg_default_acl'::regclass)
-        -- What belongs to the first superuser, which is 10, has no row.
-        AND pg_has_role(coalesce((
-            SELECT owner.refobjid FROM pg_shdepend AS owner JOIN pg_database ON pg_database.oid = dbid
-            WHERE datname = current_database() AND owner.deptype = 'o'
-            AND owner.classid = object.classid AND owner.objid = object.objid), 10), 'USAGE')
-        AND NOT EXISTS (
-            -- Objects of an extension stay; parts of a type or table are dropped with it.
-            SELECT FROM pg_depend AS part WHERE part.classid = object.classid AND part.objid = object.objid
-            AND part.refobjid <> part.objid AND part.deptype IN ('e', 'i'));
-        FOREACH command IN ARRAY coalesce(commands, ARRAY[]::text[]) LOOP
-            EXECUTE command;
-        END LOOP;
-        SELECT string_agg(name, ', ') INTO lost FROM (SELECT unnest(others) EXCEPT ALL ({OTHERS})) AS gone(name);
-        IF lost IS NOT NULL THEN
-            RAISE EXCEPTION '% depends on what the save replaces, and is not in a schema of the save, or of another '
-                'role. Drop it before the load, and create it again after', lost;
-        END IF;
-        -- Rows that were added to the tables of extensions, which stay.
-        FOR command IN
-            SELECT format('DELETE FROM %s %s', config::regclass, condition)
-            FROM pg_extension CROSS JOIN LATERAL unnest(extconfig, extcondition) AS configuration (config, condition)
-            JOIN pg_class ON pg_class.oid = config JOIN pg_namespace ON pg_namespace.oid = relnamespace
-            WHERE relkind = 'r' AND pg_has_role(relowner, 'USAGE') AND extname = ANY ({{extensions}}::text[])
-            AND nspname = ANY ({{schemas}}::text[])
-        LOOP
-            EXECUTE command;
-        END LOOP;
-    END $savepoint$;
-"""  # noqa: S608 (all of it is written here)
-CHECK = """
-    SELECT set_config('savepoint.expected', {expected}, true);
-    DO $savepoint$
-    DECLARE
-        expected CONSTANT jsonb := current_setting('savepoint.expected');
-        found_rows jsonb := '{{}}';
-        found_revision jsonb := '[]';
-        found record;
-        counted bigint;
-    BEGIN
-        PERFORM set_config('search_path', quote_ident(expected->>'schema_name'), true);
-        FOR found IN {tables} LOOP
-            EXECUTE format('SELECT count(*) FROM %I.%I', found.nspname, found.relname) INTO counted;
-            found_rows := found_rows || jsonb_build_object(
-                CASE WHEN found.nspname = expected->>'schema_name' THEN found.relname
-                ELSE concat(found.nspname, '.', found.relname) END, counted);
-        END LOOP;
-        IF found_rows ? {version_key} THEN
-            SELECT coalesce(jsonb_agg(version_num ORDER BY version_num COLLATE "C"), '[]') INTO found_revision
-            FROM {version_table};
-        END IF;
-        IF found_rows <> expected->'rows' OR found_revision <> expected->'revision' THEN
-            RAISE EXCEPTION 'the save does not hold the rows and the revision that its description says';
-        END IF;
-    END $savepoint$;
+DROPS = """
+    SELECT format('DROP %%s IF EXISTS %%s CASCADE', CASE
+        WHEN type IN ('function', 'procedure', 'aggregate') THEN 'ROUTINE'
+        WHEN type = 'statistics object' THEN 'STATISTICS' ELSE type END, identity)
+    FROM pg_depend AS object CROSS JOIN LATERAL pg_identify_object(classid, objid, 0)
+    WHERE refclassid = 'pg_namespace'::regclass AND deptype = 'n'
+    AND refobjid IN (SELECT oid FROM pg_namespace WHERE nspname = ANY (%(schemas)s))
+    AND classid NOT IN ('pg_extension'::regclass, 'pg_default_acl'::regclass)
+    -- What belongs to the first superuser, which is 10, has no row.
+    AND pg_has_role(coalesce((
+        SELECT owner.refobjid FROM pg_shdepend AS owner JOIN pg_database ON pg_database.oid = dbid
+        WHERE datname = current_database() AND owner.deptype = 'o'
+        AND owner.classid = object.classid AND owner.objid = object.objid), 10), 'USAGE')
+    AND NOT EXISTS (
+        -- Objects of an extension stay; parts of a type or table are dropped with it.
+        SELECT FROM pg_depend AS part WHERE part.classid = object.classid AND part.objid = object.objid
+        AND part.refobjid <> part.objid AND part.deptype IN ('e', 'i'))
+    ORDER BY type <> 'table'
+"""
+ADDED_ROWS = """
+    SELECT format('DELETE FROM %%s %%s', config::regclass, condition)
+    FROM pg_extension CROSS JOIN LATERAL unnest(extconfig, extcondition) AS configuration (config, condition)
+    JOIN pg_class ON pg_class.oid = config JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relkind = 'r' AND pg_has_role(relowner, 'USAGE') AND extname = ANY (%(extensions)s)
+    AND nspname = ANY (%(schemas)s)
 """

@@ -249,9 +249,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_contents(save: Save, found: Contents) -> None:
+def check_contents(save: Save, rows: dict[str, int], revision: tuple[str, ...]) -> None:
     """Raise SaveRefused for a save whose contents differ from its description."""
-    if (found.rows, found.revision) != (save.rows, save.revision):
+    if (rows, revision) != (save.rows, save.revision):
         raise SaveRefused(
             f"Save {save.name} does not hold the rows and the revision that {save.name}.json says. Nothing was "
             "changed. Take another save: alembic-savepoint saves"

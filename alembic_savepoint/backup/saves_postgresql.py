@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, filterfalse, islice
 from pathlib import Path
 
 import psycopg
@@ -13,17 +13,23 @@ from psycopg import sql
 
 from alembic_savepoint.backup.postgresql_contents import (
     contents_of_postgresql,
+    extensions_of_postgresql,
     foreign_rows_of_postgresql,
+    revision_of_postgresql,
+    rows_of_postgresql,
     schemas_of_postgresql,
+    server_version,
     tables_of_postgresql,
 )
-from alembic_savepoint.backup.postgresql_programs import Psql, complaint, libpq, start
+from alembic_savepoint.backup.postgresql_programs import complaint, libpq, start
 from alembic_savepoint.backup.postgresql_replacing import (
-    all_schemas,
-    check_command,
+    copy_rows,
+    create_extensions,
+    create_schemas,
+    drop_objects,
     identifiers,
-    lock_command,
-    preparation_of,
+    lock_tables,
+    with_advice,
 )
 from alembic_savepoint.backup.save_files import (
     NO_TABLES,
@@ -34,21 +40,29 @@ from alembic_savepoint.backup.save_files import (
     Save,
     SaveError,
     SaveRefused,
+    check_contents,
     discarded_on_failure,
     temporary,
 )
-from alembic_savepoint.history.applied import VERSIONS
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def connect_postgresql(url: str, lock_timeout: float) -> Iterator[psycopg.Connection]:
-    """Yield a connection whose transaction sees one state of all tables, none of which can be altered meanwhile."""
-    conninfo, environment = libpq(url)
-    with psycopg.connect(conninfo, password=environment.get("PGPASSWORD"), autocommit=True) as connection:
+def connect(url: str, lock_timeout: float) -> Iterator[psycopg.Connection]:
+    """Yield a connection without limits, except that it waits no longer than `lock_timeout` seconds for each lock."""
+    conninfo, password = libpq(url)
+    # No transaction begins by itself, and poolers need not know prepared statements.
+    with psycopg.connect(conninfo, password=password, autocommit=True, prepare_threshold=None) as connection:
         connection.execute(NO_LIMITS)
         connection.execute("SELECT set_config('lock_timeout', %s, false)", [milliseconds(lock_timeout)])
+        yield connection
+
+
+@contextmanager
+def connect_postgresql(url: str, lock_timeout: float) -> Iterator[psycopg.Connection]:
+    """Yield a connection whose transaction sees one state of all tables, none of which can be altered meanwhile."""
+    with connect(url, lock_timeout) as connection:
         tables = tables_of_postgresql(connection, schemas_of_postgresql(connection))
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         if tables:
@@ -80,7 +94,7 @@ def dump_postgresql(
         options += [f"--exclude-table-data={sql.Identifier(*table).as_string()}" for table in foreign]
         options += ["--verbose", f"--lock-wait-timeout={milliseconds(lock_timeout)}"]
         said, done = [], 0
-        with start("pg_dump", url, found.server_version, *options) as dump:
+        with start("pg_dump", found.server_version, *options, url=url) as dump:
             for line in dump.stderr or ():
                 said.append(line)
                 done += b"dumping contents of table" in line
@@ -93,70 +107,97 @@ def dump_postgresql(
 def load_postgresql(
     url: str, chosen: Save, folder: Path, keep: Keep, progress: Progress, *, lock_timeout: float
 ) -> Save | None:
-    """Drop what is in the save's schemas and restore the save, in one transaction of psql.
+    """Drop what is in the save's schemas and restore the save, in one transaction.
 
     `keep` saves the old data once nobody else can write; its result is returned.
     """
-    schemas = chosen.saved_schemas
-    with connect_postgresql(url, lock_timeout) as connection:
-        tables = tables_of_postgresql(connection, schemas)
-        there = contents_of_postgresql(connection, VERSIONS)
-        roles = {role for (role,) in connection.execute("SELECT quote_ident(rolname) FROM pg_roles")}
-        created = [schema for schema in schemas if schema not in all_schemas(connection)]
-        preparation = preparation_of(connection, chosen, there)
-    dump, version, replaced = chosen.copy_in(folder), there.server_version, list[Save]()
-    entries, grants = entries_of(dump, url, version, created)
-    with script_of(dump, grants, url, version) as script:
-        granting, missing = grants_to(roles, script)
-    with Psql(url, version) as psql:
-        with discarded_on_failure(replaced, folder):
-            psql.run(f"SET client_min_messages = error; {NO_LIMITS}")
-            psql.run(f"BEGIN; SET LOCAL lock_timeout = {milliseconds(lock_timeout)};")
-            if tables:
-                psql.run(lock_command(tables, "EXCLUSIVE", lock_timeout))
+    replaced: list[Save] = []
+    with connect(url, lock_timeout) as connection:
+        extras = not_in_the_save(connection, chosen)
+        with discarded_on_failure(replaced, folder), with_advice():
+            connection.execute("BEGIN")
+            created, extensions = create_schemas(connection, chosen)
+            if tables := tables_of_postgresql(connection, chosen.saved_schemas):
+                lock_tables(connection, tables, "EXCLUSIVE", lock_timeout)
                 # From here on, others can read, but not write.
                 replaced.append(keep())
-                psql.run(lock_command(tables, "ACCESS EXCLUSIVE", lock_timeout))
-            psql.run(preparation)
-            with script_of(dump, entries, url, version) as script:
-                psql.send(chain(script, granting), sum(chosen.rows.values()), progress)
-            psql.run(check_command(chosen))
-        psql.commit()
+                lock_tables(connection, tables, "ACCESS EXCLUSIVE", lock_timeout)
+            drop_objects(connection, chosen)
+            create_extensions(connection, chosen, extensions)
+            missing = restore(connection, chosen, folder, created, progress)
+            check_restored(connection, chosen)
+        commit(connection)
     if missing:
-        warn_of_missing_roles(missing, chosen.name)
-    warn_of_what_stays(chosen, there)
+        logger.warning(
+            "The server has no role %s, so nothing was granted to it. To restore its grants, create it (CREATE ROLE "
+            "%s), and load %s again.",
+            ", ".join(sorted(missing)),
+            min(missing),
+            chosen.name,
+        )
+    if extras:
+        logger.warning(
+            "Not in the save, and left as it was: %s. If a later revision creates it, drop it before you upgrade.",
+            ", ".join(extras),
+        )
     return replaced[0] if replaced else None
 
 
-def warn_of_what_stays(chosen: Save, there: Contents) -> None:
-    """Log which schemas and extensions the save does not have; a revision that creates them would find them there."""
+def not_in_the_save(connection: psycopg.Connection, chosen: Save) -> list[str]:
+    """Return the schemas and extensions that the save does not have; a revision that creates them would find them."""
     known = {each.name for each in chosen.extensions}
-    names = [f"the schema {each}" for each in there.schemas if each not in chosen.schemas]
-    names += [f"the extension {each.name}" for each in there.extensions if each.name not in known]
-    if chosen.schemas and names:
-        logger.warning(
-            "Not in the save, and left as it was: %s. If a later revision creates it, drop it before you upgrade.",
-            ", ".join(names),
-        )
+    names = [f"the schema {each}" for each in schemas_of_postgresql(connection) if each not in chosen.schemas]
+    names += [f"the extension {each.name}" for each in extensions_of_postgresql(connection) if each.name not in known]
+    # Saves of earlier versions do not say what they have.
+    return names if chosen.schemas else []
 
 
-def warn_of_missing_roles(missing: set[str], save: str) -> None:
-    """Log which roles the server lacks, whose grants were therefore not restored."""
-    logger.warning(
-        "The server has no role %s, so nothing was granted to it. To restore its grants, create it (CREATE ROLE "
-        "%s), and load %s again.",
-        ", ".join(sorted(missing)),
-        min(missing),
-        save,
-    )
+def restore(
+    connection: psycopg.Connection, chosen: Save, folder: Path, created: Iterable[str], progress: Progress
+) -> set[str]:
+    """Restore a save into schemas that are empty; return the roles that its grants name and the server lacks."""
+    dump, version = chosen.copy_in(folder), server_version(connection)
+    entries, grants = entries_of(dump, version, created)
+    with script_of(dump, entries, version, "--section=pre-data") as script:
+        connection.execute(b"".join(script))
+    with script_of(dump, entries, version, "--section=data") as script:
+        copy_rows(connection, script, sum(chosen.rows.values()), progress)
+    with script_of(dump, entries, version, "--section=post-data") as script:
+        connection.execute(b"".join(script))
+    roles = {role for (role,) in connection.execute("SELECT quote_ident(rolname) FROM pg_roles")}
+    with script_of(dump, grants, version) as script:
+        granting, missing = grants_to(roles, script)
+    connection.execute(b"".join(granting))
+    return missing
 
 
-def entries_of(dump: Path, url: str, server_version: str, created: Iterable[str] = ()) -> tuple[bytes, bytes]:
+def check_restored(connection: psycopg.Connection, chosen: Save) -> None:
+    """Raise SaveRefused unless what was restored is what the description says."""
+    schema, _, name = chosen.version_table.rpartition(".")
+    rows = rows_of_postgresql(connection, chosen.saved_schemas, chosen.schema_name)
+    is_there = chosen.version_table in rows
+    revision = revision_of_postgresql(connection, schema or str(chosen.schema_name), name) if is_there else ()
+    check_contents(chosen, rows, revision)
+
+
+def commit(connection: psycopg.Connection) -> None:
+    """Commit the transaction. Raises SaveError if it is not known whether that was done."""
+    try:
+        connection.commit()
+    except psycopg.OperationalError as error:
+        raise SaveError(
+            f"The answer to COMMIT did not arrive ({str(error).splitlines()[0]}), so it is not known whether the save "
+            "was loaded. The newest save whose name begins with replaced- holds what was there before; compare: "
+            "alembic-savepoint saves"
+        ) from error
+
+
+def entries_of(dump: Path, version: str, created: Iterable[str] = ()) -> tuple[bytes, bytes]:
     """Return pg_restore's list of the save's entries, and separately the grants.
 
     The schemas themselves are left out: they stay, with their grants. Those that the load has `created` get theirs.
     """
-    with start("pg_restore", url, server_version, "--list", str(dump)) as listing:
+    with start("pg_restore", version, "--list", str(dump)) as listing:
         entries, said = listing.communicate()
     if listing.returncode:
         newer = "If it says unsupported version, a newer pg_dump made the save, and pg_restore has to be as new."
@@ -179,16 +220,19 @@ def grants_to(roles: set[str], script: Iterable[bytes]) -> tuple[list[bytes], se
 
 
 @contextmanager
-def script_of(dump: Path, entries: bytes, url: str, server_version: str) -> Iterator[Iterator[bytes]]:
+def script_of(dump: Path, entries: bytes, version: str, *section: str) -> Iterator[Iterator[bytes]]:
     """Yield the lines of a script that restores these entries. Raises SaveError in the end if pg_restore failed."""
     with temporary(dump.parent) as listed:
         listed.write_bytes(entries)
-        options = ["--no-owner", f"--use-list={listed}", "--file=-", str(dump)]
-        with start("pg_restore", url, server_version, *options) as script:
+        options = ["--no-owner", f"--use-list={listed}", "--file=-", *section, str(dump)]
+        with start("pg_restore", version, *options) as script:
             assert script.stdout is not None
             assert script.stderr is not None
-            head = [line for line in islice(script.stdout, 20) if not line.startswith(SET_ALREADY)]
-            yield chain(head, script.stdout)
+            head = list(islice(script.stdout, 20))
+            # A command of psql, with a random key.
+            restricted = [b"\\un" + line[1:] for line in head if line.startswith(b"\\restrict ")]
+            lines = chain((line for line in head if not line.startswith(LEFT_OUT)), script.stdout)
+            yield filterfalse(restricted.__contains__, lines)
             said = script.stderr.read()
     if script.returncode:
         raise SaveError(f"{UNCHANGED} pg_restore says: {complaint(said.splitlines())}")
@@ -196,8 +240,8 @@ def script_of(dump: Path, entries: bytes, url: str, server_version: str) -> Iter
 
 # --- texts and SQL ----------------------------------------------------------------------------------------------------
 
-SET_ALREADY = (b"SET transaction_timeout ", b"SELECT pg_catalog.set_config('search_path', ")
-"""Settings that are left out of a script: servers before 17 have no time-out of transactions."""
+LEFT_OUT = (b"\\restrict ", b"SET transaction_timeout ", b"SELECT pg_catalog.set_config('search_path', ")
+"""Lines that are left out of a script: servers before 17 have no time-out of transactions."""
 
 ABOUT_THE_SCHEMA = re.compile(
     rb"^\d+; \d+ \d+ (?:SCHEMA .*|DEFAULT ACL .*|(?:ACL|COMMENT|SECURITY LABEL) - SCHEMA (?P<schema>.*) \S*)\n",

@@ -74,7 +74,8 @@ def load_sqlite(
         with closing(open_sqlite(scratch, lock_timeout)) as source:
             with sound(chosen.copy_in(folder)):
                 check_integrity(source, chosen.copy_in(folder))
-                check_contents(chosen, contents_of_sqlite(source, chosen.created_at, chosen.version_table))
+                found = contents_of_sqlite(source, chosen.created_at, chosen.version_table)
+                check_contents(chosen, found.rows, found.revision)
             create_private(path)
             seconds = PATIENCE * lock_timeout
             with sound(path), closing(open_sqlite(path, 0)) as live, in_wal_mode(live, seconds):

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,11 +18,10 @@ from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from alembic_savepoint.backup import saves
-from alembic_savepoint.guards.failures import blocked, sql_error
 from alembic_savepoint.guards.losses import Losses, may_destroy, refuse_losses
 from alembic_savepoint.guards.record import record_half_done, refuse_half_done, write_record
 from alembic_savepoint.guards.turns import is_in_memory
-from alembic_savepoint.guards.whole import EndedUnseen, Whole
+from alembic_savepoint.guards.whole import EndedUnseen, Whole, shortened
 from alembic_savepoint.history.applied import applied_in, now
 from alembic_savepoint.history.revisions import ASK_DOCTOR, History, Revision, code_of
 from alembic_savepoint.project import Project
@@ -220,16 +220,38 @@ class Run:
                         raise CommandError(self.sql_error(error)) from None
                     self.waiting_since = self.waiting_since or time.monotonic()
                     if time.monotonic() - self.waiting_since > self.settings.migration_timeout:
-                        raise CommandError(blocked(self.planned[0], blockers, self.settings)) from None
+                        raise CommandError(self.blocked(blockers)) from None
                     logger.info("%s; trying again", str(error.orig).splitlines()[0])
                 # Jitter, so that it does not collide with the same work again.
                 time.sleep(random.uniform(0.1, self.settings.migration_lock_timeout))
 
     def sql_error(self, error: DBAPIError) -> str:
-        """Return the message for an error of a statement."""
+        """Return the message for an error of a statement: that, and below it what was not changed, and what to do."""
+        statement = f"“{shortened(error.statement)}”: " if error.statement else ""
         step = self.guard.step if self.guard else str(self.planned[0])
-        return sql_error(step, error, self.unchanged())
+        what = f"{step}: {statement}{(str(error.orig) or repr(error.orig)).splitlines()[0]}\n{self.unchanged()}"
+        # SQLite has one code for all errors of SQL.
+        if getattr(error.orig, "sqlstate", None) in MISMATCHES or SQLITE_MISMATCH.search(str(error.orig)):
+            return (
+                f"{what} The schema is not that of the revisions in alembic_version. {ASK_DOCTOR} If you know which "
+                "revision made the schema: alembic stamp REVISION"
+            )
+        return f"{what} Correct the revision, or what it needs, and run the command again."
 
+    def blocked(self, blockers: Sequence[str]) -> str:
+        """Return the message for locks that were not acquired."""
+        return (
+            f"{self.planned[0]}: its locks could not be acquired in {self.settings.migration_timeout:g} seconds, in "
+            f"repeated attempts. Blocked by: {'; '.join(blockers) or 'nothing any more'}. This revision changed "
+            "nothing. Wait for that to end, or end it (SELECT pg_terminate_backend(…)), then run the same command "
+            "again."
+        )
+
+
+MISMATCHES = ("42P07", "42701", "42710", "42P01", "42703", "42704")
+"""Duplicate table, column and object; undefined table, column and object."""
+
+SQLITE_MISMATCH = re.compile(r"^(table|index|view|trigger) .* already exists|^duplicate column name|^no such")
 
 LOCK_ERRORS = ("55P03", "40P01")
 """Lock not available, deadlock detected."""

@@ -30,11 +30,8 @@ def only_migrator(place: sa.Engine | sa.Connection, patience: float) -> Iterator
     CommandError after `patience` seconds, naming its holder, and behind a pooler in transaction mode.
     """
     if place.dialect.name == "sqlite":
-        with (
-            nullcontext()
-            if is_in_memory(place)
-            else file_lock(Path(f"{place.engine.url.database}-migrating"), patience)
-        ):
+        path = Path(f"{place.engine.url.database}-migrating")
+        with nullcontext() if is_in_memory(place) else file_lock(path, patience):
             yield None
     elif isinstance(place, sa.Connection):
         take_turn(place, place, patience)

@@ -1,5 +1,6 @@
 """The revision graph, as text, JSON and Mermaid: applied, pending, unknown."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -141,8 +142,6 @@ class Place:
     """The lanes with a line from above, the node's own included."""
     joins: tuple[int, ...]
     """The lanes among these that end in the node."""
-    below: frozenset[int]
-    """The lanes with a line that continues below."""
     lanes: Mapping[str, int]
     """The lane in which the line to each parent continues."""
 
@@ -168,7 +167,7 @@ def arrange(nodes: Sequence[Node]) -> list[Place]:
             else:
                 lanes[parent] = known[0] if known else free_lane(waiting)
             waiting[lanes[parent]] = parent
-        places.append(Place(node, lane, above, tuple(own[1:]), frozenset(waiting), lanes))
+        places.append(Place(node, lane, above, tuple(own[1:]), lanes))
     return places
 
 
@@ -234,15 +233,11 @@ def connect(place: Place, ends: Collection[int], passing: frozenset[int], corner
     return row.rstrip()
 
 
-def count_states(places: Sequence[Place]) -> list[tuple[State, str]]:
-    """Return the number of revisions of each state, in words."""
-    counts = {state: sum(place.node.state == state for place in places) for state in MARKS}
-    return [(state, f"{count} {MEANINGS[state]}") for state, count in counts.items() if count]
-
-
 def legend(places: Sequence[Place]) -> str:
     """Return the marks, with their meanings and numbers."""
-    return "  ".join(f"{MARKS[state]} {words}" for state, words in count_states(places)) or "No revisions"
+    counts = Counter(place.node.state for place in places)
+    words = (f"{mark} {counts[state]} {MEANINGS[state]}" for state, mark in MARKS.items() if counts[state])
+    return "  ".join(words) or "No revisions"
 
 
 def faults_of(history: History) -> Iterator[str]:

@@ -159,11 +159,6 @@ class History:
         return [id for id in self.by_id if id not in parents]
 
     @cached_property
-    def roots(self) -> list[str]:
-        """The revisions that have no parent."""
-        return [id for id, revision in self.by_id.items() if not revision.parents]
-
-    @cached_property
     def paths(self) -> dict[str, list[Path]]:
         """The files of each id."""
         paths: dict[str, list[Path]] = {id: [] for id in self.by_id}

@@ -36,18 +36,15 @@ def copy_of(project: Project, progress: saves.Progress) -> Iterator[str]:
             is_empty = saves.contents(project) is None
             if not is_empty:
                 save = saves.save(copying, "copy", progress)
-        except saves.SaveError as error:
-            raise CommandError(f"No copy could be made: {error}") from None
-        if project.is_sqlite:
-            yield f"sqlite:///{folder / 'empty.sqlite' if is_empty else save.copy_in(folder)}"
-            return
-        with scratch_database(project.url) as scratch:
-            try:
+            if project.is_sqlite:
+                yield f"sqlite:///{folder / 'empty.sqlite' if is_empty else save.copy_in(folder)}"
+                return
+            with scratch_database(project.url) as scratch:
                 if not is_empty:
                     saves.load(copying.at(scratch), save.name, progress)
-            except saves.SaveError as error:
-                raise CommandError(f"The copy could not be loaded: {error}") from None
-            yield scratch
+                yield scratch
+        except saves.SaveError as error:
+            raise CommandError(f"No copy could be made: {error}") from None
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from alembic_savepoint.doctor.catalog import Part, schema_of
 from alembic_savepoint.rehearsal.watching import UnsafeStep, Watch, mentions
@@ -10,90 +9,74 @@ from alembic_savepoint.rehearsal.watching import UnsafeStep, Watch, mentions
 TYPES = ("null", "integer", "real", "text", "blob")
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """The contents of a table, as numbers."""
-
-    rows: int
-    values: dict[str, dict[str, int]]
-    """The number of values of each type, by column."""
-    children: dict[str, int]
-    """The number of rows of each table that refers to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The definition of a table, and what depends on it."""
-
-    parts: frozenset[Part]
-    """Its columns, constraints and indexes."""
-    triggers: list[str]
-    readers: list[str]
-    """The views, and triggers of other tables, that name it."""
+Values = dict[str, dict[str, int]]
+"""The number of values of each type, by column."""
 
 
 class Rebuilds:
-    """The tables that one revision rebuilds."""
+    """The tables that one revision drops and creates again."""
 
-    def __init__(self, meant: str) -> None:
+    def __init__(self, watch: Watch, meant: str) -> None:
         """`meant` is the revision's text: what it names is changed on purpose."""
+        self.watch = watch
         self.meant = meant
-        self.copies = ""
-        self.shapes: dict[str, Shape] = {}
-        """The shape of each table before its first rebuild."""
-        self.dropped: dict[str, Contents] = {}
-        """The contents of each table that was dropped and is to be renamed back."""
-        self.found: list[UnsafeStep] = []
+        self.parts: dict[str, frozenset[Part]] = {}
+        """The columns, constraints and indexes of each table before it was dropped for the first time."""
+        self.triggers: dict[str, list[str]] = {}
+        """The triggers on each of these tables."""
+        self.dropped: dict[str, Values] = {}
+        """The values in each table that does not exist again yet."""
+        self.changed: list[UnsafeStep] = []
 
-    def look(self, watch: Watch, sql: str) -> None:
-        """Look at a statement before it runs: if it drops a table whose rows were copied, remember the table."""
-        self.look_at_rebuilt(watch)
-        if COPIES.match(sql):
-            self.copies += f"\n{sql}"
-        elif dropped := DROPS.match(sql):
+    def look(self, sql: str) -> None:
+        """Look at a statement before it runs: if it drops a table, remember the table."""
+        self.look_at_rebuilt()
+        if dropped := DROPS.match(sql):
             name = dropped["name"].strip('"`[]')
-            if mentions(self.copies, name) and has_table(watch, name):
-                self.shapes.setdefault(name, shape_of(watch, name))
-                self.dropped[name] = contents_of(watch, name)
+            if self.has_table(name):
+                self.parts.setdefault(name, self.parts_of(name))
+                self.triggers.setdefault(name, self.triggers_on(name))
+                self.dropped[name] = values_of(self.watch, name)
 
-    def look_at_rebuilt(self, watch: Watch) -> None:
-        """Compare the contents of each table that exists again, before anything else is done to it."""
-        for name in [name for name in self.dropped if has_table(watch, name)]:
-            self.found += compare_contents(name, self.dropped.pop(name), contents_of(watch, name))
+    def look_at_rebuilt(self) -> None:
+        """Compare the values in each table that exists again, before anything else is done to it."""
+        for name in filter(self.has_table, list(self.dropped)):
+            self.changed += compare_values(name, self.dropped.pop(name), values_of(self.watch, name))
 
-    def losses(self, watch: Watch) -> Iterator[UnsafeStep]:
-        """Yield what the rebuilds have lost by the end of the revision."""
-        self.look_at_rebuilt(watch)
-        yield from self.found
-        for name, before in self.shapes.items():
-            if has_table(watch, name):
-                after = shape_of(watch, name)
-                yield from self.compare_parts(name, before, after)
-                for trigger in before.triggers:
-                    if trigger not in after.triggers and not mentions(self.meant, trigger):
-                        yield lost(f"the trigger {trigger} on {name}")
+    def losses(self) -> Iterator[UnsafeStep]:
+        """Yield what the rebuilds have lost by the end of the revision, besides rows, which losses.py counts."""
+        self.look_at_rebuilt()
+        yield from self.changed
+        for name in filter(self.has_table, self.parts):
+            yield from self.compare_parts(name, self.parts[name], self.parts_of(name))
+            for trigger in set(self.triggers[name]) - set(self.triggers_on(name)):
+                if not mentions(self.meant, trigger):
+                    yield lost(f"the trigger {trigger} on {name}")
 
-    def obstacles(self) -> Iterator[UnsafeStep]:
-        """Yield what prevented rebuilds that did not finish."""
-        for name in self.dropped:
-            for reader in self.shapes[name].readers:
-                yield UnsafeStep(
-                    "rebuild-under-reader",
-                    f"The {reader} reads {name}, and SQLite rebuilds no table under it.",
-                    "Drop it in the revision before that, and create it again after.",
-                )
+    def has_table(self, name: str) -> bool:
+        """Return whether the table exists now."""
+        return bool(self.watch.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
+
+    def parts_of(self, name: str) -> frozenset[Part]:
+        """Return the definition of a table now; none of Alembic's own tables, which no revision rebuilds."""
+        return schema_of(self.watch.connection).get(name, frozenset())
+
+    def triggers_on(self, name: str) -> list[str]:
+        """Return the triggers on a table now."""
+        found = self.watch.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?", (name,))
+        return [trigger for (trigger,) in found]
 
     def is_meant(self, table: str, name: str) -> bool:
         """Return whether the revision names it, also without the naming convention's prefix of a CHECK."""
         short = name.removeprefix(f"ck_{table}_")
         return mentions(self.meant, name) or f"drop_constraint({short!r}" in self.meant
 
-    def compare_parts(self, name: str, before: Shape, after: Shape) -> Iterator[UnsafeStep]:
+    def compare_parts(self, name: str, before: frozenset[Part], after: frozenset[Part]) -> Iterator[UnsafeStep]:
         """Yield columns, constraints and indexes that are gone or changed."""
-        kept = {(part.kind, part.text) for part in after.parts if part.kind != "column"}
-        columns = {part.name: part.text for part in after.parts if part.kind == "column"}
-        gone = [part.name for part in before.parts if part.kind == "column" and part.name not in columns]
-        for part in sorted(before.parts, key=lambda part: part.identity):
+        kept = {(part.kind, part.text) for part in after if part.kind != "column"}
+        columns = {part.name: part.text for part in after if part.kind == "column"}
+        gone = [part.name for part in before if part.kind == "column" and part.name not in columns]
+        for part in sorted(before, key=lambda part: part.identity):
             if self.is_meant(name, part.name):
                 continue
             if part.kind == "column" and part.name in gone:
@@ -102,23 +85,18 @@ class Rebuilds:
                 continue
             elif part.kind == "column" and part.text != columns[part.name]:
                 yield lost(f"what {name}.{part.name} is: {part.text}; it becomes {columns[part.name]}")
-            elif part.kind == "table" and part not in after.parts:
+            elif part.kind == "table" and part not in after:
                 yield lost(f"{part.text} of {name}")
             elif part.kind != "column" and (part.kind, part.text) not in kept:
                 yield lost(f"{part.kind} {part.name or 'without a name'} on {name}: {part.text}")
 
 
-def compare_contents(name: str, before: Contents, after: Contents) -> Iterator[UnsafeStep]:
-    """Yield lost rows, and values that changed their type."""
-    if after.rows < before.rows:
-        yield lost(f"{before.rows - after.rows:,} of the {before.rows:,} rows of {name}")
-    for child, rows in before.children.items():
-        if after.children.get(child, rows) < rows:
-            yield lost(f"{rows - after.children[child]:,} of the {rows:,} rows of {child}, which refer to {name}")
-    for column, values in before.values.items():
-        now = after.values.get(column, values)
-        changes = [f"{values[type]:,} {type} are now {now[type]:,}" for type in TYPES if values[type] != now[type]]
-        if changes and after.rows == before.rows:
+def compare_values(name: str, before: Values, after: Values) -> Iterator[UnsafeStep]:
+    """Yield the columns whose values changed their type, unless there are other rows."""
+    for column in before.keys() & after.keys():
+        old, new = before[column], after[column]
+        changes = [f"{old[type]:,} {type} are now {new[type]:,}" for type in TYPES if old[type] != new[type]]
+        if changes and sum(old.values()) == sum(new.values()):
             yield UnsafeStep(
                 "rebuild-changed-values",
                 f"The rebuild changes the type of values in {name}.{column}: {', '.join(changes)}.",
@@ -131,43 +109,7 @@ def lost(what: str) -> UnsafeStep:
     return UnsafeStep("rebuild-loss", f"The rebuild loses {what}.", "Recreate it in the revision, after the rebuild.")
 
 
-# --- a table, read from SQLite's catalog ------------------------------------------------------------------------------
-
-
-def has_table(watch: Watch, name: str) -> bool:
-    """Return whether the table exists now."""
-    return bool(watch.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
-
-
-def shape_of(watch: Watch, name: str) -> Shape:
-    """Return the definition of a table now."""
-    others = watch.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master")
-    return Shape(
-        parts=schema_of(watch.connection)[name],
-        triggers=[other for type, other, table, _ in others if type == "trigger" and table == name],
-        readers=[
-            f"{type} {other}"
-            for type, other, table, sql in others
-            if type in ("view", "trigger") and table != name and mentions(sql, name)
-        ],
-    )
-
-
-def contents_of(watch: Watch, name: str) -> Contents:
-    """Return the contents of a table now."""
-    tables = watch.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name <> ?", (name,))
-    return Contents(
-        rows=count(watch, name),
-        values=values_of(watch, name),
-        children={
-            other: count(watch, other)
-            for (other,) in tables
-            if any(key[2] == name for key in watch.execute(f"PRAGMA foreign_key_list({quoted(other)})"))
-        },
-    )
-
-
-def values_of(watch: Watch, table: str) -> dict[str, dict[str, int]]:
+def values_of(watch: Watch, table: str) -> Values:
     """Return the number of values of each type, by column, counted in one pass."""
     columns = [name for _, name, *_ in watch.execute(f"PRAGMA table_xinfo({quoted(table)})")]
     sums = [f"coalesce(sum(typeof({quoted(column)}) = '{type}'), 0)" for column in columns for type in TYPES]
@@ -176,16 +118,9 @@ def values_of(watch: Watch, table: str) -> dict[str, dict[str, int]]:
     return {column: {type: next(numbers) for type in TYPES} for column in columns}
 
 
-def count(watch: Watch, table: str) -> int:
-    """Return the number of rows of a table."""
-    ((rows,),) = watch.execute(f"SELECT count(*) FROM {quoted(table)}")  # noqa: S608
-    return int(rows)
-
-
 def quoted(name: str) -> str:
     """Return a name quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
-COPIES = re.compile(r"\s*(INSERT\b.*\bSELECT|CREATE\s+TABLE\b.*\bAS)\b", re.IGNORECASE | re.DOTALL)
 DROPS = re.compile(r"""\s*DROP\s+TABLE\s+(?:IF\s+EXISTS\s+)?(?P<name>"[^"]+"|`[^`]+`|\[[^]]+\]|\w+)""", re.IGNORECASE)

@@ -142,7 +142,7 @@ class Trials:
         self.nullable = nullable_columns(self.watch)
         self.enums = enums_of(self.watch)
         self.current = rehearsal.revisions[0]
-        self.rebuilds = Rebuilds("")
+        self.rebuilds: Rebuilds | None = None
         self.began = self.watch.clock()
 
     def run(self, project: Project, progress: saves.Progress) -> None:
@@ -177,7 +177,9 @@ class Trials:
             progress("Rehearsing", number, len(self.steps))
             self.current, self.watch.statements = trial, trial.statements
             trial.locked_before = self.watch.locked()
-            self.rebuilds = Rebuilds(code_of(self.history.by_id[trial.id], self.rehearsal.direction))
+            if not self.watch.is_postgresql:
+                meant = code_of(self.history.by_id[trial.id], self.rehearsal.direction)
+                self.rebuilds = Rebuilds(self.watch, meant)
             self.began = self.watch.clock()
             step.migration_fn = self.whole(step, context)
             yield step
@@ -221,8 +223,8 @@ class Trials:
             refuse_commit()
         if self.losses and self.watch.kind == "revision":
             self.losses.look(sql)
-        if not self.watch.is_postgresql:
-            self.rebuilds.look(self.watch, sql)
+        if self.rebuilds:
+            self.rebuilds.look(sql)
 
     def end(self, error: Exception | None) -> None:
         """Judge what the revision did."""
@@ -235,16 +237,15 @@ class Trials:
                 statement.unsafe_steps += slow_or_large(statement)
         for lock in trial.locks:
             trial.unsafe_steps += long_held(lock)
+        if error is not None:
+            return
         with self.watch.aside():
-            if error is not None:
-                trial.unsafe_steps += self.rebuilds.obstacles()
-            else:
-                trial.unsafe_steps += self.rebuilds.losses(self.watch)
-                before, self.nullable = self.nullable, nullable_columns(self.watch)
-                trial.unsafe_steps += newly_required(self.watch, before, self.nullable)
-                enums, self.enums = self.enums, enums_of(self.watch)
-                back = code_of(self.history.by_id[trial.id], "downgrade")
-                trial.unsafe_steps += left_behind(enums, self.enums, self.rehearsal.direction, back)
+            trial.unsafe_steps += self.rebuilds.losses() if self.rebuilds else ()
+            before, self.nullable = self.nullable, nullable_columns(self.watch)
+            trial.unsafe_steps += newly_required(self.watch, before, self.nullable)
+            enums, self.enums = self.enums, enums_of(self.watch)
+            back = code_of(self.history.by_id[trial.id], "downgrade")
+            trial.unsafe_steps += left_behind(enums, self.enums, self.rehearsal.direction, back)
 
     def describe_failure(self, error: Exception) -> Failure:
         """Return the failure, with its statement and line."""

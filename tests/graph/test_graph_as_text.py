@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
@@ -217,9 +218,9 @@ def test_each_line_has_its_lane_for_itself(drafts: list[Draft]) -> None:
         assert list(place.lanes) == list(place.node.parents)
         for parent, lane in place.lanes.items():
             assert rows[parent] > row
-            for between in places[row + 1 : rows[parent]]:
+            for between, after in pairwise(places[row + 1 : rows[parent] + 1]):
                 assert between.lane != lane
-                assert lane in between.below
+                assert lane in after.above
 
 
 def test_the_flowchart_has_each_revision_and_each_line(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Saves: PostgreSQL."""
 
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -193,9 +192,7 @@ def test_no_table_can_be_altered_from_before_a_save_sees_it_until_it_is_dumped(u
 def test_a_script_sets_nothing_that_servers_before_17_do_not_know(full_url: str, folder: Path) -> None:
     copy = save(full_url, folder, "kept").copy_in(folder)
 
-    with saves_postgresql.script_of(
-        copy, saves_postgresql.entries_of(copy, full_url, "15.0")[0], full_url, "15.0"
-    ) as lines:
+    with saves_postgresql.script_of(copy, saves_postgresql.entries_of(copy, "15.0")[0], "15.0") as lines:
         script = b"".join(lines)
 
     assert b"transaction_timeout" in subprocess.run(["pg_restore", "-f-", copy], check=True, capture_output=True).stdout
@@ -252,12 +249,16 @@ def fake(program: str, folder: Path, script: str, version: int = 99) -> None:
 
 @only_postgresql
 def test_a_commit_whose_answer_does_not_arrive_is_not_taken_for_a_failure(
-    full_url: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    full_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    commit = saves_postgresql.commit
+
+    def lose(connection: psycopg.Connection) -> None:
+        query(full_url, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+        commit(connection)
+
     save(full_url, folder, "kept")
-    psql = shutil.which("psql")
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
-    fake("psql", tmp_path / "bin", f"sed -u '/^COMMIT;$/Q' | {psql} \"$@\"; exit 2")
+    monkeypatch.setattr(saves_postgresql, "commit", lose)
 
     with pytest.raises(SaveError, match="it is not known whether the save was loaded"):
         load(full_url, folder, "kept")

@@ -233,7 +233,7 @@ def test_a_save_is_not_loaded_where_its_schema_would_not_be_the_current_one(
     path = "&options=-csearch_path%3Dapp"
     save(empty_url + path, folder, "kept")
     with new_database("postgresql", tmp_path, request) as elsewhere:
-        with pytest.raises(SaveError, match="the save is of the schema app, and the current one is public"):
+        with pytest.raises(SaveError, match="is of the schema app, and the current one is public"):
             load(elsewhere, folder, "kept")
         load(elsewhere + path, folder, "kept")
         with psycopg.connect(elsewhere + path) as connection:
