@@ -82,8 +82,6 @@ class Audit:
                 yield f"entry {row.seq} follows entry {seq}"
             if row.balance_after != balance:
                 yield f"entry {row.seq} says that it left {row.balance_after:,}; the entries add up to {balance:,}"
-            if row.user_id is not None and row.balance_after < 0:
-                yield f"entry {row.seq} left {row.balance_after:,}, less than 0"
             if entered_at is not None and row.created_at < entered_at:
                 yield f"entry {row.seq} is older than the one before it"
             # The stored values, so that one wrong entry is reported once.
@@ -96,8 +94,8 @@ class Audit:
             yield f"its balance is {account.balance:,}; its newest entry left {balance:,}"
         if account.version != seq:
             yield f"its version is {account.version}; its newest entry is {seq}"
-        if account.user_id is not None and account.balance < 0:
-            yield f"its balance is {account.balance:,}, less than 0"
+        if account.user_id is not None and account.balance < -account.credit_limit:
+            yield f"its balance is {account.balance:,}, less than its credit limit of {account.credit_limit:,} allows"
         totals = self.totals[account.currency]
         totals.accounts += 1
         if account.user_id is None:
@@ -130,7 +128,7 @@ def _show(entries: list[Any]) -> str:
 # Each entry is read beside its account and beside its transfer.
 ROWS = "SELECT 2 * (SELECT count(*) FROM entries) + (SELECT count(*) FROM accounts WHERE version = 0)"
 ACCOUNTS = """
-    SELECT accounts.id, accounts.user_id, accounts.currency, accounts.balance, accounts.version,
+    SELECT accounts.id, accounts.user_id, accounts.currency, accounts.balance, accounts.version, accounts.credit_limit,
            entries.seq, entries.amount, entries.balance_after, entries.created_at
     FROM accounts LEFT JOIN entries ON entries.account_id = accounts.id
     ORDER BY accounts.id, entries.seq
@@ -165,4 +163,6 @@ def open_books(url: str) -> Iterator[Audit]:
     with reading(url) as connection:
         if not all(sa.inspect(connection).has_table(table) for table in ("accounts", "entries", "transfers")):
             raise LookupError("The database has no accounts yet. Run: alembic upgrade head")
+        if all(column["name"] != "credit_limit" for column in sa.inspect(connection).get_columns("accounts")):
+            raise LookupError("The database's schema is older than this code. Run: alembic upgrade head")
         yield Audit(connection)

@@ -46,6 +46,7 @@ from refusals import (
     AccountExists,
     AccountNotFound,
     BalanceNotZero,
+    CreditInUse,
     IdempotencyKeyReused,
     Locked,
     OperatorTransfer,
@@ -53,6 +54,7 @@ from refusals import (
     Refusal,
     ReversalNotReversible,
     SameAccount,
+    SystemAccount,
     TokenNotFound,
     TransferNotFound,
     Unauthenticated,
@@ -538,9 +540,42 @@ async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening
     return [
         AccountExists()
         if id is None
-        else AccountPublic.model_construct(id=id, user_id=opening.user_id, currency=opening.currency)
+        else AccountPublic.model_construct(id=id, user_id=opening.user_id, currency=opening.currency, available=0)
         for id, opening in zip(opened, openings, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class CreditChange:
+    """A new credit limit of an account."""
+
+    account_id: int
+    credit_limit: int
+
+
+@isolating_failures
+async def change_credit(session: AsyncSession, changes: Sequence[CreditChange]) -> list[AccountPublic | Refusal]:
+    """Set the limits in order. Refusals: AccountNotFound, SystemAccount, CreditInUse."""
+    ids = {change.account_id for change in changes}
+    async with begin(session):
+        # In id order, as transfers lock them.
+        rows = await session.exec(
+            select(Account).where(col(Account.id).in_(ids)).order_by(col(Account.id)).with_for_update()
+        )
+        accounts = {account.id: account for account in rows}
+        return [_change_credit(change, accounts.get(change.account_id)) for change in changes]
+
+
+def _change_credit(change: CreditChange, account: Account | None) -> AccountPublic | Refusal:
+    """Apply one change to the locked row of its account; the session writes it at COMMIT."""
+    if account is None:
+        return AccountNotFound()
+    if account.user_id is None:
+        return SystemAccount()
+    if account.balance < -change.credit_limit:
+        return CreditInUse()
+    account.credit_limit = change.credit_limit
+    return _show(AccountPublic, account, available=account.balance + account.credit_limit)
 
 
 async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> Part:
@@ -560,7 +595,7 @@ async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPub
 async def get_account_at(session: AsyncSession, id: int, caller: int, at: datetime) -> AccountPublic:
     """Return the account as it was at an instant. Raises AccountNotFound as get_account does."""
     account = await get_account(session, id, caller)
-    account.balance, account.version = 0, 0
+    account.balance, account.version, account.available = 0, 0, None
     for row in await execute(session, queries.select_newest_entry(dialect_of(session)), id=id, at=at):
         account.balance, account.version = row
     return account
@@ -679,7 +714,7 @@ def _find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locke
     """
     if all(order.credit_account_id in holdings for order in orders):
         return []
-    most = {id: holding.balance for id, holding in holdings.items()}
+    most = {id: holding.available for id, holding in holdings.items()}
     funded = []
     for order in orders:
         debit = holdings.get(order.debit_account_id)

@@ -12,7 +12,7 @@ from email_validator import EmailNotValidError, validate_email
 from precis_i18n import get_profile
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import JSON, BigInteger, Integer
+from sqlalchemy import JSON, BigInteger, Integer, text
 from sqlmodel import Field
 
 USERNAME_PROFILE = get_profile("UsernameCaseMapped")
@@ -109,10 +109,10 @@ def check_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
         raise wrong("Send at most 20 texts")
     if sum(len(text.encode("utf-8", "surrogatepass")) for text in (*metadata, *metadata.values())) > 4096:
         raise wrong("Keys and texts have at most 4,096 bytes (UTF-8) in all")
-    for key, text in metadata.items():
+    for key, value in metadata.items():
         if not METADATA_KEY.fullmatch(key):
             raise wrong("A key has 1 to 40 letters, digits, hyphens and underscores (ASCII)")
-        check_text(text)
+        check_text(value)
     return metadata
 
 
@@ -219,7 +219,7 @@ AskedAmount = Annotated[
     int | None,
     Field(sa_type=BigInteger),
     pydantic.Field(
-        description='What was asked for with on_short "cap"; the amount is what the account held, or this',
+        description='What was asked for with on_short "cap"; the amount is what was available, or this',
         examples=[None],
         json_schema_extra=INT64,
     ),
@@ -228,6 +228,17 @@ Balance = Annotated[
     int,
     Field(sa_type=BigInteger),
     pydantic.Field(description="In minor units of the currency", examples=[1250], json_schema_extra=INT64),
+]
+CreditLimit = Annotated[
+    int,
+    Field(sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")}),
+    pydantic.Field(
+        ge=0,
+        le=2**53 - 1,
+        description="How far below 0 the balance may go, in minor units",
+        examples=[0],
+        json_schema_extra=INT64,
+    ),
 ]
 Memo = Annotated[
     str | None,

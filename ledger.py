@@ -75,6 +75,12 @@ class Holding:
     balance: int
     version: int
     updated_at: datetime | None
+    credit_limit: int = 0
+
+    @property
+    def available(self) -> int:
+        """What may leave the account, if it is a user's."""
+        return self.balance + self.credit_limit
 
 
 @dataclass(slots=True)
@@ -146,7 +152,7 @@ class Ledger:
             return AccountNotFound()
         if order.asked_amount is not None and debit.user_id is not None:
             # Where there is nothing at all, 1 is refused.
-            order = replace(order, amount=max(1, min(order.asked_amount, debit.balance)))
+            order = replace(order, amount=max(1, min(order.asked_amount, debit.available)))
         # The debit account first: a caller who cannot send learns nothing about the credit account.
         refusal = self._judge_debit(order, debit) or self._judge_credit(order, debit, credit)
         if refusal is not None:
@@ -186,7 +192,7 @@ class Ledger:
             return VersionMismatch()
         if order.reverses_id in self.reversed:
             return AlreadyReversed()
-        if debit.user_id is not None and debit.balance < order.amount:
+        if debit.user_id is not None and debit.available < order.amount:
             return InsufficientFunds()
         return None
 

@@ -10,10 +10,12 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKeyConstraint, Index,
 from sqlmodel import Field, SQLModel
 
 from fields import (
+    INT64,
     AccountId,
     Amount,
     AskedAmount,
     Balance,
+    CreditLimit,
     Currency,
     Email,
     Id,
@@ -226,6 +228,7 @@ class AccountFields(SQLModel):
     ] = None
     currency: Currency
     balance: Balance = 0
+    credit_limit: CreditLimit = 0
     version: Annotated[
         int, Field(sa_type=BigInteger), pydantic.Field(description="The number of the account's entries", examples=[1])
     ] = 0
@@ -239,7 +242,8 @@ class Account(AccountFields, table=True):
 
     __tablename__ = "accounts"
     __table_args__ = (
-        CheckConstraint("user_id IS NULL OR balance >= 0", name="balance"),
+        CheckConstraint("user_id IS NULL OR balance >= -credit_limit", name="balance"),
+        CheckConstraint("credit_limit >= 0", name="credit_limit"),
         UniqueConstraint("user_id", "currency"),
         # The transfers' foreign keys refer to it, so that both accounts have the transfer's currency.
         UniqueConstraint("id", "currency"),
@@ -267,6 +271,21 @@ class AccountRequest(Strict):
 
 class AccountPublic(AccountFields, Identified):
     """An account as the API shows it."""
+
+    available: Annotated[
+        int | None,
+        pydantic.Field(
+            description="balance + credit_limit; null at an instant, and for a system account, which has no limit",
+            examples=[1250],
+            json_schema_extra=INT64,
+        ),
+    ]
+
+
+class AccountUpdate(Strict):
+    """The field of an account that the operator may change."""
+
+    credit_limit: CreditLimit
 
 
 class TransferFields(SQLModel):
@@ -345,7 +364,7 @@ class TransferRequest(Strict, TransferFields):
     ] = None
     on_short: Annotated[
         Literal["refuse", "cap"],
-        pydantic.Field(description="Where the account holds less: refuse, or cap: transfer what it holds, at least 1"),
+        pydantic.Field(description="Where less is available: refuse, or cap: transfer what is, at least 1"),
     ] = "refuse"
 
 

@@ -100,6 +100,7 @@ class Operations:
             crud.register_users: self._coalesce(crud.register_users, currency),
             crud.update_users: self._coalesce(crud.update_users),
             crud.open_accounts: self._coalesce(crud.open_accounts),
+            crud.change_credit: self._coalesce(crud.change_credit),
             crud.issue_tokens: self._coalesce(crud.issue_tokens),
             crud.revoke_tokens: self._coalesce(crud.revoke_tokens),
             crud.revoke_users_tokens: self._coalesce(crud.revoke_users_tokens),

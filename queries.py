@@ -1,5 +1,6 @@
 """The SELECTs that crud.py executes, each rendered once for each dialect."""
 
+from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
 from typing import Any, Literal
@@ -81,15 +82,21 @@ def select_tokens(dialect: str) -> Any:
 def select_accounts(dialect: str, filters: tuple[str, ...]) -> Any:
     """SELECT a part of the list of accounts, those of `user_id` or all."""
     account = table_of(Account).c
-    query = sa.select(*(account[name] for name in AccountPublic.model_fields))
+    query = sa.select(*_shown_account())
     return _part(dialect, query.where(*(account[name] == sa.bindparam(name) for name in filters)), account.id)
 
 
 @prepared
 def select_account(_: str) -> Any:
     """SELECT the fields of AccountPublic of the account `id`, if the caller may see it."""
+    return sa.select(*_shown_account()).where(_is_shown_account())
+
+
+def _shown_account() -> Iterator[sa.ColumnElement[Any]]:
+    """Return the fields of AccountPublic."""
     account = table_of(Account).c
-    return sa.select(*(account[name] for name in AccountPublic.model_fields)).where(_is_shown_account())
+    available = sa.case((account.user_id.is_not(None), account.balance + account.credit_limit)).label("available")
+    return ({**account, "available": available}[name] for name in AccountPublic.model_fields)
 
 
 def _is_shown_account() -> sa.ColumnElement[bool]:
@@ -197,7 +204,7 @@ def select_holdings(dialect: str, mode: Literal["wait", "skip", "read"]) -> Any:
     debit = table_of(Account).alias("debit").c
     by_operator = order.callers == sa.literal_column(str(OPERATOR))
     so_far = sa.func.sum(order.amounts).over(partition_by=order.debits, order_by=order.place)
-    credit_id = sa.case((by_operator | (debit.balance >= so_far), order.credits))
+    credit_id = sa.case((by_operator | (debit.balance + debit.credit_limit >= so_far), order.credits))
     wanted = sa.select(sa.func.unnest(postgresql.array([debit.id, credit_id]))).where(
         debit.id == order.debits, by_operator | (debit.user_id == order.callers)
     )

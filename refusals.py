@@ -50,7 +50,15 @@ class AccountNotActive(Refusal):
 
 
 class InsufficientFunds(Refusal):
-    """The debit account holds less than this amount. Nothing was moved."""
+    """The debit account has less than this amount available. Nothing was moved."""
+
+
+class CreditInUse(Refusal):
+    """The account owes more than this limit. Nothing was changed; lower it once money has come in."""
+
+
+class SystemAccount(Refusal):
+    """A system account has no credit limit: its balance may go below 0 as far as needed. Name a user's account."""
 
 
 class VersionMismatch(Refusal):

@@ -6,15 +6,15 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
 import crud
-from api.callers import OR_OPERATOR, Caller, CurrentUser, operations_of
-from api.errors import USER_ONLY, USER_OR_OPERATOR, documented
+from api.callers import OR_OPERATOR, Caller, CurrentUser, Operator, operations_of
+from api.errors import OPERATOR_ONLY, USER_ONLY, USER_OR_OPERATOR, documented
 from api.fast_route import fast
 from api.pages import After, Cursor, Digits, Limit, Page, RowId, page_of
 from api.strict_route import StrictRoute
 from fields import Instant
 from ledger import OPERATOR
-from models import AccountPublic, AccountRequest, CurrencyPublic, EntryPublic
-from refusals import AccountExists, AccountNotFound, CurrencyUnknown, OutcomeUnknown
+from models import AccountPublic, AccountRequest, AccountUpdate, CurrencyPublic, EntryPublic
+from refusals import AccountExists, AccountNotFound, CreditInUse, CurrencyUnknown, OutcomeUnknown, SystemAccount
 
 router = APIRouter(route_class=StrictRoute, tags=["accounts"])
 
@@ -83,6 +83,17 @@ async def get_account(
     if at is None:
         return await operations.read(crud.get_account, id, caller)
     return await operations.read(crud.get_account_at, id, caller, at)
+
+
+@router.patch(
+    "/accounts/{id}",
+    summary="Change an account's credit limit",
+    responses=documented(*OPERATOR_ONLY, AccountNotFound, SystemAccount, CreditInUse, OutcomeUnknown, body=True),
+    dependencies=[Operator],
+)
+async def change_credit(id: RowId, update: AccountUpdate, request: Request) -> AccountPublic:
+    """The balance may go as far below 0. A limit below what the account owes is refused."""
+    return await operations_of(request).write(crud.change_credit, crud.CreditChange(id, update.credit_limit))
 
 
 @router.get(

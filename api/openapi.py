@@ -46,6 +46,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "list_accounts": {**PAGE, "user_id": 1},
     "open_account": {"body": {"currency": "USD"}},
     "get_account": {**FIRST, "at": "2026-11-23T09:00:00Z"},
+    "change_credit": {**FIRST, "body": {"credit_limit": 500}},
     "list_entries": {**FIRST, "after": FROM_THE_NEWEST, "limit": 50},
     # Transfers 1 and 2.
     "deposit": {"Idempotency-Key": "top-up-1", "body": {"account_id": 1, "amount": 5000, "memo": "Top-up"}},

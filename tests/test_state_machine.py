@@ -38,6 +38,7 @@ class Account:
 
     owner: int | None
     balance: int = 0
+    credit: int = 0
     entries: list[tuple[int, int, int]] = field(default_factory=list)
 
 
@@ -89,7 +90,7 @@ class Model:
         if problem:
             return problem
         is_cut = wanted.cap and debit.owner is not SYSTEM
-        moved = min(wanted.amount, debit.balance) if is_cut else wanted.amount
+        moved = min(wanted.amount, debit.balance + debit.credit) if is_cut else wanted.amount
         for number, amount in ((wanted.debit, -moved), (wanted.credit, moved)):
             account = self.accounts[number]
             account.balance += amount
@@ -112,7 +113,7 @@ class Model:
             return "version-mismatch"
         if wanted.reverses and any(each.wanted.reverses == wanted.reverses for each in self.made.values()):
             return "already-reversed"
-        if debit.owner is not SYSTEM and debit.balance < (1 if wanted.cap else wanted.amount):
+        if debit.owner is not SYSTEM and debit.balance + debit.credit < (1 if wanted.cap else wanted.amount):
             return "insufficient-funds"
         owners = {debit.owner, credit.owner} - {SYSTEM}
         if credit.owner is SYSTEM:
@@ -315,6 +316,16 @@ class Callers(RuleBasedStateMachine):
             self.without_token.remove(owner)
             issued = self.client.post(f"/users/{owner}/tokens", json={}, headers=AS_OPERATOR)
             self.headers[owner] = {"Authorization": f"Bearer {issued.json()['access_token']}"}
+
+    @rule(account=accounts, credit=st.sampled_from([0, 0, 30, 100]))
+    def set_credit(self, account: int, credit: int) -> None:
+        response = self.client.patch(f"/accounts/{account}", json={"credit_limit": credit}, headers=AS_OPERATOR)
+        known = self.model.accounts[account]
+        if known.balance < -credit:
+            assert problem_of(response) == (409, "credit-in-use")
+            return
+        known.credit = credit
+        assert (response.status_code, response.json()["available"]) == (200, known.balance + credit)
 
     @rule(account=accounts)
     def close(self, account: int) -> None:

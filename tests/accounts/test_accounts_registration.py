@@ -121,7 +121,9 @@ def test_a_user_opens_one_account_in_a_currency(client: TestClient, rows: Rows) 
         "user_id": alice.user_id,
         "currency": "USD",
         "balance": 0,
+        "credit_limit": 0,
         "version": 0,
+        "available": 0,
     }
     assert rows("SELECT id, user_id, currency, balance, version FROM accounts ORDER BY id") == [
         (alice.account_id, alice.user_id, "EUR", 0, 0),
@@ -230,7 +232,9 @@ def test_the_operator_and_the_owner_see_the_same_account(client: TestClient) -> 
         "user_id": alice.user_id,
         "currency": "EUR",
         "balance": 500,
+        "credit_limit": 0,
         "version": 1,
+        "available": 500,
     }
     assert client.get(f"/accounts/{alice.account_id}", headers=AS_OPERATOR).json() == shown
 
