@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,8 +20,12 @@ T = TypeVar("T")
 MIB = 2**20
 SMALL = 2**14
 """Bytes of a body that is read in the event loop; a larger one is read in a thread."""
-BYTES_PER_VALUE = 100
-"""The values of a body are limited to its limit in bytes divided by this: many tiny ones take long to read."""
+BYTES_PER_VALUE = 45
+"""The values of a body are limited to its limit in bytes divided by this: many tiny ones take long to read.
+
+So the largest batches have room for items with every field and the most metadata.
+"""
+TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
 MAX_NAMES = 100
 """Names that one object may have."""
 MAX_DIGITS = 100
@@ -72,9 +77,10 @@ def parse_json(body: bytes, limit: int = MIB) -> Any:
 
     Raises BadBody if it is not valid, and InvalidFields if an object has a name twice or too many names.
     """
-    # Each value in an array or object follows one of these.
-    if sum(map(body.count, (b",", b"[", b"{"))) > limit // BYTES_PER_VALUE:
-        raise BadBody(problems.invalid_body(f"The body has more than {limit // BYTES_PER_VALUE:,} values. Send fewer."))
+    most = limit // BYTES_PER_VALUE
+    # Each value in an array or object follows one of these; so do words in a text.
+    if _count_values(body) > most and _count_values(TEXT.sub(b"", body)) > most:
+        raise BadBody(problems.invalid_body(f"The body has more than {most:,} values. Send fewer."))
     try:
         return DECODER.decode(body.decode())
     except UnicodeDecodeError:
@@ -85,6 +91,10 @@ def parse_json(body: bytes, limit: int = MIB) -> Any:
         raise BadBody(problems.invalid_body("The body is nested too deeply. Send a flatter one.")) from None
     except ValueError:
         raise BadBody(problems.invalid_body("A number in the body has too many digits. Send a smaller one.")) from None
+
+
+def _count_values(body: bytes) -> int:
+    return sum(map(body.count, (b",", b"[", b"{")))
 
 
 async def parse_body(body: bytes, limit: int = MIB) -> Any:

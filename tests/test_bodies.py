@@ -248,9 +248,18 @@ def test_a_content_length_of_5000_zeros_is_no_server_error(client: TestClient, p
 
 
 def test_a_body_of_too_many_values_is_not_read(client: TestClient) -> None:
-    for content in (b"[" + b"[]," * 20_000 + b"1]", b"[" + b"1," * 20_000 + b"1]", b'{"a":{},' * 10_000):
+    for content in (b"[" + b"[]," * 20_000 + b"1]", b"[" + b"1," * 30_000 + b"1]", b'{"a":{},' * 20_000):
         with pytest.raises(BadBody):
             bodies.parse_json(content)
         answer = client.post("/register", content=content, headers=JSON)
         assert refusal_of(answer) == (400, "invalid-body")
         assert "values" in answer.json()["detail"]
+
+
+def test_what_stands_in_a_text_is_no_value() -> None:
+    texts = [",[{" * 10_000, '\\"' * 20_000 + "," * 30_000, "[" * 30_000 + "\\"]
+
+    assert bodies.parse_json(json.dumps(texts).encode()) == texts
+    # A text without an end is read once, however many quotes are in it.
+    with pytest.raises(BadBody):
+        bodies.parse_json(b'["' + b'\\",' * 300_000)

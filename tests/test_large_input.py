@@ -227,7 +227,10 @@ def test_a_query_of_many_parameters_is_answered_with_a_few_words(client: TestCli
 def test_a_user_sends_1000_transfers_at_once_and_the_operator_10_000(client: TestClient, rows: Rows) -> None:
     alice, bob = register_all(client, alice=10, bob=0)
     before = books(rows)
-    transfer = order(alice.account_id, bob.account_id, 1)
+    # With every field, and as many texts as there may be.
+    texts = {"memo": "rent", "reference": "order-1", "metadata": {f"key-{number}": "text" for number in range(20)}}
+    others = {"if_version": None, "on_short": "refuse", "idempotency_key": None}
+    transfer = order(alice.account_id, bob.account_id, 1, **texts, **others)
 
     for headers, most in ((alice.headers, 1_000), (AS_OPERATOR, 10_000)):
         refused = client.post("/transfers/batch", json={"transfers": [transfer] * (most + 1)}, headers=headers)
