@@ -1,6 +1,7 @@
 """Engines: their drivers, and events that make every transaction whole."""
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ from refusals import Conflict
 # Below a warning, they log parameters and rows, which no log level may let into a log.
 for name in ("aiosqlite", "psycopg", "sqlalchemy.engine.Engine"):
     logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.WARNING)
+
+# libpq sends them with each connection, as client_encoding below, and poolers keep them. With a role's or database's own,
+# psycopg could not read instants: with another style none, with another zone not those at the end of the year 9999.
+os.environ |= {"PGDATESTYLE": "ISO", "PGTZ": "UTC"}
 
 
 def driver_url(url: str, *, is_async: bool) -> URL:
