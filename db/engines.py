@@ -21,8 +21,8 @@ from refusals import Conflict
 for name in ("aiosqlite", "psycopg", "sqlalchemy.engine.Engine"):
     logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.WARNING)
 
-# libpq sends them with each connection, as client_encoding below, and poolers keep them. With a role's or database's own,
-# psycopg could not read instants: with another style none, with another zone not those at the end of the year 9999.
+# libpq sends them with each connection, as client_encoding below, and poolers keep them.
+# A role or database may have others: psycopg reads instants in no other style, and in some zones not the year 9999.
 os.environ |= {"PGDATESTYLE": "ISO", "PGTZ": "UTC"}
 
 
