@@ -24,7 +24,7 @@ from db.prepared import Prepared
 from db.statements import dialect_of, insert_free, insert_rows, update_rows
 from db.trips import Call, call, execute, execute_together
 from fields import Status
-from ledger import CONTENT, OPERATOR, PLAIN, Holding, Ledger, Order, Posted, Posting, content_of
+from ledger import BALANCE_MAX, CONTENT, OPERATOR, PLAIN, Holding, Ledger, Order, Posted, Posting, content_of
 from models import (
     AccessToken,
     Account,
@@ -575,7 +575,7 @@ def _change_credit(change: CreditChange, account: Account | None) -> AccountPubl
     if account.balance < -change.credit_limit:
         return CreditInUse()
     account.credit_limit = change.credit_limit
-    return _show(AccountPublic, account, available=account.balance + account.credit_limit)
+    return _show(AccountPublic, account, available=min(account.balance + account.credit_limit, BALANCE_MAX))
 
 
 async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> Part:

@@ -275,7 +275,7 @@ class AccountPublic(AccountFields, Identified):
     available: Annotated[
         int | None,
         pydantic.Field(
-            description="balance + credit_limit; null at an instant, and for a system account, which has no limit",
+            description="balance + credit_limit, at most 2^53 - 1; null for a system account, and at an instant",
             examples=[1250],
             json_schema_extra=INT64,
         ),

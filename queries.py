@@ -12,7 +12,7 @@ from sqlmodel.sql.sqltypes import UTCDateTime
 
 from db.prepared import prepared
 from db.statements import among, table_of
-from ledger import CONTENT, OPERATOR, Holding
+from ledger import BALANCE_MAX, CONTENT, OPERATOR, Holding
 from models import (
     AccessToken,
     Account,
@@ -95,8 +95,9 @@ def select_account(_: str) -> Any:
 def _shown_account() -> Iterator[sa.ColumnElement[Any]]:
     """Return the fields of AccountPublic."""
     account = table_of(Account).c
-    available = sa.case((account.user_id.is_not(None), account.balance + account.credit_limit)).label("available")
-    return ({**account, "available": available}[name] for name in AccountPublic.model_fields)
+    most, available = sa.literal_column(str(BALANCE_MAX), sa.BigInteger), account.balance + account.credit_limit
+    shown = sa.case((account.user_id.is_(None), sa.null()), (available > most, most), else_=available)
+    return ({**account, "available": shown.label("available")}[name] for name in AccountPublic.model_fields)
 
 
 def _is_shown_account() -> sa.ColumnElement[bool]:

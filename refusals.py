@@ -34,7 +34,7 @@ class UserNotActive(Refusal):
 
 
 class BalanceNotZero(Refusal):
-    """An account of this user still holds money. Transfer it, or ask the operator to pay it out, then try again."""
+    """An account of this user holds or owes money. Transfer it, pay it back, or ask the operator, then try again."""
 
 
 class AccountExists(Refusal):

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice, takewhile
+from itertools import takewhile
 
 import psycopg
 from psycopg import sql
@@ -116,24 +116,43 @@ def create_extensions(connection: psycopg.Connection, chosen: Save, extensions: 
 
 def copy_rows(connection: psycopg.Connection, script: Iterator[bytes], rows: int, progress: Progress) -> None:
     """Run a script in which most lines are rows."""
-    done, statements = 0, list[bytes]()
+    done = 0
     progress("Loading", 0, rows)
+    for statement in statements_of(script):
+        if not statement.startswith(b"COPY "):
+            connection.execute(statement)
+            continue
+        with connection.cursor().copy(statement) as copy:
+            for some in in_parts(takewhile(END_OF_ROWS.__ne__, script)):
+                copy.write(b"".join(some))
+                done += len(some)
+                progress("Loading", done, rows)
+
+
+def statements_of(script: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the statements of pg_restore's script of rows or grants; the rows after a COPY are the caller's to take."""
+    statement = b""
     for line in script:
-        if line.startswith(b"COPY "):
-            connection.execute(b"".join(statements))
-            statements = []
-        statements.append(line)
-        # The name of a table or column may have several lines.
-        if line.endswith(b" FROM stdin;\n"):
-            with connection.cursor().copy(b"".join(statements)) as copy:
-                lines = takewhile(END_OF_ROWS.__ne__, script)
-                while some := list(islice(lines, 1000)):
-                    copy.write(b"".join(some))
-                    done += len(some)
-                    if len(some) == 1000:
-                        progress("Loading", done, rows)
-            statements = []
-    connection.execute(b"".join(statements))
+        if not statement and line.startswith((b"--", b"\n")):
+            continue
+        statement += line
+        # A name or text may have several lines.
+        rest = QUOTED.sub(b"", statement)
+        if rest.endswith(b";\n") and not re.search(rb"[\"']", rest):
+            yield statement
+            statement = b""
+
+
+def in_parts(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the lines in lists of about a MiB."""
+    part, size = list[bytes](), 0
+    for line in lines:
+        part.append(line)
+        size += len(line)
+        if size > MIB:
+            yield part
+            part, size = [], 0
+    yield part
 
 
 @contextmanager
@@ -155,6 +174,9 @@ def with_advice() -> Iterator[None]:
 # --- SQL --------------------------------------------------------------------------------------------------------------
 
 END_OF_ROWS = b"\\.\n"
+MIB = 2**20
+QUOTED = re.compile(rb"""\"(?:[^\"]|\"\")*\"|'(?:[^']|'')*'""")
+"""Names and texts in SQL."""
 HOLDERS = r"""
     SELECT format('Process %%s, for %%s seconds: %%s', pid, extract(epoch FROM clock_timestamp() - xact_start)::integer,
         regexp_replace(left(query, 200), '\s+', ' ', 'g'))

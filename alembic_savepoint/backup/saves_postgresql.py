@@ -29,6 +29,7 @@ from alembic_savepoint.backup.postgresql_replacing import (
     drop_objects,
     identifiers,
     lock_tables,
+    statements_of,
     with_advice,
 )
 from alembic_savepoint.backup.save_files import (
@@ -207,13 +208,13 @@ def entries_of(dump: Path, version: str, created: Iterable[str] = ()) -> tuple[b
     return re.sub(GRANTS, b"", kept), b"".join(each[0] for each in re.finditer(GRANTS, kept))
 
 
-def grants_to(roles: set[str], script: Iterable[bytes]) -> tuple[list[bytes], set[str]]:
+def grants_to(roles: set[str], script: Iterator[bytes]) -> tuple[list[bytes], set[str]]:
     """Return a script's grants to these roles, and its other roles, which this server does not have."""
     granting, missing = [], set[str]()
-    for line in script:
-        named = re.search(GRANTED_ROLE, line.decode())
+    for statement in statements_of(script):
+        named = re.search(GRANTED_ROLE, statement.decode())
         if named is None or named[1] in {"PUBLIC", *roles}:
-            granting.append(line)
+            granting.append(statement)
         else:
             missing.add(named[1])
     return granting, missing
@@ -252,9 +253,10 @@ ABOUT_THE_SCHEMA = re.compile(
 GRANTS = re.compile(rb"^\d+; \d+ \d+ ACL .*\n", re.MULTILINE)
 GRANTED_ROLE = re.compile(
     r"""^(?:GRANT .* TO|REVOKE .* FROM|SET SESSION AUTHORIZATION) ("(?:[^"]|"")+"|\w+)"""
-    r"(?: WITH GRANT OPTION)?;$"
+    r"(?: WITH GRANT OPTION)?;$",
+    re.DOTALL,
 )
-"""The role in a line of a script that restores grants, quoted as in SQL."""
+"""The role in a statement that restores a grant, quoted as in SQL."""
 
 NO_LIMITS = """
     SELECT set_config(name, '0', false) FROM pg_settings

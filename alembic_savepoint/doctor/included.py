@@ -14,6 +14,7 @@ KINDS = {
     "index": "index",
     "unique constraint": "unique_constraint",
     "foreign key": "foreign_key_constraint",
+    "CHECK": "check_constraint",
 }
 """Alembic's word for each kind of part that it asks about."""
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 revision: str = "d1c83f5a7b46"
 down_revision: str | Sequence[str] | None = "b7e4d90c2f15"
@@ -24,15 +25,27 @@ def upgrade() -> None:
     with op.batch_alter_table("accounts") as batch_op:
         # With a default, for rows of the code before this.
         batch_op.add_column(sa.Column("credit_limit", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
-        batch_op.create_check_constraint(batch_op.f("ck_accounts_credit_limit"), "credit_limit >= 0")
+        # The next revision validates them on PostgreSQL, without a lock that callers wait for.
+        batch_op.create_check_constraint(
+            batch_op.f("ck_accounts_credit_limit"), "credit_limit >= 0", postgresql_not_valid=True
+        )
         batch_op.drop_constraint(batch_op.f("ck_accounts_balance"), type_="check")
         batch_op.create_check_constraint(
-            batch_op.f("ck_accounts_balance"), "user_id IS NULL OR balance >= -credit_limit"
+            batch_op.f("ck_accounts_balance"),
+            "user_id IS NULL OR balance >= -credit_limit",
+            postgresql_not_valid=True,
         )
 
 
 def downgrade() -> None:
-    """Undo: credit limits."""
+    """Undo: credit limits. Raises CommandError while an account owes money."""
+    if not op.get_context().as_sql:
+        debts = sa.text("SELECT count(*) FROM accounts WHERE user_id IS NOT NULL AND balance < 0")
+        if owing := op.get_bind().scalar(debts):
+            raise CommandError(
+                f"{owing:,} accounts owe money, which the schema before this allows none. Nothing was changed. Have it "
+                "paid back, or deposit it, and try again."
+            )
     with op.batch_alter_table("accounts") as batch_op:
         batch_op.drop_constraint(batch_op.f("ck_accounts_balance"), type_="check")
         batch_op.create_check_constraint(batch_op.f("ck_accounts_balance"), "user_id IS NULL OR balance >= 0")

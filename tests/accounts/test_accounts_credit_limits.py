@@ -20,7 +20,7 @@ from tests.support.accounts import (
     send,
     walk,
 )
-from tests.support.service import AS_OPERATOR, Rows, serving
+from tests.support.service import AS_OPERATOR, Rows, alembic, serving
 from tests.support.transfers import try_transfer
 
 MOST = 2**53 - 1
@@ -74,6 +74,11 @@ def test_a_limit_below_what_is_owed_is_refused(client: TestClient, rows: Rows) -
     assert books(rows) == before
     assert limit(client, alice.account_id, 40).json()["available"] == 0
     assert limit(client, alice.account_id, MOST).json()["available"] == MOST - 40
+    client.post("/deposits", json=cash(alice.account_id, 1000), headers=AS_OPERATOR)
+    # No number that JavaScript could not read.
+    again = limit(client, alice.account_id, MOST).json()
+    assert again["available"] == MOST
+    assert client.get(f"/accounts/{alice.account_id}", headers=alice.headers).json() == again
 
 
 def test_only_the_operator_sets_it_for_an_account_of_a_user(client: TestClient, rows: Rows) -> None:
@@ -126,6 +131,22 @@ def test_the_database_keeps_the_limit_itself(client: TestClient, rows: Rows, sta
 
     with pytest.raises(Exception, match=r"(?i)check constraint"):
         rows(f"UPDATE accounts {statement} WHERE id = {alice.account_id}")
+
+
+def test_while_an_account_owes_money_the_schema_before_is_refused(client: TestClient, rows: Rows, url: str) -> None:
+    alice, bob = register_all(client, alice=0, bob=0)
+    limit(client, alice.account_id, 50)
+    send(client, alice, bob, 50)
+    before = books(rows)
+
+    refused = alembic(url, "-x", "accept-loss=all", "downgrade", "b7e4d90c2f15")
+
+    assert refused.returncode == 1
+    assert "1 accounts owe money" in refused.stderr
+    assert books(rows) == before
+    client.post("/deposits", json=cash(alice.account_id, 50), headers=AS_OPERATOR)
+    assert alembic(url, "-x", "accept-loss=all", "downgrade", "b7e4d90c2f15").returncode == 0
+    assert alembic(url, "upgrade", "head").returncode == 0
 
 
 @pytest.mark.slow

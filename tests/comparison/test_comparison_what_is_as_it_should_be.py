@@ -59,7 +59,7 @@ def rewrite(table: str, old: str, new: str) -> str:
     """
 
 
-BALANCE = "CONSTRAINT ck_accounts_balance CHECK (user_id IS NULL OR balance >= 0)"
+BALANCE = "CONSTRAINT ck_accounts_balance CHECK (user_id IS NULL OR balance >= -credit_limit)"
 
 
 ONE_SYSTEM_ACCOUNT = "CREATE UNIQUE INDEX uq_accounts_system_currency ON accounts (currency)"
@@ -90,27 +90,27 @@ def on_both(sql: str, found: str, postgresql_found: str = "") -> Change:
 
 CHANGES = {
     "a CHECK dropped": Change(
-        rewrite("accounts", f"{BALANCE}, ", ""),
+        rewrite("accounts", f", \n\t{BALANCE}", ""),
         "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance",
         "accounts: CHECK ck_accounts_balance is missing",
     ),
     "a CHECK changed": Change(
-        rewrite("accounts", ">= 0", ">= -5"),
+        rewrite("accounts", ">= -credit_limit", ">= -5"),
         "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance, "
         "ADD CONSTRAINT ck_accounts_balance CHECK (user_id IS NULL OR balance >= -5)",
         'accounts: CHECK ck_accounts_balance is "user_id IS NULL OR balance >= -5",'
-        ' not "user_id IS NULL OR balance >= 0"',
+        ' not "user_id IS NULL OR balance >= -credit_limit"',
         "accounts: CHECK ck_accounts_balance is \"user_id IS NULL OR balance >= '-5'::integer\","
-        ' not "user_id IS NULL OR balance >= 0"',
+        ' not "user_id IS NULL OR balance >= (- credit_limit)"',
     ),
     "a CHECK that old rows need not meet": Change(
         rewrite("accounts", "CHECK (user_id", "CHECK (version < 9 OR user_id"),
         "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance, "
         "ADD CONSTRAINT ck_accounts_balance CHECK (user_id IS NULL OR balance >= 0) NOT VALID",
-        'accounts: CHECK ck_accounts_balance is "version < 9 OR user_id IS NULL OR balance >= 0",'
-        ' not "user_id IS NULL OR balance >= 0"',
+        'accounts: CHECK ck_accounts_balance is "version < 9 OR user_id IS NULL OR balance >= -credit_limit",'
+        ' not "user_id IS NULL OR balance >= -credit_limit"',
         'accounts: CHECK ck_accounts_balance is "CHECK (user_id IS NULL OR balance >= 0) NOT VALID",'
-        ' not "user_id IS NULL OR balance >= 0"',
+        ' not "user_id IS NULL OR balance >= (- credit_limit)"',
     ),
     "one more value": Change(
         rewrite("profiles", "'closed'", "'closed', 'gone'"),

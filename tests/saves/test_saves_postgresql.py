@@ -92,6 +92,27 @@ def test_all_kinds_of_objects_are_replaced(url: str, folder: Path) -> None:
 
 
 @only_postgresql
+@pytest.mark.parametrize("name", ["a FROM stdin;\nb", "a\nCOPY b", "x TO ghost;\ny", "it's\n\\.\n", "--\n;\n''"])
+def test_a_name_of_several_lines_is_no_statement(url: str, folder: Path, name: str) -> None:
+    query(
+        url,
+        f"""
+        CREATE TABLE "{name}" (id serial, "{name} c" text);
+        CREATE SEQUENCE "{name} s";
+        GRANT SELECT ON "{name}" TO PUBLIC;
+        INSERT INTO "{name}" ("{name} c") VALUES ('one'), (E'\\\\.\n'), (NULL);
+        """,
+    )
+    before = plain_dump(url)
+    save(url, folder, "kept")
+    query(url, f'DROP TABLE "{name}"')
+
+    load(url, folder, "kept")
+
+    assert plain_dump(url) == before
+
+
+@only_postgresql
 @pytest.mark.parametrize(
     "dependent",
     ["CREATE VIEW other.names AS SELECT username FROM users", "CREATE TABLE other.t (id bigint REFERENCES users (id))"],
