@@ -25,15 +25,10 @@ def upgrade() -> None:
     with op.batch_alter_table("accounts") as batch_op:
         # With a default, for rows of the code before this.
         batch_op.add_column(sa.Column("credit_limit", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
-        # The next revision validates them on PostgreSQL, without a lock that callers wait for.
-        batch_op.create_check_constraint(
-            batch_op.f("ck_accounts_credit_limit"), "credit_limit >= 0", postgresql_not_valid=True
-        )
+        batch_op.create_check_constraint(batch_op.f("ck_accounts_credit_limit"), "credit_limit >= 0")
         batch_op.drop_constraint(batch_op.f("ck_accounts_balance"), type_="check")
         batch_op.create_check_constraint(
-            batch_op.f("ck_accounts_balance"),
-            "user_id IS NULL OR balance >= -credit_limit",
-            postgresql_not_valid=True,
+            batch_op.f("ck_accounts_balance"), "user_id IS NULL OR balance >= -credit_limit"
         )
 
 
