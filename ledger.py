@@ -35,8 +35,8 @@ It is no CHECK constraint, so that a balance from before this limit may still be
 class Order:
     """A transfer that its initiator (a user's id, or OPERATOR) asks for; all fields but if_version are columns.
 
-    Where its key is used again, these must be the same. With asked_amount, the amount may be cut to what the debit
-    account holds; in an order that was not judged yet, both are the same.
+    Where its key is used again, these must be the same. With asked_amount, the amount may be cut to what is
+    available; in an order that was not judged yet, both are the same.
     """
 
     initiator: int

@@ -302,7 +302,7 @@ class TransferFields(SQLModel):
 class Transfer(TransferFields, table=True):
     """Money that went from the debit account to the credit account; initiator is a user's id, or 0 for the operator.
 
-    asked_amount is what its caller asked for where the amount was cut to what the account held.
+    asked_amount is what its caller asked for with on_short "cap"; the amount is that, or what was available.
     """
 
     __tablename__ = "transfers"

@@ -38,8 +38,8 @@ def downgrade() -> None:
         debts = sa.text("SELECT count(*) FROM accounts WHERE user_id IS NOT NULL AND balance < 0")
         if owing := op.get_bind().scalar(debts):
             raise CommandError(
-                f"{owing:,} accounts owe money, which the schema before this allows none. Nothing was changed. Have it "
-                "paid back, or deposit it, and try again."
+                f"Accounts that owe money: {owing:,}. The schema before this allows no such balance. Nothing was changed. "
+                "Have it paid back, or deposit it, and try again."
             )
     with op.batch_alter_table("accounts") as batch_op:
         batch_op.drop_constraint(batch_op.f("ck_accounts_balance"), type_="check")
