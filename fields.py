@@ -12,7 +12,7 @@ from email_validator import EmailNotValidError, validate_email
 from precis_i18n import get_profile
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import JSON, BigInteger, Integer, text
+from sqlalchemy import JSON, BigInteger, Integer, String, text
 from sqlmodel import Field
 
 USERNAME_PROFILE = get_profile("UsernameCaseMapped")
@@ -173,6 +173,7 @@ Secret = Annotated[
     str, pydantic.Field(description="The bearer token, `svp_` and 43 characters; shown only once", examples=["svp_…"])
 ]
 Status = Literal["active", "suspended", "closed"]
+HoldStatus = Literal["open", "captured", "voided", "expired"]
 RegistrationKey = Annotated[
     UUID,
     AfterValidator(check_random_uuid),
@@ -229,6 +230,24 @@ Balance = Annotated[
     Field(sa_type=BigInteger),
     pydantic.Field(description="In minor units of the currency", examples=[1250], json_schema_extra=INT64),
 ]
+AccountLabel = Annotated[
+    str,
+    Field(sa_type=String(50), sa_column_kwargs={"server_default": "main"}),
+    pydantic.Field(
+        min_length=1,
+        max_length=50,
+        description="Tells a user's accounts in one currency apart: 1 to 50 characters in one line",
+        examples=["main"],
+    ),
+    AfterValidator(check_text),
+]
+Held = Annotated[
+    int,
+    Field(sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")}),
+    pydantic.Field(
+        description="What open holds keep from being spent, in minor units", examples=[0], json_schema_extra=INT64
+    ),
+]
 CreditLimit = Annotated[
     int,
     Field(sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")}),
@@ -274,4 +293,14 @@ ReversesId = Annotated[
     int | None,
     Field(foreign_key="transfers.id", unique=True, sa_type=Id),
     pydantic.Field(description="The transfer that this one reversed", examples=[None], json_schema_extra=INT64),
+]
+TransactionId = Annotated[
+    int | None,
+    Field(foreign_key="transactions.id", sa_type=Id),
+    pydantic.Field(description="The transaction that it is part of", examples=[None], json_schema_extra=INT64),
+]
+HoldId = Annotated[
+    int | None,
+    Field(foreign_key="holds.id", sa_type=Id),
+    pydantic.Field(description="The hold that it captured", examples=[None], json_schema_extra=INT64),
 ]

@@ -12,12 +12,16 @@ from sqlmodel import Field, SQLModel
 from fields import (
     INT64,
     AccountId,
+    AccountLabel,
     Amount,
     AskedAmount,
     Balance,
     CreditLimit,
     Currency,
     Email,
+    Held,
+    HoldId,
+    HoldStatus,
     Id,
     IdempotencyKey,
     Memo,
@@ -30,6 +34,7 @@ from fields import (
     Secret,
     Status,
     TokenName,
+    TransactionId,
     Username,
 )
 
@@ -49,6 +54,11 @@ SQLModel.metadata.naming_convention = {
 def now() -> datetime:
     """Return the current time, aware, in UTC."""
     return datetime.now(UTC)
+
+
+def partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """Return an index of the rows that fulfil a condition; the others cost nothing."""
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class Strict(SQLModel):
@@ -84,9 +94,15 @@ class User(UserFields, table=True):
     """A registered user; registration_content_hash is null without a key, and in rows of older versions."""
 
     __tablename__ = "users"
-    __table_args__ = (UniqueConstraint("username"),)
+    __table_args__ = (
+        UniqueConstraint("username"),
+        Index("ix_users_email", "email"),
+        partial_index("uq_users_reference", "reference", where="reference IS NOT NULL", unique=True),
+    )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    reference: Reference = None
+    details: Metadata = None
     registration_key_hash: str | None = Field(default=None, max_length=64, unique=True)
     registration_content_hash: str | None = Field(default=None, max_length=32)
     created_at: datetime
@@ -227,7 +243,9 @@ class AccountFields(SQLModel):
         pydantic.Field(description="Null for the system account of a currency", examples=[1]),
     ] = None
     currency: Currency
+    label: AccountLabel = "main"
     balance: Balance = 0
+    held: Held = 0
     credit_limit: CreditLimit = 0
     version: Annotated[
         int, Field(sa_type=BigInteger), pydantic.Field(description="The number of the account's entries", examples=[1])
@@ -237,24 +255,20 @@ class AccountFields(SQLModel):
 class Account(AccountFields, table=True):
     """The money of a user in one currency; a system account is the other side of deposits and withdrawals.
 
-    version is the seq of the newest entry, updated_at its created_at.
+    version is the seq of the newest entry; none is newer than updated_at. held counts all holds that are open in their
+    rows, also those that have expired since the account last changed.
     """
 
     __tablename__ = "accounts"
     __table_args__ = (
-        CheckConstraint("user_id IS NULL OR balance >= -credit_limit", name="balance"),
+        CheckConstraint("user_id IS NULL OR balance - held >= -credit_limit", name="balance"),
         CheckConstraint("credit_limit >= 0", name="credit_limit"),
-        UniqueConstraint("user_id", "currency"),
+        CheckConstraint("held >= 0", name="held"),
+        UniqueConstraint("user_id", "currency", "label"),
         # The transfers' foreign keys refer to it, so that both accounts have the transfer's currency.
         UniqueConstraint("id", "currency"),
         # One system account per currency: where user_id is null, the constraint above does not hold.
-        Index(
-            "uq_accounts_system_currency",
-            "currency",
-            unique=True,
-            sqlite_where=text("user_id IS NULL"),
-            postgresql_where=text("user_id IS NULL"),
-        ),
+        partial_index("uq_accounts_system_currency", "currency", where="user_id IS NULL", unique=True),
         # Leaves room on each page, so that an update changes no index (HOT).
         {"postgresql_with": {"fillfactor": 90}},
     )
@@ -275,7 +289,7 @@ class AccountPublic(AccountFields, Identified):
     available: Annotated[
         int | None,
         pydantic.Field(
-            description="balance + credit_limit, at most 2^53 - 1; null for a system account, and at an instant",
+            description="balance - held + credit_limit, at most 2^53 - 1; null for a system account, and at an instant",
             examples=[1250],
             json_schema_extra=INT64,
         ),
@@ -312,12 +326,62 @@ class Transfer(TransferFields, table=True):
         UniqueConstraint("initiator", "idempotency_key"),
         ForeignKeyConstraint(["debit_account_id", "currency"], ["accounts.id", "accounts.currency"]),
         ForeignKeyConstraint(["credit_account_id", "currency"], ["accounts.id", "accounts.currency"]),
+        # A hold is captured once.
+        partial_index("uq_transfers_hold_id", "hold_id", where="hold_id IS NOT NULL", unique=True),
+        partial_index("ix_transfers_transaction_id", "transaction_id", where="transaction_id IS NOT NULL"),
+        partial_index("ix_transfers_reference", "reference", "id", where="reference IS NOT NULL"),
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=Id)
     currency: Currency
     asked_amount: AskedAmount = None
     reverses_id: ReversesId = None
+    transaction_id: TransactionId = None
+    hold_id: HoldId = None
+    initiator: int = Field(sa_type=BigInteger)
+    idempotency_key: IdempotencyKey = None
+    created_at: datetime
+
+
+class Transaction(SQLModel, table=True):
+    """Transfers that were made together; initiator as in Transfer."""
+
+    __tablename__ = "transactions"
+    __table_args__ = (UniqueConstraint("initiator", "idempotency_key"),)
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    reference: Reference = None
+    details: Metadata = None
+    initiator: int = Field(sa_type=BigInteger)
+    idempotency_key: IdempotencyKey = None
+    created_at: datetime
+
+
+class Hold(TransferFields, table=True):
+    """Money that its account cannot spend, until the recipient captures it or gives it free, or it expires.
+
+    The row of one that expired says so once its account changes. initiator and asked_amount as in Transfer.
+    """
+
+    __tablename__ = "holds"
+    __table_args__ = (
+        CheckConstraint("amount > 0", name="amount"),
+        CheckConstraint("debit_account_id <> credit_account_id", name="accounts"),
+        CheckConstraint("status IN ('open', 'captured', 'voided', 'expired')", name="status"),
+        UniqueConstraint("initiator", "idempotency_key"),
+        ForeignKeyConstraint(["debit_account_id", "currency"], ["accounts.id", "accounts.currency"]),
+        ForeignKeyConstraint(["credit_account_id", "currency"], ["accounts.id", "accounts.currency"]),
+        partial_index("ix_holds_open", "debit_account_id", "expires_at", where="status = 'open'"),
+        Index("ix_holds_debit_account_id", "debit_account_id", "id"),
+        Index("ix_holds_credit_account_id", "credit_account_id", "id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    currency: Currency
+    asked_amount: AskedAmount = None
+    status: HoldStatus = Field(default="open", sa_type=String(8))
+    expires_at: datetime
+    resolved_at: datetime | None = None
     initiator: int = Field(sa_type=BigInteger)
     idempotency_key: IdempotencyKey = None
     created_at: datetime

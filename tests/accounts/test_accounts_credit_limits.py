@@ -43,6 +43,8 @@ def test_what_may_be_owed_is_spent_and_shown(client: TestClient, rows: Rows) -> 
         "user_id": alice.user_id,
         "currency": "EUR",
         "balance": 100,
+        "label": "main",
+        "held": 0,
         "credit_limit": 50,
         "version": 1,
         "available": 150,

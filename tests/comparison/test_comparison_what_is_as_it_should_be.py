@@ -59,7 +59,7 @@ def rewrite(table: str, old: str, new: str) -> str:
     """
 
 
-BALANCE = "CONSTRAINT ck_accounts_balance CHECK (user_id IS NULL OR balance >= -credit_limit)"
+BALANCE = "CONSTRAINT ck_accounts_balance CHECK (user_id IS NULL OR balance - held >= -credit_limit)"
 
 
 ONE_SYSTEM_ACCOUNT = "CREATE UNIQUE INDEX uq_accounts_system_currency ON accounts (currency)"
@@ -98,19 +98,19 @@ CHANGES = {
         rewrite("accounts", ">= -credit_limit", ">= -5"),
         "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance, "
         "ADD CONSTRAINT ck_accounts_balance CHECK (user_id IS NULL OR balance >= -5)",
-        'accounts: CHECK ck_accounts_balance is "user_id IS NULL OR balance >= -5",'
-        ' not "user_id IS NULL OR balance >= -credit_limit"',
+        'accounts: CHECK ck_accounts_balance is "user_id IS NULL OR balance - held >= -5",'
+        ' not "user_id IS NULL OR balance - held >= -credit_limit"',
         "accounts: CHECK ck_accounts_balance is \"user_id IS NULL OR balance >= '-5'::integer\","
-        ' not "user_id IS NULL OR balance >= (- credit_limit)"',
+        ' not "user_id IS NULL OR (balance - held) >= (- credit_limit)"',
     ),
     "a CHECK that old rows need not meet": Change(
         rewrite("accounts", "CHECK (user_id", "CHECK (version < 9 OR user_id"),
         "ALTER TABLE accounts DROP CONSTRAINT ck_accounts_balance, "
         "ADD CONSTRAINT ck_accounts_balance CHECK (user_id IS NULL OR balance >= 0) NOT VALID",
-        'accounts: CHECK ck_accounts_balance is "version < 9 OR user_id IS NULL OR balance >= -credit_limit",'
-        ' not "user_id IS NULL OR balance >= -credit_limit"',
+        'accounts: CHECK ck_accounts_balance is "version < 9 OR user_id IS NULL OR balance - held >= -credit_limit",'
+        ' not "user_id IS NULL OR balance - held >= -credit_limit"',
         'accounts: CHECK ck_accounts_balance is "CHECK (user_id IS NULL OR balance >= 0) NOT VALID",'
-        ' not "user_id IS NULL OR balance >= (- credit_limit)"',
+        ' not "user_id IS NULL OR (balance - held) >= (- credit_limit)"',
     ),
     "one more value": Change(
         rewrite("profiles", "'closed'", "'closed', 'gone'"),
@@ -125,10 +125,10 @@ CHANGES = {
         "DROP INDEX ix_access_tokens_user_id", "access_tokens: index ix_access_tokens_user_id is missing"
     ),
     "an index added": on_both(
-        "CREATE INDEX ix_users_email ON users (email)", "users: index ix_users_email is there and should not be"
+        "CREATE INDEX ix_users_mail ON users (email)", "users: index ix_users_mail is there and should not be"
     ),
     "an index of an expression added": on_both(
-        "CREATE INDEX ix_users_email ON users (lower(email))", "users: index ix_users_email is there and should not be"
+        "CREATE INDEX ix_users_mail ON users (lower(email))", "users: index ix_users_mail is there and should not be"
     ),
     "an index on another column": on_both(
         "DROP INDEX ix_access_tokens_user_id; CREATE INDEX ix_access_tokens_user_id ON access_tokens (name)",
@@ -155,7 +155,7 @@ CHANGES = {
         'access_tokens: index ix_access_tokens_user_id is "USING hash (user_id)", not "USING btree (user_id)"',
     ),
     "another length": Change(
-        rewrite("users", "VARCHAR(100)", "VARCHAR(90)"),
+        rewrite("users", "email VARCHAR(100)", "email VARCHAR(90)"),
         "ALTER TABLE users ALTER email TYPE VARCHAR(90)",
         'users: column email is "VARCHAR(90) NOT NULL", not "VARCHAR(100) NOT NULL"',
         'users: column email is "character varying(90) NOT NULL", not "character varying(100) NOT NULL"',

@@ -270,7 +270,7 @@ def test_a_check_that_is_killed_leaves_everything_as_it_was(url: str, folder: Pa
 
 @only_postgresql
 def test_a_revision_that_wants_no_transaction_can_be_compared(url: str, folder: Path, config: Config) -> None:
-    concurrently = '"ix_users_email", "users", ["email"], postgresql_concurrently=True'
+    concurrently = '"ix_users_mail", "users", ["email"], postgresql_concurrently=True'
     add_revision(
         folder, NEW, HEAD, f"    with op.get_context().autocommit_block():\n        op.create_index({concurrently})"
     )
@@ -278,7 +278,7 @@ def test_a_revision_that_wants_no_transaction_can_be_compared(url: str, folder: 
     with create_migration_engine(url).connect() as connection, scratch(connection) as place:
         made = schema_of_revision(place, "heads", config)
     assert [str(difference) for difference in differences(made, schema_at(url))] == [
-        "users: index ix_users_email is there and should not be"
+        "users: index ix_users_mail is there and should not be"
     ]
 
 

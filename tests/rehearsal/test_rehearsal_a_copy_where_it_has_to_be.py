@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 
 CONCURRENTLY = """
     with op.get_context().autocommit_block():
-        op.create_index("ix_users_email", "users", ["email"], postgresql_concurrently=True)
+        op.create_index("ix_users_mail", "users", ["email"], postgresql_concurrently=True)
 """
 
 
