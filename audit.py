@@ -56,9 +56,9 @@ class Audit:
         for id, rows in groupby(self._stream(TRANSFERS, advance), key=attrgetter("id")):
             for fault in self._check_transfer(list(rows)):
                 yield Discrepancy(f"transfer {id}", fault)
-        for query, fault in STRAYS.items():
-            for id, seq in self._stream(query, advance):
-                yield Discrepancy(f"account {id}", f"entry {seq} {fault}")
+        for query in FAULTS:
+            for subject, fault in self._stream(query, advance):
+                yield Discrepancy(subject, fault)
         for currency, totals in sorted(self.totals.items()):
             difference = totals.held_by_users + totals.held_by_system
             if difference:
@@ -94,8 +94,11 @@ class Audit:
             yield f"its balance is {account.balance:,}; its newest entry left {balance:,}"
         if account.version != seq:
             yield f"its version is {account.version}; its newest entry is {seq}"
-        if account.user_id is not None and account.balance < -account.credit_limit:
-            yield f"its balance is {account.balance:,}, less than its credit limit of {account.credit_limit:,} allows"
+        if account.held != account.open_holds:
+            yield f"it holds {account.held:,}; its open holds add up to {account.open_holds:,}"
+        if account.user_id is not None and account.balance - account.held < -account.credit_limit:
+            held = f" with {account.held:,} held" if account.held else ""
+            yield f"its balance is {account.balance:,}{held}, past its credit limit of {account.credit_limit:,}"
         totals = self.totals[account.currency]
         totals.accounts += 1
         if account.user_id is None:
@@ -129,8 +132,12 @@ def _show(entries: list[Any]) -> str:
 ROWS = "SELECT 2 * (SELECT count(*) FROM entries) + (SELECT count(*) FROM accounts WHERE version = 0)"
 ACCOUNTS = """
     SELECT accounts.id, accounts.user_id, accounts.currency, accounts.balance, accounts.version, accounts.credit_limit,
+           accounts.held, coalesce(open_holds.amount, 0) AS open_holds,
            entries.seq, entries.amount, entries.balance_after, entries.created_at
     FROM accounts LEFT JOIN entries ON entries.account_id = accounts.id
+    LEFT JOIN (
+        SELECT debit_account_id, sum(amount) AS amount FROM holds WHERE status = 'open' GROUP BY debit_account_id
+    ) AS open_holds ON open_holds.debit_account_id = accounts.id
     ORDER BY accounts.id, entries.seq
 """
 TRANSFERS = """
@@ -144,17 +151,32 @@ TRANSFERS = """
     LEFT JOIN transfers AS original ON original.id = transfers.reverses_id
     ORDER BY transfers.id
 """
-# Foreign keys forbid them, but a pragma of SQLite or a restored dump can bypass those.
-STRAYS = {
+# Rows that should not be there, and why. Foreign keys forbid strays, but a pragma of SQLite or a dump can bypass those.
+FAULTS = (
+    # Of a hold and its transfer, only the amounts may differ.
     """
-    SELECT account_id, seq FROM entries
+    SELECT 'hold ' || holds.id,
+           CASE WHEN transfers.id IS NULL THEN 'it was captured by no transfer'
+                WHEN holds.status <> 'captured' THEN 'a transfer captured it, and it is not marked so'
+                ELSE 'it was captured by a transfer of more, or between other accounts' END
+    FROM holds LEFT JOIN transfers ON transfers.hold_id = holds.id
+    WHERE (holds.status = 'captured') <> (transfers.id IS NOT NULL) OR transfers.amount > holds.amount
+       OR transfers.debit_account_id <> holds.debit_account_id OR transfers.credit_account_id <> holds.credit_account_id
+    ORDER BY holds.id
+    """,
+    """
+    SELECT 'transaction ' || id, 'it has no transfers' FROM transactions
+    WHERE NOT EXISTS (SELECT 1 FROM transfers WHERE transfers.transaction_id = transactions.id) ORDER BY id
+    """,
+    """
+    SELECT 'account ' || account_id, 'entry ' || seq || ' belongs to no transfer' FROM entries
     WHERE NOT EXISTS (SELECT 1 FROM transfers WHERE transfers.id = entries.transfer_id) ORDER BY account_id, seq
-    """: "belongs to no transfer",
+    """,
     """
-    SELECT account_id, seq FROM entries
+    SELECT 'account ' || account_id, 'entry ' || seq || ' belongs to no account' FROM entries
     WHERE NOT EXISTS (SELECT 1 FROM accounts WHERE accounts.id = entries.account_id) ORDER BY account_id, seq
-    """: "belongs to no account",
-}
+    """,
+)
 
 
 @contextmanager
@@ -163,6 +185,6 @@ def open_books(url: str) -> Iterator[Audit]:
     with reading(url) as connection:
         if not all(sa.inspect(connection).has_table(table) for table in ("accounts", "entries", "transfers")):
             raise LookupError("The database has no accounts yet. Run: alembic upgrade head")
-        if all(column["name"] != "credit_limit" for column in sa.inspect(connection).get_columns("accounts")):
+        if all(column["name"] != "held" for column in sa.inspect(connection).get_columns("accounts")):
             raise LookupError("The database's schema is older than this code. Run: alembic upgrade head")
         yield Audit(connection)

@@ -7,9 +7,11 @@ is rolled back for them.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
@@ -22,19 +24,39 @@ import queries
 from db.isolation import Write, all_or_nothing, begin, isolating_failures
 from db.prepared import Prepared
 from db.statements import dialect_of, insert_free, insert_rows, update_rows
-from db.trips import Call, call, execute, execute_together
+from db.trips import Call, Rows, call, execute, execute_together
 from fields import Status
-from ledger import BALANCE_MAX, CONTENT, OPERATOR, PLAIN, Holding, Ledger, Order, Posted, Posting, content_of
+from ledger import (
+    BALANCE_MAX,
+    CONTENT,
+    OPERATOR,
+    PLAIN,
+    AnyOrder,
+    Holding,
+    HoldOrder,
+    HoldPosting,
+    Ledger,
+    LinkedOrders,
+    LinkedPostings,
+    Order,
+    Posted,
+    Posting,
+    VoidOrder,
+    content_of,
+)
 from models import (
     AccessToken,
     Account,
     AccountPublic,
     Entry,
+    Hold,
+    HoldPublic,
     IssuedToken,
     KeyedRegistration,
     Profile,
     Registration,
     TokenPublic,
+    Transaction,
     Transfer,
     TransferPublic,
     User,
@@ -47,6 +69,7 @@ from refusals import (
     AccountNotFound,
     BalanceNotZero,
     CreditInUse,
+    HoldNotFound,
     IdempotencyKeyReused,
     Locked,
     OperatorTransfer,
@@ -83,7 +106,7 @@ _values_of: Callable[[UserFields], tuple[Any, ...]] = attrgetter(*USER_FIELDS)
 PART = 500
 """Items of a large batch that are worked on at a time."""
 
-UNDESCRIBED = (None,) * len(CONTENT[PLAIN:])
+UNDESCRIBED = (None,) * len((*CONTENT[PLAIN:], "transaction_id"))
 """The values of the columns that most transfers leave out."""
 
 REPLAY_WINDOW = timedelta(minutes=15)
@@ -335,19 +358,14 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
 
 
 async def _lock_holders(session: AsyncSession, user_ids: set[int]) -> set[int | None]:
-    """Lock all accounts of these users; return the users who hold money.
+    """Lock all accounts of these users; return the users who have money, debts or holds.
 
     A transfer reads the status after it has locked its accounts. So no transfer that read the old status ends later.
     """
     if not user_ids:
         return set()
-    accounts = await session.exec(
-        select(Account.user_id, Account.balance)
-        .where(col(Account.user_id).in_(user_ids))
-        .order_by(col(Account.id))
-        .with_for_update()
-    )
-    return {user_id for user_id, balance in accounts if balance != 0}
+    accounts = await _lock_accounts(session, col(Account.user_id).in_(user_ids))
+    return {account.user_id for account in accounts if account.balance or account.held}
 
 
 def _update_user(
@@ -558,12 +576,38 @@ async def change_credit(session: AsyncSession, changes: Sequence[CreditChange]) 
     """Set the limits in order. Refusals: AccountNotFound, SystemAccount, CreditInUse."""
     ids = {change.account_id for change in changes}
     async with begin(session):
-        # In id order, as transfers lock them.
-        rows = await session.exec(
-            select(Account).where(col(Account.id).in_(ids)).order_by(col(Account.id)).with_for_update()
-        )
-        accounts = {account.id: account for account in rows}
+        accounts = {account.id: account for account in await _lock_accounts(session, col(Account.id).in_(ids))}
         return [_change_credit(change, accounts.get(change.account_id)) for change in changes]
+
+
+async def _lock_accounts(session: AsyncSession, condition: Any) -> Sequence[Account]:
+    """Lock accounts, in id order, as transfers do, and give free what holds that have expired still keep of them."""
+    rows = await session.exec(select(Account).where(condition).order_by(col(Account.id)).with_for_update())
+    accounts = rows.all()
+    freed = await _free_expired(session, [account.id or 0 for account in accounts if account.held], now())
+    for account in accounts:
+        account.held -= freed[account.id or 0]
+    return accounts
+
+
+async def _free_expired(session: AsyncSession, account_ids: Sequence[int], moment: datetime) -> Counter[int]:
+    """Mark the holds on these locked accounts that have expired; return their amounts in all, by account.
+
+    The caller takes these from the accounts' held.
+    """
+    if not account_ids:
+        return Counter()
+    expired = await execute(session, queries.select_expired(dialect_of(session)), ids=account_ids, moment=moment)
+    return _mark_expired(session, expired)
+
+
+def _mark_expired(session: AsyncSession, expired: Rows) -> Counter[int]:
+    freed: Counter[int] = Counter()
+    for _, account_id, amount in expired:
+        freed[account_id] += amount
+    if expired:
+        update_rows(session, Hold, [{"id": id} for id, *_ in expired], status="expired")
+    return freed
 
 
 def _change_credit(change: CreditChange, account: Account | None) -> AccountPublic | Refusal:
@@ -572,22 +616,24 @@ def _change_credit(change: CreditChange, account: Account | None) -> AccountPubl
         return AccountNotFound()
     if account.user_id is None:
         return SystemAccount()
-    if account.balance < -change.credit_limit:
+    available = account.balance - account.held + change.credit_limit
+    if available < 0:
         return CreditInUse()
     account.credit_limit = change.credit_limit
-    return _show(AccountPublic, account, available=min(account.balance + account.credit_limit, BALANCE_MAX))
+    return _show(AccountPublic, account, available=min(available, BALANCE_MAX))
 
 
 async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> Part:
     """Return up to `limit` accounts (AccountPublic) of one user or all, from the first id greater than `after`."""
     owner = {} if user_id is None else {"user_id": user_id}
     query = queries.select_accounts(dialect_of(session), tuple(owner))
-    return await _read_part(session, query, after=after, limit=limit, **owner)
+    return await _read_part(session, query, moment=now(), after=after, limit=limit, **owner)
 
 
 async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPublic:
     """Return the account as it is now. Raises AccountNotFound, also where it is another user's."""
-    for row in await execute(session, queries.select_account(dialect_of(session)), id=id, caller=caller):
+    query = queries.select_account(dialect_of(session))
+    for row in await execute(session, query, id=id, caller=caller, moment=now()):
         return _construct(AccountPublic, row)
     raise AccountNotFound
 
@@ -595,7 +641,7 @@ async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPub
 async def get_account_at(session: AsyncSession, id: int, caller: int, at: datetime) -> AccountPublic:
     """Return the account as it was at an instant. Raises AccountNotFound as get_account does."""
     account = await get_account(session, id, caller)
-    account.balance, account.version, account.available = 0, 0, None
+    account.balance, account.version, account.held, account.available = 0, 0, None, None
     for row in await execute(session, queries.select_newest_entry(dialect_of(session)), id=id, at=at):
         account.balance, account.version = row
     return account
@@ -609,7 +655,7 @@ async def list_entries(session: AsyncSession, id: int, caller: int, *, after: in
     dialect = dialect_of(session)
     found, [entries] = await execute_together(
         session,
-        call(queries.select_account(dialect), id=id, caller=caller),
+        call(queries.select_account(dialect), id=id, caller=caller, moment=now()),
         call(queries.select_entries(dialect), id=id, caller=caller, after=after, limit=limit),
     )
     if not found:
@@ -621,27 +667,36 @@ async def list_entries(session: AsyncSession, id: int, caller: int, *, after: in
 
 
 async def post_orders(
-    session: AsyncSession, orders: Sequence[Order | Refusal], *, wait: bool = True
-) -> list[Posted | Refusal]:
-    """Make the transfers in order, each as if it came alone: one may spend what an earlier one brought.
+    session: AsyncSession, orders: Sequence[AnyOrder | Refusal], *, wait: bool = True
+) -> list[Posted[Any] | Refusal]:
+    """Do what is ordered, one after the other, each as if it came alone: one may spend what an earlier one brought.
 
     A key that its caller used before, here or earlier, is replayed. A Refusal among the orders is its own outcome.
     Where another transaction holds an account for long, Locked is raised; without `wait`, Locked is at once the outcome
     of the orders that need this account. Other refusals: AccountNotFound, SameAccount, AccountNotActive,
-    AlreadyReversed, InsufficientFunds, CurrencyMismatch, BalanceLimit, IdempotencyKeyReused.
+    AlreadyReversed, VersionMismatch, InsufficientFunds, CurrencyMismatch, BalanceLimit, IdempotencyKeyReused; of those
+    that end a hold, HoldResolved and HoldExceeded; of linked orders, TransactionRefused.
     """
-    ledger = await _open_ledger(session, [order for order in orders if isinstance(order, Order)], wait=wait)
-    outcomes: list[Posted | Refusal] = []
+    asked = [order for order in orders if not isinstance(order, Refusal)]
+    if not asked:
+        return [order for order in orders if isinstance(order, Refusal)]
+    ledger = await _open_ledger(session, asked, wait=wait)
+    outcomes: list[Posted[Any] | Refusal] = []
     async for part in _in_parts(orders):
         outcomes += [order if isinstance(order, Refusal) else ledger.post(order) for order in part]
     if wait and ledger.locked and any(isinstance(outcome, Locked) for outcome in outcomes):
         raise Locked
+    _store_holds(session, ledger)
+    _store_transactions(session, ledger.transactions, ledger.moment)
     async for postings in _in_parts(ledger.postings):
         _store_postings(session, postings, ledger.moment)
-    balances = [{"id": each.id, "balance": each.balance, "version": each.version} for each in ledger.changed]
-    if balances:
+    # Most batches have no holds.
+    columns = ("id", "balance", "version", "held") if ledger.holds_changed else ("id", "balance", "version")
+    values_of = attrgetter(*columns)
+    accounts = [dict(zip(columns, values_of(each), strict=True)) for each in ledger.changed]
+    if accounts:
         # Last: while an account is still the row that was locked, foreign keys that refer to it need no lock of theirs.
-        update_rows(session, Account, balances, updated_at=ledger.moment)
+        update_rows(session, Account, accounts, updated_at=ledger.moment)
     return outcomes
 
 
@@ -653,58 +708,122 @@ async def _in_parts(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
         yield items[first : first + PART]
 
 
-async def _open_ledger(session: AsyncSession, orders: Sequence[Order], *, wait: bool) -> Ledger:
-    """Lock the accounts, and read what the transfers depend on, in one round trip."""
+async def _open_ledger(session: AsyncSession, orders: Sequence[AnyOrder], *, wait: bool) -> Ledger:
+    """Lock the accounts, and read what the orders depend on, in one round trip; where holds count, in two."""
     dialect = dialect_of(session)
-    keyed = [order for order in orders if order.idempotency_key is not None]
-    reverses = {order.reverses_id for order in orders if order.reverses_id is not None}
+    legs = [leg for order in orders for leg in _legs_of(order)]
+    reverses = {leg.reverses_id for leg in legs if leg.reverses_id is not None}
+    kinds = Counter(map(type, [*legs, *(order for order in orders if isinstance(order, LinkedOrders))]))
     # After the locks: the transactions that held them have committed by then, so their changes are visible.
-    held, existing, inactive, ids, postings, reversed = await execute_together(
+    held, existing, inactive, reversed, earlier, earlier_holds, earlier_linked, *ids = await execute_together(
         session,
         *_locking(dialect, orders, wait=wait),
-        call(queries.select_new_ids(dialect), places=[*range(1, len(orders) + 1)]),
-        _finding_postings(dialect, keyed) if keyed else None,
         call(queries.select_reversed(dialect), ids=sorted(reverses)) if reverses else None,
+        *(_finding_keys(dialect, find, orders, kind) for kind, find in EARLIER.items()),
+        *(call(queries.select_new_ids(dialect, ROWS_OF[kind]), places=[*range(1, n + 1)]) for kind, n in kinds.items()),
     )
     holdings = {row[0]: Holding(*row) for row in held}
+    moment = max([now(), *(each.updated_at for each in holdings.values() if each.updated_at)])
+    holds, freed = await _find_holds_after_locks(session, orders, legs, holdings, moment)
     locked = {id for id, *_ in existing} - holdings.keys()
-    funded = _find_funded(orders, holdings, locked)
+    funded = _find_funded(legs, holdings, locked)
     if funded:
         # The operator's orders are locked whatever their debit accounts hold. Waiting now could deadlock.
         as_operator = [replace(order, initiator=OPERATOR) for order in funded]
         held, existing, more = await execute_together(session, *_locking(dialect, as_operator, wait=False))
-        holdings |= {row[0]: Holding(*row) for row in held}
+        holdings = {row[0]: Holding(*row) for row in held} | holdings
         locked |= {id for id, *_ in existing} - holdings.keys()
         inactive = [*inactive, *more]
     return Ledger(
         holdings.values(),
         {user_id for (user_id,) in inactive},
-        [_read_posting(*row) for row in postings],
+        [
+            *(_read_posting(*row) for row in earlier),
+            *(_read_hold(*row) for row in earlier_holds),
+            *_read_transactions(earlier_linked),
+        ],
         (id for (id,) in reversed),
         locked,
-        ids=(id for (id,) in ids),
+        holds=holds,
+        freed=freed,
+        moment=moment,
+        ids={kind: (id for (id,) in rows) for kind, rows in zip(kinds, ids, strict=True)},
     )
 
 
-def _locking(dialect: str, orders: Sequence[Order], *, wait: bool) -> tuple[Call, Call | None, Call]:
+def _legs_of(order: AnyOrder) -> Sequence[Order]:
+    """Return the transfers and holds of an order."""
+    if isinstance(order, LinkedOrders):
+        return order.legs
+    return () if isinstance(order, VoidOrder) else (order,)
+
+
+EARLIER: dict[type[Order] | type[LinkedOrders], Callable[[str], Prepared]] = {
+    Order: queries.select_postings,
+    HoldOrder: queries.select_holds_by_key,
+    LinkedOrders: queries.select_transactions,
+}
+"""What finds that which was made with a key, by the kind of its order."""
+
+ROWS_OF: dict[Any, type[SQLModel]] = {Order: Transfer, HoldOrder: Hold, LinkedOrders: Transaction}
+
+
+async def _find_holds_after_locks(
+    session: AsyncSession,
+    orders: Sequence[AnyOrder],
+    legs: Sequence[Order],
+    holdings: Mapping[int, Holding],
+    moment: datetime,
+) -> tuple[list[HoldPosting], set[int]]:
+    """Give free what has expired on the debit accounts; return the holds that orders end, and the accounts changed."""
+    hold_ids = {order.hold_id for order in orders if not isinstance(order, LinkedOrders) and order.hold_id is not None}
+    account_ids = {order.debit_account_id for order in legs}
+    account_ids |= {order.debit_account_id for order in orders if isinstance(order, VoidOrder)}
+    keeping = sorted(id for id in account_ids & holdings.keys() if holdings[id].held)
+    if not keeping and not hold_ids:
+        return [], set()
+    dialect = dialect_of(session)
+    expired, found = await execute_together(
+        session,
+        call(queries.select_expired(dialect), ids=keeping, moment=moment),
+        call(queries.select_holds(dialect), ids=sorted(hold_ids)) if hold_ids else None,
+    )
+    freed = _mark_expired(session, expired)
+    for id, amount in freed.items():
+        holdings[id].held -= amount
+    holds = []
+    for *values, status, _, _ in found:
+        hold = _read_hold(*values)
+        hold.status = "expired" if status == "open" and hold.expires_at <= moment else status
+        holds.append(hold)
+    return holds, {*freed}
+
+
+def _locking(dialect: str, orders: Sequence[AnyOrder], *, wait: bool) -> tuple[Call, Call | None, Call]:
     """Return what locks the accounts of these orders, by id; reads them all, without `wait`; finds inactive users.
 
     Of a user's order, the debit account is locked where it is the user's, and then the credit account where the debit
     account holds enough for it and the orders before it: so an order that cannot be paid makes nobody wait.
     """
-    ids = sorted({id for order in orders for id in (order.debit_account_id, order.credit_account_id)})
-    wanted = {
-        "debits": [order.debit_account_id for order in orders],
-        "credits": [order.credit_account_id for order in orders],
-        "callers": [order.initiator for order in orders],
-        # Of an amount that is cut to what is there, at least 1.
-        "amounts": [order.amount if order.asked_amount is None else 1 for order in orders],
-    }
+    debits, credits, callers, amounts = zip(*(need for order in orders for need in _needs_of(order)), strict=True)
+    wanted = {"debits": debits, "credits": credits, "callers": callers, "amounts": amounts}
+    ids = sorted({*debits, *credits})
     return (
         call(queries.select_holdings(dialect, "wait" if wait else "skip"), ids=ids, **wanted),
         None if wait else call(queries.select_holdings(dialect, "read"), ids=ids, **wanted),
         call(queries.select_inactive(dialect), ids=ids),
     )
+
+
+def _needs_of(order: AnyOrder) -> Iterator[tuple[int, int, int, int]]:
+    """Return debit account, credit account, caller and least amount of what an order needs locks for."""
+    if isinstance(order, VoidOrder):
+        yield order.debit_account_id, order.debit_account_id, OPERATOR, 0
+    for leg in _legs_of(order):
+        # Whether a hold's money is there, and the caller's to capture, needs no look at the accounts.
+        caller = leg.initiator if leg.hold_id is None else OPERATOR
+        # Of an amount that is cut to what is there, at least 1.
+        yield leg.debit_account_id, leg.credit_account_id, caller, leg.amount if leg.asked_amount is None else 1
 
 
 def _find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locked: Set[int]) -> list[Order]:
@@ -727,11 +846,18 @@ def _find_funded(orders: Sequence[Order], holdings: Mapping[int, Holding], locke
     return funded
 
 
-def _finding_postings(dialect: str, orders: Sequence[Order]) -> Call:
-    """Return what finds that which the callers of these orders posted under the same keys before."""
-    keys = sorted({order.idempotency_key for order in orders if order.idempotency_key is not None})
-    callers = sorted({order.initiator for order in orders})
-    return call(queries.select_postings(dialect), callers=callers, keys=keys)
+def _finding_keys(
+    dialect: str, find: Callable[[str], Prepared], orders: Sequence[AnyOrder], kind: type[Order] | type[LinkedOrders]
+) -> Call | None:
+    """Return what finds that which the callers of the orders of this kind made with the same keys before."""
+    keyed = {
+        (order.initiator, order.idempotency_key)
+        for order in orders
+        if type(order) is kind and order.idempotency_key is not None
+    }
+    if not keyed:
+        return None
+    return call(find(dialect), callers=sorted({caller for caller, _ in keyed}), keys=sorted({key for _, key in keyed}))
 
 
 def _read_posting(
@@ -740,11 +866,58 @@ def _read_posting(
     return Posting(id, Order(*content), currency, debit_balance_after, credit_balance_after, created_at)
 
 
+def _read_hold(id: int, currency: str, created_at: datetime, expires_at: datetime, *content: Any) -> HoldPosting:
+    order = HoldOrder(**dict(zip(CONTENT, content, strict=True)), lifetime=expires_at - created_at)
+    return HoldPosting(id, order, currency, created_at)
+
+
+def _read_transactions(rows: Rows) -> Iterator[LinkedPostings]:
+    """Return the transactions of these rows, each of which is one of a transaction's transfers, in order."""
+    for (id, created_at, *content), legs in groupby(rows, key=itemgetter(slice(0, 6))):
+        postings = [_read_posting(*leg[6:]) for leg in legs]
+        initiator, key, reference, metadata = content
+        for posting in postings:
+            posting.transaction_id = id
+        linked = LinkedOrders(initiator, [posting.order for posting in postings], key, reference, metadata)
+        yield LinkedPostings(id, linked, postings, created_at)
+
+
+def _store_holds(session: AsyncSession, ledger: Ledger) -> None:
+    """Write the new holds, and those that ended, with what is sent with COMMIT."""
+    # A column's values are the same in all rows, or simple: so there is one statement for each lifetime.
+    by_lifetime: dict[timedelta, list[dict[str, Any]]] = {}
+    for hold in ledger.new_holds:
+        content = dict(zip(CONTENT, content_of(hold.order), strict=True))
+        del content["reverses_id"], content["hold_id"]
+        by_lifetime.setdefault(hold.order.lifetime, []).append({"id": hold.id, "currency": hold.currency, **content})
+    for lifetime, rows in by_lifetime.items():
+        insert_rows(session, Hold, rows, created_at=ledger.moment, expires_at=ledger.moment + lifetime)
+    if ledger.resolved:
+        ended = [{"id": hold.id, "status": hold.status} for hold in ledger.resolved]
+        update_rows(session, Hold, ended, resolved_at=ledger.moment)
+
+
+def _store_transactions(session: AsyncSession, transactions: Sequence[LinkedPostings], moment: datetime) -> None:
+    rows = [
+        {
+            "id": each.id,
+            "initiator": each.order.initiator,
+            "idempotency_key": each.order.idempotency_key,
+            "reference": each.order.reference,
+            "metadata": each.order.metadata,
+        }
+        for each in transactions
+    ]
+    if rows:
+        insert_rows(session, Transaction, rows, created_at=moment)
+
+
 def _store_postings(session: AsyncSession, postings: Sequence[Posting], moment: datetime) -> None:
     """Write transfers and entries with one statement each, which are sent with COMMIT."""
-    contents = [content_of(each.order) for each in postings]
+    contents = [(*content_of(each.order), each.transaction_id) for each in postings]
     # Where all are plain, as most are, without the columns that would be null.
-    columns = CONTENT if any(content[PLAIN:] != UNDESCRIBED for content in contents) else CONTENT[:PLAIN]
+    is_plain = all(content[PLAIN:] == UNDESCRIBED for content in contents)
+    columns = CONTENT[:PLAIN] if is_plain else (*CONTENT, "transaction_id")
     transfers = [
         {"id": each.id, **dict(zip(columns, content, strict=False)), "currency": each.currency}
         for each, content in zip(postings, contents, strict=True)
@@ -763,14 +936,14 @@ def _store_postings(session: AsyncSession, postings: Sequence[Posting], moment: 
 
 @isolating_failures
 async def make_transfers(
-    session: AsyncSession, orders: Sequence[Order], *, wait: bool = True
-) -> list[Posted | Refusal]:
-    """Make each transfer that is not refused, as post_orders does."""
+    session: AsyncSession, orders: Sequence[AnyOrder], *, wait: bool = True
+) -> list[Posted[Any] | Refusal]:
+    """Make each transfer, hold and transaction that is not refused, as post_orders does."""
     async with begin(session):
         return await post_orders(session, orders, wait=wait)
 
 
-make_all_transfers: Write[Order, [], Posted] = all_or_nothing(post_orders)
+make_all_transfers: Write[AnyOrder, [], Posted[Any]] = all_or_nothing(post_orders)
 
 
 async def get_transfer(session: AsyncSession, id: int, caller: int) -> TransferPublic:
@@ -808,7 +981,7 @@ class Reversal:
 @isolating_failures
 async def reverse_transfers(
     session: AsyncSession, reversals: Sequence[Reversal], *, wait: bool = True
-) -> list[Posted | Refusal]:
+) -> list[Posted[Any] | Refusal]:
     """Send the money of each transfer back, once.
 
     Refusals: TransferNotFound, ReceiverOnly, OperatorTransfer, ReversalNotReversible, and those of post_orders.
@@ -843,6 +1016,58 @@ def _order_reversal(reversal: Reversal, found: FoundTransfer | None) -> Order | 
 
 
 @dataclass(frozen=True, slots=True)
+class HoldEnd:
+    """A hold to capture, the amount or all, or to void."""
+
+    hold_id: int
+    caller: int
+    is_void: bool = False
+    amount: int | None = None
+    idempotency_key: str | None = None
+
+
+@isolating_failures
+async def end_holds(
+    session: AsyncSession, ends: Sequence[HoldEnd], *, wait: bool = True
+) -> list[Posted[Any] | Refusal]:
+    """Capture or void each hold, once. Refusals: HoldNotFound, ReceiverOnly, and those of post_orders."""
+    async with begin(session):
+        rows = await execute(session, queries.select_holds(dialect_of(session)), ids=sorted({e.hold_id for e in ends}))
+        found = {row[0]: row for row in rows}
+        orders = [_order_end(each, found.get(each.hold_id)) for each in ends]
+        return await post_orders(session, orders, wait=wait)
+
+
+def _order_end(end: HoldEnd, found: Sequence[Any] | None) -> AnyOrder | Refusal:
+    """Return what ends a hold, or why this caller cannot have it."""
+    if found is None or end.caller not in (OPERATOR, *found[-2:]):
+        return HoldNotFound()
+    if end.caller not in (OPERATOR, found[-1]):
+        return ReceiverOnly()
+    hold = _read_hold(*found[:-3])
+    if end.is_void:
+        return VoidOrder(hold.id, hold.order.debit_account_id)
+    return Order(
+        end.caller,
+        hold.order.debit_account_id,
+        hold.order.credit_account_id,
+        end.amount or hold.order.amount,
+        hold.order.memo,
+        end.idempotency_key,
+        reference=hold.order.reference,
+        metadata=hold.order.metadata,
+        hold_id=hold.id,
+    )
+
+
+async def get_hold(session: AsyncSession, id: int, caller: int) -> HoldPublic:
+    """Return the hold. Raises HoldNotFound, also where the caller is no party to it."""
+    for row in await execute(session, queries.select_hold(dialect_of(session)), id=id, caller=caller, moment=now()):
+        return _construct(HoldPublic, row)
+    raise HoldNotFound
+
+
+@dataclass(frozen=True, slots=True)
 class Payment:
     """A deposit to an account or, with is_payout, a withdrawal from it, by the operator."""
 
@@ -858,7 +1083,7 @@ class Payment:
 @isolating_failures
 async def make_payments(
     session: AsyncSession, payments: Sequence[Payment], *, wait: bool = True
-) -> list[Posted | Refusal]:
+) -> list[Posted[Any] | Refusal]:
     """Transfer each amount from or to the system account of its currency. Refusals: those of post_orders."""
     async with begin(session):
         system = await _find_system_accounts(session, {payment.account_id for payment in payments})

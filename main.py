@@ -11,7 +11,19 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from api import accounts, docs_pages, health, me, payments, problems, registration, transfers, users
+from api import (
+    accounts,
+    docs_pages,
+    health,
+    holds,
+    me,
+    payments,
+    problems,
+    registration,
+    transactions,
+    transfers,
+    users,
+)
 from api.address_limits import limit_of
 from api.errors import handle_refusal
 from api.openapi import OWN_MIDDLEWARE, DescribedAPI
@@ -120,6 +132,7 @@ app = DescribedAPI(
         {"name": "accounts", "description": "Balances and statements."},
         {"name": "payments", "description": "The operator pays money in and out."},
         {"name": "transfers", "description": "Money moves between accounts."},
+        {"name": "holds", "description": "Money is promised, and moved or given free later."},
         {"name": "me", "description": "A user's own data and tokens."},
         {"name": "health", "description": "For load balancers and monitoring."},
     ],
@@ -137,5 +150,5 @@ app = DescribedAPI(
 for middleware in OWN_MIDDLEWARE:
     app.add_middleware(middleware)
 # FastAPI looks for a route in this order: those that are called most stand first.
-for module in (accounts, transfers, me, registration, payments, users, health, docs_pages):
+for module in (accounts, transfers, holds, transactions, me, registration, payments, users, health, docs_pages):
     app.include_router(module.router)

@@ -245,7 +245,6 @@ class AccountFields(SQLModel):
     currency: Currency
     label: AccountLabel = "main"
     balance: Balance = 0
-    held: Held = 0
     credit_limit: CreditLimit = 0
     version: Annotated[
         int, Field(sa_type=BigInteger), pydantic.Field(description="The number of the account's entries", examples=[1])
@@ -274,6 +273,7 @@ class Account(AccountFields, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    held: Held = 0
     updated_at: datetime | None = None
 
 
@@ -286,6 +286,14 @@ class AccountRequest(Strict):
 class AccountPublic(AccountFields, Identified):
     """An account as the API shows it."""
 
+    held: Annotated[
+        int | None,
+        pydantic.Field(
+            description="What open holds keep from being spent; null at an instant",
+            examples=[0],
+            json_schema_extra=INT64,
+        ),
+    ] = 0
     available: Annotated[
         int | None,
         pydantic.Field(
@@ -432,6 +440,42 @@ class TransferRequest(Strict, TransferFields):
     ] = "refuse"
 
 
+class HoldRequest(TransferRequest):
+    """A transfer to hold the money for."""
+
+    expires_in: Annotated[
+        int, pydantic.Field(ge=1, le=90 * 86400, description="Seconds until it expires: 7 days, at most 90")
+    ] = 7 * 86400
+
+
+class CaptureRequest(Strict):
+    """What to capture of a hold."""
+
+    amount: Annotated[
+        int | None,
+        pydantic.Field(
+            ge=1,
+            le=2**53 - 1,
+            description="Left out, all; the rest is free at once",
+            examples=[1250],
+            json_schema_extra=INT64,
+        ),
+    ] = None
+
+
+class HoldPublic(TransferFields, Identified):
+    """A hold as the API shows it to both parties."""
+
+    currency: Currency
+    asked_amount: AskedAmount
+    status: HoldStatus
+    expires_at: datetime
+    resolved_at: Annotated[
+        datetime | None, pydantic.Field(description="When it was captured or voided, or expired; null while it is open")
+    ]
+    created_at: datetime
+
+
 class KeyedTransfer(TransferRequest):
     """A transfer with the key that makes its retry safe."""
 
@@ -454,6 +498,8 @@ class TransferPublic(TransferFields, Identified):
     currency: Currency
     asked_amount: AskedAmount
     reverses_id: ReversesId
+    transaction_id: TransactionId
+    hold_id: HoldId
     created_at: datetime
 
 
@@ -467,6 +513,23 @@ class SettledTransfer(DebitedTransfer):
     """A transfer as the API shows it to the operator."""
 
     credit_balance_after: Balance
+
+
+class TransactionRequest(Strict):
+    """Transfers to make together or not at all, in this order: one may spend what an earlier one brought."""
+
+    transfers: Annotated[list[TransferRequest], pydantic.Field(min_length=1, max_length=100)]
+    reference: Reference = None
+    details: Metadata = None
+
+
+class TransactionPublic(Identified):
+    """Transfers that were made together."""
+
+    reference: Reference
+    details: Metadata
+    created_at: datetime
+    transfers: list[SettledTransfer | DebitedTransfer]
 
 
 class TransfersBatch(Strict):

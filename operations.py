@@ -106,6 +106,7 @@ class Operations:
             crud.revoke_users_tokens: self._coalesce(crud.revoke_users_tokens),
             crud.make_transfers: self._coalesce_postings(crud.make_transfers),
             crud.reverse_transfers: self._coalesce_postings(crud.reverse_transfers),
+            crud.end_holds: self._coalesce_postings(crud.end_holds),
             crud.make_payments: self._coalesce_postings(crud.make_payments),
         }
         self.many: dict[Any, Call[Bulk[Any], Sequence[Any]]] = {
@@ -192,7 +193,7 @@ class Operations:
         aside: Batcher[Item, Outcome] = self._batcher(f"{write.__name__}_aside", run, batch_limit=1)
         return self._patient(self._batcher(write.__name__, run), aside)
 
-    def _coalesce_postings(self, write: IsolatedWrite[Item, ..., Posted]) -> Call[Item, Posted]:
+    def _coalesce_postings(self, write: IsolatedWrite[Item, ..., Posted[Any]]) -> Call[Item, Posted[Any]]:
         """Return what calls `write` for a single item; items that need a locked account wait without the others.
 
         A batch waits for an account as long as other batches hold one: milliseconds. Where that is not enough, it is
@@ -200,7 +201,7 @@ class Operations:
         """
         waits_from = 0.0
 
-        async def run(items: Sequence[Item]) -> list[Posted | Exception]:
+        async def run(items: Sequence[Item]) -> list[Posted[Any] | Exception]:
             nonlocal waits_from
             if time.monotonic() >= waits_from:
                 try:

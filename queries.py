@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlmodel import col, select
+from sqlmodel import SQLModel, col, select
 from sqlmodel.sql.sqltypes import UTCDateTime
 
 from db.prepared import prepared
@@ -19,8 +19,11 @@ from models import (
     AccountPublic,
     Entry,
     EntryPublic,
+    Hold,
+    HoldPublic,
     Profile,
     TokenPublic,
+    Transaction,
     Transfer,
     User,
     UserPublic,
@@ -94,10 +97,25 @@ def select_account(_: str) -> Any:
 
 def _shown_account() -> Iterator[sa.ColumnElement[Any]]:
     """Return the fields of AccountPublic."""
-    account = table_of(Account).c
-    most, available = sa.literal_column(str(BALANCE_MAX), sa.BigInteger), account.balance + account.credit_limit
+    account, hold = table_of(Account).c, table_of(Hold).c
+    expired = sa.select(sa.func.coalesce(sa.func.sum(hold.amount), 0)).where(
+        _has_expired(), hold.debit_account_id == account.id
+    )
+    # Most accounts hold nothing.
+    held = sa.cast(sa.case((account.held > 0, account.held - expired.scalar_subquery()), else_=0), sa.BigInteger)
+    most, available = sa.literal_column(str(BALANCE_MAX), sa.BigInteger), account.balance - held + account.credit_limit
     shown = sa.case((account.user_id.is_(None), sa.null()), (available > most, most), else_=available)
-    return ({**account, "available": shown.label("available")}[name] for name in AccountPublic.model_fields)
+    columns = {**account, "held": held.label("held"), "available": shown.label("available")}
+    return (columns[name] for name in AccountPublic.model_fields)
+
+
+def _has_expired() -> sa.ColumnElement[bool]:
+    """Return the condition that a hold has expired at this `moment`, and its row does not say so yet."""
+    hold = table_of(Hold).c
+    # The words of its index, without a parameter.
+    return (hold.status == sa.literal_column("'open'")) & (
+        hold.expires_at <= sa.bindparam("moment", type_=hold.expires_at.type)
+    )
 
 
 def _is_shown_account() -> sa.ColumnElement[bool]:
@@ -205,7 +223,8 @@ def select_holdings(dialect: str, mode: Literal["wait", "skip", "read"]) -> Any:
     debit = table_of(Account).alias("debit").c
     by_operator = order.callers == sa.literal_column(str(OPERATOR))
     so_far = sa.func.sum(order.amounts).over(partition_by=order.debits, order_by=order.place)
-    credit_id = sa.case((by_operator | (debit.balance + debit.credit_limit >= so_far), order.credits))
+    available = debit.balance - debit.held + debit.credit_limit
+    credit_id = sa.case((by_operator | (available >= so_far), order.credits))
     wanted = sa.select(sa.func.unnest(postgresql.array([debit.id, credit_id]))).where(
         debit.id == order.debits, by_operator | (debit.user_id == order.callers)
     )
@@ -235,17 +254,17 @@ def select_reversed(dialect: str) -> Any:
 
 
 @prepared
-def select_new_ids(dialect: str) -> Any:
-    """SELECT a new id of a transfer for each of `places`, the numbers from 1."""
+def select_new_ids(dialect: str, model: type[SQLModel]) -> Any:
+    """SELECT a new id of a row for each of `places`, the numbers from 1."""
     if dialect == "sqlite":
         # Whoever holds the write lock may count on: SQLite itself takes the next id.
-        id = table_of(Transfer).c.id
+        id = table_of(model).c.id
         place = sa.func.json_each(sa.bindparam("places", type_=sa.JSON)).table_valued("value").c.value
         newest = sa.select(sa.func.coalesce(sa.func.max(id), 0)).scalar_subquery()
         return sa.select(newest + sa.cast(place, sa.BigInteger))
     places = sa.func.unnest(sa.bindparam("places", type_=sa.ARRAY(sa.BigInteger))).table_valued("place")
     # A subquery is evaluated once, a function for each row.
-    sequence = sa.select(sa.func.pg_get_serial_sequence("transfers", "id")).scalar_subquery()
+    sequence = sa.select(sa.func.pg_get_serial_sequence(table_of(model).name, "id")).scalar_subquery()
     next_id = sa.func.nextval(sequence)
     return sa.select(sa.type_coerce(next_id, sa.BigInteger)).select_from(places)
 
@@ -253,15 +272,86 @@ def select_new_ids(dialect: str) -> Any:
 @prepared
 def select_postings(dialect: str) -> Any:
     """SELECT the transfers with one of these `keys` and `callers`, and the balances that they left on both accounts."""
+    transfer = table_of(Transfer).c
+    return _postings().where(_has_key(dialect, transfer))
+
+
+@prepared
+def select_transactions(dialect: str) -> Any:
+    """SELECT the transactions with one of these `keys` and `callers`, a row for each transfer, as select_postings."""
+    transfer, transaction = table_of(Transfer).c, table_of(Transaction).c
+    names = ("id", "created_at", "initiator", "idempotency_key", "reference", "metadata")
+    query = _postings(*(transaction[name] for name in names))
+    query = query.join(table_of(Transaction), transaction.id == transfer.transaction_id)
+    return query.where(_has_key(dialect, transaction)).order_by(transfer.id)
+
+
+def _postings(*first: sa.ColumnElement[Any]) -> sa.Select[Any]:
     transfers, debit, credit = table_of(Transfer), table_of(Entry).alias(), table_of(Entry).alias()
     transfer = transfers.c
     content = (transfer[name] for name in CONTENT)
     balances = (debit.c.balance_after, credit.c.balance_after)
     return (
-        sa.select(transfer.id, transfer.currency, transfer.created_at, *balances, *content)
+        sa.select(*first, transfer.id, transfer.currency, transfer.created_at, *balances, *content)
         .join_from(
             transfers, debit, (debit.c.transfer_id == transfer.id) & (debit.c.account_id == transfer.debit_account_id)
         )
         .join(credit, (credit.c.transfer_id == transfer.id) & (credit.c.account_id == transfer.credit_account_id))
-        .where(among(dialect, transfer.initiator, "callers"), among(dialect, transfer.idempotency_key, "keys"))
     )
+
+
+def _has_key(dialect: str, column: Any) -> sa.ColumnElement[bool]:
+    return sa.and_(among(dialect, column.initiator, "callers"), among(dialect, column.idempotency_key, "keys"))
+
+
+@prepared
+def select_holds_by_key(dialect: str) -> Any:
+    """SELECT the holds with one of these `keys` and `callers`."""
+    return sa.select(*_content_of_hold()).where(_has_key(dialect, table_of(Hold).c))
+
+
+@prepared
+def select_holds(dialect: str) -> Any:
+    """SELECT the holds `ids`, each with its status and the users of its debit and credit account."""
+    hold, debit, credit = table_of(Hold).c, table_of(Account).alias(), table_of(Account).alias()
+    return (
+        sa.select(*_content_of_hold(), hold.status, debit.c.user_id, credit.c.user_id)
+        .join_from(table_of(Hold), debit, debit.c.id == hold.debit_account_id)
+        .join(credit, credit.c.id == hold.credit_account_id)
+        .where(among(dialect, hold.id, "ids"))
+    )
+
+
+def _content_of_hold() -> list[sa.ColumnElement[Any]]:
+    hold = table_of(Hold).c
+    content = (hold.get(name, sa.null()) for name in CONTENT)
+    return [hold.id, hold.currency, hold.created_at, hold.expires_at, *content]
+
+
+@prepared
+def select_expired(dialect: str) -> Any:
+    """SELECT id, debit account and amount of the holds on the accounts `ids` that have expired at this `moment`."""
+    hold = table_of(Hold).c
+    is_asked = among(dialect, hold.debit_account_id, "ids")
+    return sa.select(hold.id, hold.debit_account_id, hold.amount).where(_has_expired(), is_asked)
+
+
+@prepared
+def select_hold(_: str) -> Any:
+    """SELECT the fields of HoldPublic of the hold `id`, if the caller may see it."""
+    hold, caller = table_of(Hold).c, sa.bindparam("caller", type_=sa.BigInteger)
+    party = table_of(Account).alias()
+    is_partys = sa.exists().where(
+        party.c.id.in_([hold.debit_account_id, hold.credit_account_id]), party.c.user_id == caller
+    )
+    is_operators = caller == sa.literal_column(str(OPERATOR))
+    return sa.select(*shown_hold()).where(hold.id == sa.bindparam("id"), is_operators | is_partys)
+
+
+def shown_hold() -> Iterator[sa.ColumnElement[Any]]:
+    """Return the fields of HoldPublic at this `moment`."""
+    hold = table_of(Hold).c
+    status = sa.case((_has_expired(), sa.literal_column("'expired'")), else_=hold.status)
+    ended = sa.case((status == sa.literal_column("'expired'"), hold.expires_at), else_=hold.resolved_at)
+    columns = {**hold, "status": status.label("status"), "resolved_at": ended.label("resolved_at")}
+    return (columns["metadata" if name == "details" else name] for name in HoldPublic.model_fields)

@@ -34,7 +34,7 @@ class UserNotActive(Refusal):
 
 
 class BalanceNotZero(Refusal):
-    """An account of this user holds or owes money. Transfer it, pay it back, or ask the operator, then try again."""
+    """An account of this user has money, debts or holds. Transfer it, pay them back, end these, then try again."""
 
 
 class AccountExists(Refusal):
@@ -50,11 +50,11 @@ class AccountNotActive(Refusal):
 
 
 class InsufficientFunds(Refusal):
-    """The debit account has less than this amount available. Nothing was moved."""
+    """The debit account has less than this amount available. Nothing was moved or held."""
 
 
 class CreditInUse(Refusal):
-    """The account owes more than this limit. Nothing was changed; lower it once money has come in."""
+    """The account owes, or holds on credit, more than this limit. Nothing was changed; lower it once money came in."""
 
 
 class SystemAccount(Refusal):
@@ -94,7 +94,7 @@ class TransferNotFound(Refusal):
 
 
 class ReceiverOnly(Refusal):
-    """Only the recipient or the operator can reverse a transfer. Ask one of them to do it."""
+    """Only the recipient or the operator can reverse a transfer, or end a hold. Ask one of them to do it."""
 
 
 class OperatorTransfer(Refusal):
@@ -107,6 +107,36 @@ class AlreadyReversed(Refusal):
 
 class ReversalNotReversible(Refusal):
     """This transfer is itself a reversal and cannot be reversed. Make a new transfer instead."""
+
+
+class HoldNotFound(Refusal):
+    """None of your accounts has a hold with this id. GET /holds lists them."""
+
+
+class HoldResolved(Refusal):
+    """This hold is no longer open: it was captured, or voided, or has expired."""
+
+    def __init__(self, status: str = "") -> None:
+        super().__init__()
+        self.status = status
+
+    @property
+    def detail(self) -> str:
+        """Say which, if it is known."""
+        return DETAILS.get(self.status) or super().detail
+
+
+DETAILS = {
+    "captured": "This hold was captured already. GET /transfers?hold_id= shows the transfer; nothing more was moved.",
+    "voided": "This hold was voided already: its amount is free. Nothing was moved.",
+    "expired": "This hold has expired: its amount is free. Nothing was moved; make a new hold, or a transfer.",
+}
+
+
+class HoldExceeded(Refusal):
+    """This is more than the hold keeps. Capture at most its amount, and make a transfer of the rest."""
+
+    field = "amount"
 
 
 class TokenNotFound(Refusal):
@@ -144,6 +174,10 @@ class BatchRefused(Refusal):
     def __init__(self, refused: Sequence[tuple[int, Refusal]] = ()) -> None:
         super().__init__()
         self.refused = refused
+
+
+class TransactionRefused(BatchRefused):
+    """Nothing was moved, because a transfer was refused: errors says which, and why. Fix it, and send all again."""
 
 
 class Interruption(Refusal):

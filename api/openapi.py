@@ -67,6 +67,25 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "on_error": "rollback",
         }
     },
+    # Transfers 6 and 7, as transaction 1.
+    "make_transaction": {
+        "Idempotency-Key": "sale-1",
+        "body": {
+            "transfers": [
+                {"debit_account_id": 1, "credit_account_id": 2, "amount": 190, "memo": "Price"},
+                {"debit_account_id": 1, "credit_account_id": 3, "amount": 10, "memo": "Fee"},
+            ],
+            "reference": "sale-1",
+        },
+    },
+    # Holds 1, which is captured in part, and 2, which has to be made anew to be voided.
+    "hold": {
+        "Idempotency-Key": "booking-1",
+        "body": {"debit_account_id": 1, "credit_account_id": 2, "amount": 500, "expires_in": 86400},
+    },
+    "get_hold": FIRST,
+    "capture_hold": {**FIRST, "Idempotency-Key": "booking-1", "body": {"amount": 450}},
+    "void_hold": {"id": 2},
     "update_me": {"body": {"email": "alice@example.com", "phone_number": "+4915112345678"}},
     "list_tokens": PAGE,
     "issue_token": {"body": {"name": "laptop", "expires_in_days": 90}},

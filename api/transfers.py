@@ -1,5 +1,7 @@
 """Transfers: single, in batches, and reversals."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -18,11 +20,12 @@ from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
 from api.pages import RowId
 from api.strict_route import StrictRoute
-from ledger import OPERATOR, Order, Posted, Posting
+from ledger import OPERATOR, HoldOrder, Order, Posted, Posting
 from models import (
     USER_BATCH_LIMIT,
     Answer,
     DebitedTransfer,
+    HoldRequest,
     KeyedTransfer,
     SettledTransfer,
     TransferPublic,
@@ -56,14 +59,19 @@ async def transfer(
 
     Sent again with the same Idempotency-Key, it returns the first answer again, and moves nothing.
     """
-    posted = await operations_of(request).write(crud.make_transfers, order_of(transfer, caller, idempotency_key))
+    posted: Posted[Posting] = await operations_of(request).write(
+        crud.make_transfers, order_of(transfer, caller, idempotency_key)
+    )
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
 
 
 def order_of(transfer: TransferRequest, caller: int, idempotency_key: str | None) -> Order:
-    """What the caller asks for."""
-    return Order(
+    """What the caller asks for: a transfer, or a hold."""
+    kind: Callable[..., Order] = Order
+    if isinstance(transfer, HoldRequest):
+        kind = partial(HoldOrder, lifetime=timedelta(seconds=transfer.expires_in))
+    return kind(
         caller,
         transfer.debit_account_id,
         transfer.credit_account_id,
@@ -77,19 +85,20 @@ def order_of(transfer: TransferRequest, caller: int, idempotency_key: str | None
     )
 
 
-def show_transfer(posted: Posted, caller: int) -> SettledTransfer | DebitedTransfer:
+def show_transfer(posted: Posted[Posting], caller: int) -> SettledTransfer | DebitedTransfer:
     """The transfer; the credit account's balance is for the operator only."""
     if caller == OPERATOR:
         return show_settled(posted)
-    return DebitedTransfer.model_construct(**_fields_of(posted.posting, caller))
+    return DebitedTransfer.model_construct(**fields_of(posted.posting, caller))
 
 
-def show_settled(posted: Posted) -> SettledTransfer:
+def show_settled(posted: Posted[Posting]) -> SettledTransfer:
     """The transfer as the operator sees it."""
-    return SettledTransfer.model_construct(**_fields_of(posted.posting, OPERATOR))
+    return SettledTransfer.model_construct(**fields_of(posted.posting, OPERATOR))
 
 
-def _fields_of(posting: Posting, caller: int) -> dict[str, Any]:
+def fields_of(posting: Posting, caller: int) -> dict[str, Any]:
+    """The fields of a transfer, as this caller sees it."""
     order = posting.order
     fields = {
         "id": posting.id,
@@ -102,6 +111,8 @@ def _fields_of(posting: Posting, caller: int) -> dict[str, Any]:
         "metadata": order.metadata,
         "asked_amount": order.asked_amount,
         "reverses_id": order.reverses_id,
+        "transaction_id": posting.transaction_id,
+        "hold_id": order.hold_id,
         "created_at": posting.created_at,
         "debit_balance_after": posting.debit_balance_after,
     }
@@ -145,7 +156,9 @@ async def reverse_transfer(
 
     Only the operator can reverse the operator's transfers, deposits and withdrawals included.
     """
-    posted = await operations_of(request).write(crud.reverse_transfers, crud.Reversal(id, caller, idempotency_key))
+    posted: Posted[Posting] = await operations_of(request).write(
+        crud.reverse_transfers, crud.Reversal(id, caller, idempotency_key)
+    )
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
 
@@ -193,8 +206,8 @@ async def make_transfers(caller: Caller, request: Request) -> Response:
         transfer = KEYED_TRANSFER.validate_python(item)
         return order_of(transfer, caller, transfer.idempotency_key)
 
-    def show(posted: Posted) -> dict[str, Any]:
-        return {"transfer": _fields_of(posted.posting, caller)}
+    def show(posted: Posted[Posting]) -> dict[str, Any]:
+        return {"transfer": fields_of(posted.posting, caller)}
 
     async with operations_of(request).turns.take(caller):
         batch = await read_batch(request, TransfersBatch, caller)

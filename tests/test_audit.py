@@ -38,6 +38,15 @@ def books(client: TestClient) -> None:
     assert reversal.json()["id"] == 4
 
 
+def hold(amount: int, status: str) -> str:
+    """SQL that makes a hold of account 1."""
+    return (
+        "INSERT INTO holds "
+        "(id, debit_account_id, credit_account_id, currency, amount, status, expires_at, initiator, created_at) VALUES "
+        f"(1, 1, 2, 'EUR', {amount}, '{status}', '2026-11-29 00:00:00+00', 1, '2026-11-28 00:00:00+00')"
+    )
+
+
 def run_audit() -> Result:
     """Run the command in this process, on the database that the service uses."""
     return CliRunner().invoke(manage.app, ["audit"])
@@ -107,10 +116,16 @@ def test_a_database_without_transfers_is_proven(client: TestClient, rows: Rows) 
          ["transfer 2: its entries are -1,000 EUR on account 1 and +1,000 EUR on account 2,"
           " not +1,000 EUR on account 1 and -1,000 EUR on account 2"]),
         ("UPDATE transfers SET reverses_id = 2 WHERE id = 4", ["transfer 4: it is not the mirror of transfer 2"]),
+        # a hold, a transaction
+        ("UPDATE accounts SET held = 5 WHERE id = 2", ["account 2: it holds 5; its open holds add up to 0"]),
+        (hold(5, "open"), ["account 1: it holds 0; its open holds add up to 5"]),
+        (hold(5, "captured"), ["hold 1: it was captured by no transfer"]),
+        ("INSERT INTO transactions (id, initiator, created_at) VALUES (1, 0, '2026-11-28 00:00:00+00')",
+         ["transaction 1: it has no transfers"]),
         # what constraints forbid
         ("UPDATE accounts SET balance = -5 WHERE id = 2",
          ["account 2: its balance is -5; its newest entry left 1,000",
-          "account 2: its balance is -5, less than its credit limit of 0 allows",
+          "account 2: its balance is -5, past its credit limit of 0",
           "currency EUR: all balances add up to -1,005, not 0"]),
         ("DELETE FROM transfers WHERE id = 2",
          ["account 1: entry 2 belongs to no transfer", "account 2: entry 1 belongs to no transfer"]),

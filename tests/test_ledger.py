@@ -2,12 +2,13 @@
 
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import BALANCE_MAX, OPERATOR, Holding, Ledger, Order, Posted, Posting
+from ledger import BALANCE_MAX, OPERATOR, Holding, HoldOrder, Ledger, LinkedOrders, Order, Posted, Posting
 from refusals import (
     AccountNotActive,
     AccountNotFound,
@@ -29,6 +30,10 @@ SYSTEM_ID, ALICES, BOBS, EVES, DOLLARS, MISSING = 10, 11, 12, 13, 14, 99
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
+def now_with_ids() -> dict[str, Any]:
+    return {"moment": datetime.now(UTC), "ids": {kind: count(1) for kind in (Order, HoldOrder, LinkedOrders)}}
+
+
 def open_ledger(inactive: frozenset[int] = frozenset({EVE}), reversed: tuple[int, ...] = (7,)) -> Ledger:
     """Alice holds 100 EUR, Bob 50 EUR and some dollars, Eve 30 EUR; Eve is not active."""
     holdings = [
@@ -38,10 +43,10 @@ def open_ledger(inactive: frozenset[int] = frozenset({EVE}), reversed: tuple[int
         Holding(EVES, EVE, "EUR", 30, 1, LONG_AGO),
         Holding(DOLLARS, BOB, "USD", 5, 1, None),
     ]
-    return Ledger(holdings, inactive, [], reversed, ids=count(1))
+    return Ledger(holdings, inactive, [], reversed, **now_with_ids())
 
 
-def posting_of(outcome: Posted | Refusal) -> Posting:
+def posting_of(outcome: Posted[Posting] | Refusal) -> Posting:
     """What was done now."""
     assert isinstance(outcome, Posted)
     assert not outcome.replayed
@@ -135,7 +140,7 @@ def test_a_balance_past_the_limit_can_come_back_and_go_no_further() -> None:
 def test_a_key_answers_what_it_did_even_where_that_would_now_be_refused() -> None:
     order = Order(ALICE, ALICES, BOBS, 100, "rent", "key")
     first = posting_of(open_ledger().post(order))
-    ledger = Ledger(open_ledger().holdings.values(), frozenset({ALICE, BOB}), [first], [], ids=count(1))
+    ledger = Ledger(open_ledger().holdings.values(), frozenset({ALICE, BOB}), [first], [], **now_with_ids())
 
     assert ledger.post(order) == Posted(first, replayed=True)
     assert isinstance(ledger.post(Order(ALICE, ALICES, BOBS, 99, "rent", "key")), IdempotencyKeyReused)
@@ -168,7 +173,7 @@ def test_a_transfer_is_reversed_once_in_a_batch() -> None:
 def test_no_entry_is_older_than_the_newest_one_of_its_account() -> None:
     future = datetime.now(UTC) + timedelta(days=1)
     holdings = [Holding(ALICES, ALICE, "EUR", 100, 1, future), Holding(BOBS, BOB, "EUR", 0, 0, None)]
-    ahead = Ledger(holdings, frozenset(), [], [], ids=count(1)).post(Order(ALICE, ALICES, BOBS, 1))
+    ahead = Ledger(holdings, frozenset(), [], [], **now_with_ids()).post(Order(ALICE, ALICES, BOBS, 1))
     behind = open_ledger().post(Order(ALICE, ALICES, BOBS, 1))
 
     assert posting_of(ahead).created_at == future

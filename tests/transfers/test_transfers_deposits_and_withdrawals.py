@@ -52,6 +52,8 @@ def test_the_first_deposit_in_a_currency_opens_its_system_account(client: TestCl
         "metadata": None,
         "asked_amount": None,
         "reverses_id": None,
+        "transaction_id": None,
+        "hold_id": None,
         "created_at": first["created_at"],
         "debit_balance_after": -1000,
         "credit_balance_after": 1000,
@@ -136,6 +138,8 @@ def test_a_transfer_is_stored_whole(client: TestClient, rows: Rows) -> None:
         "metadata": None,
         "asked_amount": None,
         "reverses_id": None,
+        "transaction_id": None,
+        "hold_id": None,
         "created_at": moved["created_at"],
         # What the receiver now has is none of the sender's business.
         "debit_balance_after": 700,
