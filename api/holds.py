@@ -131,7 +131,10 @@ async def capture_hold(
     openapi_extra=OR_OPERATOR,
 )
 async def void_hold(id: RowId, caller: Caller, request: Request) -> HoldPublic:
-    """By the recipient or the operator: all of it is free at once, and nothing is transferred."""
+    """By the recipient or the operator: all of it is free at once, and nothing is transferred.
+
+    One that was captured cannot be voided: reverse its transfer instead.
+    """
     posted: Posted[HoldPosting] = await operations_of(request).write(
         crud.end_holds, crud.HoldEnd(id, caller, is_void=True)
     )

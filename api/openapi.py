@@ -1,7 +1,7 @@
 """The OpenAPI description of the API, with examples: sent in the order of /docs to a new service, each of them works.
 
 None of them does harm: account 1 is a user's, never the system's; the operator's PATCH leaves a user active; the tokens
-that the operator revokes are bob's; and a user who still has money cannot be closed.
+that the operator revokes are bob's; a hold that was captured cannot be voided, nor a user closed who has money.
 """
 
 from collections.abc import Sequence
@@ -78,14 +78,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "reference": "sale-1",
         },
     },
-    # Holds 1, which is captured in part, and 2, which has to be made anew to be voided.
+    # Hold 1, which is captured in part, so that it cannot be voided.
     "hold": {
         "Idempotency-Key": "booking-1",
         "body": {"debit_account_id": 1, "credit_account_id": 2, "amount": 500, "expires_in": 86400},
     },
     "get_hold": FIRST,
     "capture_hold": {**FIRST, "Idempotency-Key": "booking-1", "body": {"amount": 450}},
-    "void_hold": {"id": 2},
+    "void_hold": FIRST,
     "update_me": {"body": {"email": "alice@example.com", "phone_number": "+4915112345678"}},
     "list_tokens": PAGE,
     "issue_token": {"body": {"name": "laptop", "expires_in_days": 90}},

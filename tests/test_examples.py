@@ -10,8 +10,11 @@ from api.openapi import EXAMPLES
 from main import app
 from tests.support.service import AS_OPERATOR, Rows
 
-REFUSED = {"close_me": "/problems/balance-not-zero"}
-"""What does not work, in the words of its documentation: who still has money cannot close itself."""
+REFUSED = {"close_me": "/problems/balance-not-zero", "void_hold": "/problems/hold-resolved"}
+"""What does not work, in the words of its documentation: who has money is not closed, what was captured not voided."""
+
+RECEIVERS = ("reverse_transfer", "capture_hold", "void_hold")
+"""What only the recipient, and the operator, can do."""
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -38,8 +41,7 @@ def examples_of(operation: dict[str, Any], where: str, filled_in_only: bool) -> 
 def test_every_example_works_in_the_order_of_the_page(
     client: TestClient, rows: Rows, preferred: str, filled_in_only: bool
 ) -> None:
-    # To reverse is for who received the money.
-    refused = REFUSED | ({"reverse_transfer": "/problems/receiver-only"} if preferred == "UserToken" else {})
+    refused = REFUSED | (dict.fromkeys(RECEIVERS, "/problems/receiver-only") if preferred == "UserToken" else {})
     tokens, done = {"OperatorToken": AS_OPERATOR}, []
     for method, path, operation in operations():
         schemes = [scheme for each in operation.get("security", ()) for scheme in each]
