@@ -20,11 +20,8 @@ def test_every_call_of_the_guide_works(client: TestClient) -> None:
         assert client.post("/accounts", json={"currency": "USD"}, headers=holder.headers).status_code == 201
     deposit(client, 5, 20_000)
 
-    calls = re.findall(
-        r"^(POST) (/\S+) (\{.*?\})$",
-        "\n".join(re.findall(r"```\n(.*?)```", GUIDE, re.DOTALL)),
-        re.MULTILINE | re.DOTALL,
-    )
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", GUIDE, re.DOTALL))
+    calls = re.findall(r"^(POST) (/\S+) (\{.*?\})$", blocks, re.MULTILINE | re.DOTALL)
     calls += re.findall(r"`(PATCH) (/[^` ]+) (\{[^`]+\})`", GUIDE)
 
     assert len(calls) == 4
