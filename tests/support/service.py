@@ -223,13 +223,15 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) ->
 
 
 @contextmanager
-def serving(database_url: str, folder: Path, workers: int = 1, **environment: str) -> Iterator[Server]:
-    """A real uvicorn, on a free port of the loopback address."""
+def serving(
+    database_url: str, folder: Path, workers: int = 1, root: Path = ROOT, **environment: str
+) -> Iterator[Server]:
+    """A real uvicorn, on a free port of the loopback address, with the code in `root`."""
     port = free_port()
     log_path = folder / f"uvicorn-{port}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT), "main:app", "--port", str(port)]
+            [sys.executable, "-m", "uvicorn", "--app-dir", str(root), "main:app", "--port", str(port)]
             + (["--workers", str(workers)] if workers > 1 else []),
             cwd=folder,
             env={**os.environ, "DATABASE_URL": database_url, "OPERATOR_TOKEN": OPERATOR_TOKEN, **environment},
