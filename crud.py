@@ -667,7 +667,11 @@ async def list_entries(session: AsyncSession, id: int, caller: int, *, after: in
 
 
 async def post_orders(
-    session: AsyncSession, orders: Sequence[AnyOrder | Refusal], *, wait: bool = True
+    session: AsyncSession,
+    orders: Sequence[AnyOrder | Refusal],
+    holds: Sequence[HoldPosting] = (),
+    *,
+    wait: bool = True,
 ) -> list[Posted[Any] | Refusal]:
     """Do what is ordered, one after the other, each as if it came alone: one may spend what an earlier one brought.
 
@@ -675,12 +679,12 @@ async def post_orders(
     Where another transaction holds an account for long, Locked is raised; without `wait`, Locked is at once the outcome
     of the orders that need this account. Other refusals: AccountNotFound, SameAccount, AccountNotActive,
     AlreadyReversed, VersionMismatch, InsufficientFunds, CurrencyMismatch, BalanceLimit, IdempotencyKeyReused; of those
-    that end a hold, HoldResolved and HoldExceeded; of linked orders, TransactionRefused.
+    that end one of the `holds`, HoldResolved and HoldExceeded; of linked orders, TransactionRefused.
     """
     asked = [order for order in orders if not isinstance(order, Refusal)]
     if not asked:
         return [order for order in orders if isinstance(order, Refusal)]
-    ledger = await _open_ledger(session, asked, wait=wait)
+    ledger = await _open_ledger(session, asked, holds, wait=wait)
     outcomes: list[Posted[Any] | Refusal] = []
     async for part in _in_parts(orders):
         outcomes += [order if isinstance(order, Refusal) else ledger.post(order) for order in part]
@@ -708,7 +712,9 @@ async def _in_parts(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
         yield items[first : first + PART]
 
 
-async def _open_ledger(session: AsyncSession, orders: Sequence[AnyOrder], *, wait: bool) -> Ledger:
+async def _open_ledger(
+    session: AsyncSession, orders: Sequence[AnyOrder], holds: Sequence[HoldPosting], *, wait: bool
+) -> Ledger:
     """Lock the accounts, and read what the orders depend on, in one round trip; where holds count, in two."""
     dialect = dialect_of(session)
     legs = [leg for order in orders for leg in _legs_of(order)]
@@ -724,7 +730,7 @@ async def _open_ledger(session: AsyncSession, orders: Sequence[AnyOrder], *, wai
     )
     holdings = {row[0]: Holding(*row) for row in held}
     moment = max([now(), *(each.updated_at for each in holdings.values() if each.updated_at)])
-    holds, freed = await _find_holds_after_locks(session, orders, legs, holdings, moment)
+    freed = await _bring_up_to_date(session, [leg.debit_account_id for leg in legs], holdings, holds, moment)
     locked = {id for id, *_ in existing} - holdings.keys()
     funded = _find_funded(legs, holdings, locked)
     if funded:
@@ -768,35 +774,32 @@ EARLIER: dict[type[Order] | type[LinkedOrders], Callable[[str], Prepared]] = {
 ROWS_OF: dict[Any, type[SQLModel]] = {Order: Transfer, HoldOrder: Hold, LinkedOrders: Transaction}
 
 
-async def _find_holds_after_locks(
+async def _bring_up_to_date(
     session: AsyncSession,
-    orders: Sequence[AnyOrder],
-    legs: Sequence[Order],
+    account_ids: Iterable[int],
     holdings: Mapping[int, Holding],
+    holds: Sequence[HoldPosting],
     moment: datetime,
-) -> tuple[list[HoldPosting], set[int]]:
-    """Give free what has expired on the debit accounts; return the holds that orders end, and the accounts changed."""
-    hold_ids = {order.hold_id for order in orders if not isinstance(order, LinkedOrders) and order.hold_id is not None}
-    account_ids = {order.debit_account_id for order in legs}
-    account_ids |= {order.debit_account_id for order in orders if isinstance(order, VoidOrder)}
+) -> Set[int]:
+    """Take what has expired off these locked accounts' held, and read the holds' status; return whose held changed."""
+    account_ids = {*account_ids, *(hold.order.debit_account_id for hold in holds)}
     keeping = sorted(id for id in account_ids & holdings.keys() if holdings[id].held)
-    if not keeping and not hold_ids:
-        return [], set()
+    if not keeping and not holds:
+        return frozenset()
     dialect = dialect_of(session)
-    expired, found = await execute_together(
+    expired, statuses = await execute_together(
         session,
         call(queries.select_expired(dialect), ids=keeping, moment=moment),
-        call(queries.select_holds(dialect), ids=sorted(hold_ids)) if hold_ids else None,
+        call(queries.select_statuses(dialect), ids=[hold.id for hold in holds]) if holds else None,
     )
     freed = _mark_expired(session, expired)
     for id, amount in freed.items():
         holdings[id].held -= amount
-    holds = []
-    for *values, status, _, _ in found:
-        hold = _read_hold(*values)
-        hold.status = "expired" if status == "open" and hold.expires_at <= moment else status
-        holds.append(hold)
-    return holds, {*freed}
+    status_of: dict[int, Any] = {row[0]: row[1] for row in statuses}
+    status_of |= {id: "expired" for id, *_ in expired}
+    for hold in holds:
+        hold.status = status_of[hold.id]
+    return freed.keys()
 
 
 def _locking(dialect: str, orders: Sequence[AnyOrder], *, wait: bool) -> tuple[Call, Call | None, Call]:
@@ -1032,19 +1035,19 @@ async def end_holds(
 ) -> list[Posted[Any] | Refusal]:
     """Capture or void each hold, once. Refusals: HoldNotFound, ReceiverOnly, and those of post_orders."""
     async with begin(session):
-        rows = await execute(session, queries.select_holds(dialect_of(session)), ids=sorted({e.hold_id for e in ends}))
-        found = {row[0]: row for row in rows}
-        orders = [_order_end(each, found.get(each.hold_id)) for each in ends]
-        return await post_orders(session, orders, wait=wait)
+        rows = await execute(session, queries.select_holds(dialect_of(session)), ids=[*{end.hold_id for end in ends}])
+        holds = {row[2]: _read_hold(*row[2:]) for row in rows}
+        parties = {row[2]: row[:2] for row in rows}
+        orders = [_order_end(each, holds.get(each.hold_id), parties.get(each.hold_id, ())) for each in ends]
+        return await post_orders(session, orders, [*holds.values()], wait=wait)
 
 
-def _order_end(end: HoldEnd, found: Sequence[Any] | None) -> AnyOrder | Refusal:
-    """Return what ends a hold, or why this caller cannot have it."""
-    if found is None or end.caller not in (OPERATOR, *found[-2:]):
+def _order_end(end: HoldEnd, hold: HoldPosting | None, parties: Sequence[int | None]) -> AnyOrder | Refusal:
+    """Return what ends a hold between these parties, sender and recipient, or why this caller cannot have it."""
+    if hold is None or end.caller not in (OPERATOR, *parties):
         return HoldNotFound()
-    if end.caller not in (OPERATOR, found[-1]):
+    if end.caller not in (OPERATOR, parties[1]):
         return ReceiverOnly()
-    hold = _read_hold(*found[:-3])
     if end.is_void:
         return VoidOrder(hold.id, hold.order.debit_account_id)
     return Order(

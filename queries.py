@@ -312,14 +312,21 @@ def select_holds_by_key(dialect: str) -> Any:
 
 @prepared
 def select_holds(dialect: str) -> Any:
-    """SELECT the holds `ids`, each with its status and the users of its debit and credit account."""
+    """SELECT the holds `ids`, each after the users of its debit and credit account."""
     hold, debit, credit = table_of(Hold).c, table_of(Account).alias(), table_of(Account).alias()
     return (
-        sa.select(*_content_of_hold(), hold.status, debit.c.user_id, credit.c.user_id)
+        sa.select(debit.c.user_id, credit.c.user_id, *_content_of_hold())
         .join_from(table_of(Hold), debit, debit.c.id == hold.debit_account_id)
         .join(credit, credit.c.id == hold.credit_account_id)
         .where(among(dialect, hold.id, "ids"))
     )
+
+
+@prepared
+def select_statuses(dialect: str) -> Any:
+    """SELECT id and status of the holds `ids`."""
+    hold = table_of(Hold).c
+    return sa.select(hold.id, hold.status).where(among(dialect, hold.id, "ids"))
 
 
 def _content_of_hold() -> list[sa.ColumnElement[Any]]:

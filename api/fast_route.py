@@ -55,7 +55,6 @@ def why_not(context: RouteContext) -> str | None:
         "a parameter in path, query or headers is more than one value": all(
             map(_is_plain, (*top.path_params, *top.query_params, *top.header_params))
         ),
-        "it has parameters in its path and a body": not (top.path_params and top.body_params),
         "its body is not one model in JSON": len(top.body_params) <= 1 and all(map(_is_plain_body, top.body_params)),
         "it, or a dependency, is not an async function without yield": all(map(iscoroutinefunction, functions)),
         "two of its dependencies share a third": len(set(map(id, calls))) == len(calls),

@@ -104,21 +104,21 @@ async def get_hold(id: RowId, caller: Caller, request: Request) -> HoldPublic:
     ),
     openapi_extra=OR_OPERATOR,
 )
+@fast
 async def capture_hold(
     id: RowId,
     caller: Caller,
     request: Request,
     response: Response,
     *,
-    capture: Annotated[CaptureRequest | None, Body()] = None,
+    capture: Annotated[CaptureRequest, Body()] = CaptureRequest(),  # noqa: B008 it is never changed
     idempotency_key: Key = None,
 ) -> SettledTransfer | DebitedTransfer:
     """By the recipient or the operator, once: the amount, or all of it, is transferred, and the rest is free at once.
 
     The transfer has memo, reference and metadata of the hold.
     """
-    amount = None if capture is None else capture.amount
-    end = crud.HoldEnd(id, caller, amount=amount, idempotency_key=idempotency_key)
+    end = crud.HoldEnd(id, caller, amount=capture.amount, idempotency_key=idempotency_key)
     posted: Posted[Posting] = await operations_of(request).write(crud.end_holds, end)
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
@@ -130,6 +130,7 @@ async def capture_hold(
     responses=documented(*USER_OR_OPERATOR, HoldNotFound, ReceiverOnly, HoldResolved, OutcomeUnknown),
     openapi_extra=OR_OPERATOR,
 )
+@fast
 async def void_hold(id: RowId, caller: Caller, request: Request) -> HoldPublic:
     """By the recipient or the operator: all of it is free at once, and nothing is transferred.
 

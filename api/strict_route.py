@@ -50,7 +50,7 @@ class StrictRoute(APIRoute):
         return answer
 
     def _find_inputs(self, request: Request) -> tuple[FastRoute | None, dict[str, bool], Handler | None]:
-        """Return the fast route, if it is one without a body, the names of the query parameters, a check of the caller.
+        """Return the fast route, if it is one, the names of the query parameters, and a check of the caller.
 
         The caller is checked first if there is a body. The dependencies of routers that include the route count too.
         """
@@ -58,8 +58,8 @@ class StrictRoute(APIRoute):
         matching = (each for each in included if each.matches(request.scope)[0] is Match.FULL)
         context = next(matching, RouteContext(self))
         names = query_names(context.dependant)
-        if context.body_field is None:
-            is_fast = context.endpoint in FAST and why_not(context) is None
+        is_fast = context.endpoint in FAST and why_not(context) is None
+        if is_fast or context.body_field is None:
             return FastRoute(context) if is_fast else None, names, None
         callers = [
             Security(each.call, scopes=each.own_oauth_scopes, use_cache=each.use_cache)

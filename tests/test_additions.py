@@ -82,6 +82,11 @@ def test_these_routes_and_no_others_take_the_fast_path() -> None:
         ("GET", "/accounts/{id}"),
         ("GET", "/accounts/{id}/entries"),
         ("GET", "/transfers/{id:row}"),
+        ("POST", "/transactions"),
+        ("POST", "/holds"),
+        ("GET", "/holds/{id}"),
+        ("POST", "/holds/{id}/capture"),
+        ("POST", "/holds/{id}/void"),
     }
 
 

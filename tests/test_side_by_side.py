@@ -66,6 +66,12 @@ def load(url: str, calls: list[Call], threads: int = 4) -> Iterator[Counter[int]
             thread.join()
 
 
+def between(account_ids: list[int]) -> dict[str, object]:
+    """A transfer between two of these accounts."""
+    debit, credit = random.sample(account_ids, 2)
+    return order(debit, credit, 1)
+
+
 def old_calls(holders: list[Holder]) -> list[Call]:
     """What callers of the older code call."""
 
@@ -76,7 +82,7 @@ def old_calls(holders: list[Holder]) -> list[Call]:
 
     def batch(client: httpx2.Client) -> httpx2.Response:
         ids = [holder.account_id for holder in holders]
-        items = [order(*random.sample(ids, 2), 1) for _ in range(5)]
+        items = [between(ids) for _ in range(5)]
         return client.post("/transfers/batch", json={"transfers": items}, headers=AS_OPERATOR)
 
     def register(client: httpx2.Client) -> httpx2.Response:
@@ -111,7 +117,7 @@ def new_calls(holders: list[Holder]) -> list[Call]:
 
     def link(client: httpx2.Client) -> httpx2.Response:
         ids = [holder.account_id for holder in holders]
-        legs = [order(*random.sample(ids, 2), 1) for _ in range(3)]
+        legs = [between(ids) for _ in range(3)]
         return client.post("/transactions", json={"transfers": legs}, headers=AS_OPERATOR)
 
     return [*old_calls(holders), end_hold, end_hold, end_hold, link]

@@ -224,7 +224,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) ->
 
 @contextmanager
 def serving(
-    database_url: str, folder: Path, workers: int = 1, root: Path = ROOT, **environment: str
+    database_url: str, folder: Path, workers: int = 1, root: Path | str = ROOT, **environment: str
 ) -> Iterator[Server]:
     """A real uvicorn, on a free port of the loopback address, with the code in `root`."""
     port = free_port()
