@@ -454,6 +454,8 @@ class TransferPublic(TransferFields, Identified):
     currency: Currency
     asked_amount: AskedAmount
     reverses_id: ReversesId
+    transaction_id: TransactionId = None
+    hold_id: HoldId = None
     created_at: datetime
 
 
