@@ -209,26 +209,29 @@ def select_transfers(dialect: str, filters: tuple[str, ...]) -> Any:
     index = next((name for name in ("hold_id", "transaction_id", "reference") if name in filters), "")
     finder = index or next((name for name in ("account_id", "party") if name in filters), "")
     by_entries = finder in ("account_id", "party")
-    rest = {*filters} - {finder} - ({"since", "before"} if by_entries else set())
+    rest = [name for name in filters if name != finder and not (by_entries and name in ("since", "before"))]
     most = sa.bindparam("looked", type_=sa.Integer) if rest else sa.bindparam("limit", type_=sa.Integer) + 1
     found: sa.FromClause
     if by_entries:
         found, lowest = _find_by_entries(filters, most)
     else:
         id = transfers.c.id
-        is_sought = [id < sa.bindparam("after")]
-        if index:
-            is_sought.append(conditions[index])
-        elif "before" in filters:
-            is_sought.append(id <= _search_transfers("until", transfers.c.created_at < sa.bindparam("latest")))
+        is_older, moment = id < sa.bindparam("after"), transfers.c.created_at
+        is_sought = [is_older, conditions[index]] if index else [is_older]
+        if not index and "before" in filters:
+            # One limit in each direction: SQLite would go through all from the higher of two.
+            is_sought = [id <= _search_transfers("until", is_older & (moment < sa.bindparam("latest")))]
         if not index and "since" in filters:
-            is_sought.append(id > _search_transfers("past", transfers.c.created_at < sa.bindparam("earliest")))
+            is_sought.append(id > _search_transfers("past", moment < sa.bindparam("earliest")))
         found = sa.select(id).where(*is_sought).order_by(id.desc()).limit(most).cte("found")
         lowest = sa.select(sa.func.min(found.c.id)).having(sa.func.count() == most).scalar_subquery()
-    query = sa.select(*(columns[name] for name in TransferPublic.model_fields))
-    query = query.join_from(found, transfers, transfers.c.id == found.c.id)
-    query = query.where(*(conditions[name] for name in filters if name in rest))
-    return _part(dialect, query, transfers.c.id, newest_first=True, otherwise=lowest)
+    shown = (columns[name] for name in TransferPublic.model_fields)
+    query = sa.select(*shown).where(transfers.c.id == found.c.id, *(conditions[name] for name in rest))
+    if dialect != "sqlite":
+        # With OFFSET, each candidate is looked up; else the planner might go through all transfers first.
+        item = query.correlate(found).offset(0).lateral("item")
+        query = sa.select(*item.c).join_from(found, item, sa.true())
+    return _part(dialect, query, found.c.id, newest_first=True, otherwise=lowest)
 
 
 def _transfer_conditions(dialect: str) -> dict[str, sa.ColumnElement[bool]]:
@@ -268,24 +271,24 @@ def _find_by_entries(filters: tuple[str, ...], most: Any) -> tuple[sa.FromClause
     if "before" in filters:
         is_older &= entry.created_at < sa.bindparam("before")
     newest = _search_entries("newest", is_searched, is_older)
-    spans = sa.select(newest.c.id, newest.c.place.label("high"), sa.literal(0, sa.BigInteger).label("low"))
+    source: sa.FromClause = newest
+    low: sa.ColumnElement[int] = sa.literal(0, sa.BigInteger)
     if "since" in filters:
         oldest = _search_entries("oldest", is_searched, entry.created_at < sa.bindparam("since"))
-        spans = sa.select(newest.c.id, newest.c.place.label("high"), oldest.c.place.label("low"))
-        spans = spans.join_from(newest, oldest, newest.c.id == oldest.c.id)
-    span = spans.cte("spans")
+        source, low = newest.join(oldest, newest.c.id == oldest.c.id), oldest.c.place
+    spans = sa.select(newest.c.id, newest.c.place.label("high"), low.label("low")).select_from(source)
+    span = spans.where(newest.c.place > low).cte("spans")
     share = sa.select(sa.bindparam("looked", type_=sa.Integer) // sa.func.count()).select_from(span).scalar_subquery()
     bottom = span.c.high - sa.case((most > share, share), else_=most)
-    read = sa.select(span, sa.case((bottom > span.c.low, bottom), else_=span.c.low).label("bottom")).cte("read")
-    is_the_accounts = entry.account_id == read.c.id
-    last = sa.select(sa.func.max(entry.transfer_id)).join_from(
-        read, table_of(Entry), is_the_accounts & (entry.seq == read.c.bottom + 1)
-    )
-    lowest = last.where(read.c.bottom > read.c.low).scalar_subquery()
-    is_read = is_the_accounts & (entry.seq > read.c.bottom) & (entry.seq <= read.c.high)
+    ends = sa.select(span, sa.case((bottom > span.c.low, bottom), else_=span.c.low).label("bottom")).subquery()
+    is_read = (entry.account_id == ends.c.id) & (entry.seq > ends.c.bottom) & (entry.seq <= ends.c.high)
+    is_last = (entry.seq == ends.c.bottom + 1) & (ends.c.bottom > ends.c.low)
+    read = sa.select(entry.transfer_id.label("id"), is_last.label("is_last"))
+    # Used twice, and so read first: a condition on the ids themselves could be taken for the better one to search by.
+    found = read.join_from(ends, table_of(Entry), is_read).cte("read")
+    lowest = sa.select(sa.func.max(found.c.id)).where(found.c.is_last).scalar_subquery()
     # A transfer between two accounts of the user has two entries.
-    ids = sa.select(entry.transfer_id.label("id")).distinct().join_from(read, table_of(Entry), is_read)
-    return ids.where(entry.transfer_id >= sa.func.coalesce(lowest, 0)).subquery(), lowest
+    return sa.select(found.c.id).distinct().where(found.c.id >= sa.func.coalesce(lowest, 0)).subquery(), lowest
 
 
 def _part(
