@@ -204,8 +204,6 @@ def select_transfers(dialect: str, filters: tuple[str, ...]) -> Any:
     them: if there are more, the part may be short, with the position where the next one begins.
     """
     transfers = table_of(Transfer)
-    columns = {**transfers.c, "details": transfers.c["metadata"]}
-    conditions = _transfer_conditions(dialect)
     index = next((name for name in ("hold_id", "transaction_id", "reference") if name in filters), "")
     finder = index or next((name for name in ("account_id", "party") if name in filters), "")
     by_entries = finder in ("account_id", "party")
@@ -217,7 +215,9 @@ def select_transfers(dialect: str, filters: tuple[str, ...]) -> Any:
     else:
         id = transfers.c.id
         is_older, moment = id < sa.bindparam("after"), transfers.c.created_at
-        is_sought = [is_older, conditions[index]] if index else [is_older]
+        is_sought = [is_older]
+        if index:
+            is_sought.append(_transfer_conditions(dialect, transfers.c)[index])
         if not index and "before" in filters:
             # One limit in each direction: SQLite would go through all from the higher of two.
             is_sought = [id <= _search_transfers("until", is_older & (moment < sa.bindparam("latest")))]
@@ -225,18 +225,18 @@ def select_transfers(dialect: str, filters: tuple[str, ...]) -> Any:
             is_sought.append(id > _search_transfers("past", moment < sa.bindparam("earliest")))
         found = sa.select(id).where(*is_sought).order_by(id.desc()).limit(most).cte("found")
         lowest = sa.select(sa.func.min(found.c.id)).having(sa.func.count() == most).scalar_subquery()
-    shown = (columns[name] for name in TransferPublic.model_fields)
-    query = sa.select(*shown).where(transfers.c.id == found.c.id, *(conditions[name] for name in rest))
-    if dialect != "sqlite":
-        # With OFFSET, each candidate is looked up; else the planner might go through all transfers first.
-        item = query.correlate(found).offset(0).lateral("item")
-        query = sa.select(*item.c).join_from(found, item, sa.true())
-    return _part(dialect, query, found.c.id, newest_first=True, otherwise=lowest)
+    # An outer join and OFFSET, so that each candidate is looked up by its id, whatever is expected of the filters.
+    lookups = sa.select(transfers).select_from(found.outerjoin(transfers, transfers.c.id == found.c.id)).offset(0)
+    looked_up = lookups.subquery().c
+    columns = {**looked_up, "details": looked_up["metadata"]}
+    query = sa.select(*(columns[name] for name in TransferPublic.model_fields))
+    query = query.where(*(_transfer_conditions(dialect, looked_up)[name] for name in rest))
+    return _part(dialect, query, looked_up.id, newest_first=True, otherwise=lowest)
 
 
-def _transfer_conditions(dialect: str) -> dict[str, sa.ColumnElement[bool]]:
-    """Return what each filter of select_transfers asks of a transfer."""
-    transfer, account = table_of(Transfer).c, table_of(Account).c
+def _transfer_conditions(dialect: str, transfer: Any) -> dict[str, sa.ColumnElement[bool]]:
+    """Return what each filter of select_transfers asks of a transfer, given its columns."""
+    account = table_of(Account).c
     sides = transfer.debit_account_id, transfer.credit_account_id
     own = sa.select(account.id).where(account.user_id == sa.bindparam("party"))
     if dialect == "sqlite":
@@ -284,8 +284,9 @@ def _find_by_entries(filters: tuple[str, ...], most: Any) -> tuple[sa.FromClause
     is_read = (entry.account_id == ends.c.id) & (entry.seq > ends.c.bottom) & (entry.seq <= ends.c.high)
     is_last = (entry.seq == ends.c.bottom + 1) & (ends.c.bottom > ends.c.low)
     read = sa.select(entry.transfer_id.label("id"), is_last.label("is_last"))
-    # Used twice, and so read first: a condition on the ids themselves could be taken for the better one to search by.
-    found = read.join_from(ends, table_of(Entry), is_read).cte("read")
+    # Used twice, and so read first: else PostgreSQL might search by the ids themselves. An outer join begins with the
+    # accounts, where SQLite, after ANALYZE, might begin with all entries.
+    found = read.join_from(ends, table_of(Entry), is_read, isouter=True).cte("read")
     lowest = sa.select(sa.func.max(found.c.id)).where(found.c.is_last).scalar_subquery()
     # A transfer between two accounts of the user has two entries.
     return sa.select(found.c.id).distinct().where(found.c.id >= sa.func.coalesce(lowest, 0)).subquery(), lowest
