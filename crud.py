@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
@@ -108,6 +108,14 @@ PART = 500
 
 UNDESCRIBED = (None,) * len((*CONTENT[PLAIN:], "transaction_id"))
 """The values of the columns that most transfers leave out."""
+
+LOOKED = 10_000
+"""Transfers that a page of their list looks at, at most, whatever the filters."""
+
+CLOCKS = timedelta(minutes=1)
+"""How far the clocks of servers may differ."""
+
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC) + CLOCKS, datetime.max.replace(tzinfo=UTC) - CLOCKS
 
 REPLAY_WINDOW = timedelta(minutes=15)
 """How long a registration can be replayed with its idempotency key."""
@@ -726,7 +734,7 @@ async def _open_ledger(
         *_locking(dialect, orders, wait=wait),
         call(queries.select_reversed(dialect), ids=sorted(reverses)) if reverses else None,
         *(_finding_keys(dialect, find, orders, kind) for kind, find in EARLIER.items()),
-        *(call(queries.select_new_ids(dialect, ROWS_OF[kind]), places=[*range(1, n + 1)]) for kind, n in kinds.items()),
+        *_drawing_ids(dialect, kinds),
     )
     holdings = {row[0]: Holding(*row) for row in held}
     moment = max([now(), *(each.updated_at for each in holdings.values() if each.updated_at)])
@@ -736,7 +744,10 @@ async def _open_ledger(
     if funded:
         # The operator's orders are locked whatever their debit accounts hold. Waiting now could deadlock.
         as_operator = [replace(order, initiator=OPERATOR) for order in funded]
-        held, existing, more = await execute_together(session, *_locking(dialect, as_operator, wait=False))
+        # New ids, so that they ascend in each account: others may have posted there since the first ones were drawn.
+        held, existing, more, *ids = await execute_together(
+            session, *_locking(dialect, as_operator, wait=False), *_drawing_ids(dialect, kinds)
+        )
         holdings = {row[0]: Holding(*row) for row in held} | holdings
         locked |= {id for id, *_ in existing} - holdings.keys()
         inactive = [*inactive, *more]
@@ -755,6 +766,14 @@ async def _open_ledger(
         moment=moment,
         ids={kind: (id for (id,) in rows) for kind, rows in zip(kinds, ids, strict=True)},
     )
+
+
+def _drawing_ids(dialect: str, kinds: Mapping[Any, int]) -> list[Call]:
+    """Return what draws so many new ids for the rows of each kind of order."""
+    return [
+        call(queries.select_new_ids(dialect, ROWS_OF[kind]), places=[*range(1, number + 1)])
+        for kind, number in kinds.items()
+    ]
 
 
 def _legs_of(order: AnyOrder) -> Sequence[Order]:
@@ -955,6 +974,29 @@ async def get_transfer(session: AsyncSession, id: int, caller: int) -> TransferP
         if caller in (OPERATOR, *parties):
             return _show(TransferPublic, transfer)
     raise TransferNotFound
+
+
+async def list_transfers(
+    session: AsyncSession, caller: int, filters: Mapping[str, Any], *, after: int, limit: int
+) -> Part:
+    """Return up to `limit` transfers (TransferPublic), newest first, from the first id less than `after`.
+
+    The filters, which are values by name, are account_id, user_id, reference, transaction_id, hold_id, since
+    (inclusive), before, and metadata, a dict; None is no filter. A user's list has only its own transfers. Where a part
+    would need more than LOOKED transfers, it is short. Raises AccountNotFound as get_account does.
+    """
+    values = {name: value for name, value in filters.items() if value}
+    user_id = values.pop("user_id", None)
+    party = user_id if caller == OPERATOR else caller
+    if "account_id" in values:
+        await get_account(session, values["account_id"], caller)
+    # All transfers of its own account are the caller's.
+    if party and (caller == OPERATOR or "account_id" not in values):
+        values["party"] = party
+    query = queries.select_transfers(dialect_of(session), tuple(sorted(values)))
+    values |= {"latest": min(values.get("before", LATEST), LATEST) + CLOCKS}
+    values |= {"earliest": max(values.get("since", EARLIEST), EARLIEST) - CLOCKS}
+    return await _read_part(session, query, after=after, limit=limit, looked=LOOKED, **values)
 
 
 FoundTransfer = tuple[Transfer, int | None, int | None]

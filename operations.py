@@ -118,7 +118,7 @@ class Operations:
         )
         # Not cancelled at the deadline: SQLite would wait for the query to end, however long that takes.
         self.query = self._query_batcher("query", tasks=4, together=READS_TOGETHER)
-        # It may read all users, where every other query reads a few rows by an index.
+        # They may read all users, or 10,000 transfers, where every other query reads a few rows by an index.
         self.search = self._query_batcher("search", tasks=2, together=1)
 
     def write(self, write: IsolatedWrite[Item, ..., Outcome], item: Item) -> Coroutine[Any, Any, Outcome]:
@@ -143,7 +143,7 @@ class Operations:
         async def run(session: AsyncSession) -> T:
             return await query(session, *args, **kwargs)
 
-        batcher = self.search if query is crud.list_users else self.query
+        batcher = self.search if query in (crud.list_users, crud.list_transfers) else self.query
         answer: T = await batcher(run)
         return answer
 

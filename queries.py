@@ -1,6 +1,6 @@
 """The SELECTs that crud.py executes, each rendered once for each dialect."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from itertools import chain
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from models import (
     TokenPublic,
     Transaction,
     Transfer,
+    TransferPublic,
     User,
     UserPublic,
 )
@@ -127,25 +128,74 @@ def _is_shown_account() -> sa.ColumnElement[bool]:
 
 @prepared
 def select_newest_entry(_: str) -> Any:
-    """SELECT balance_after and seq of an account's newest entry that is not newer than this instant.
+    """SELECT balance_after and seq of an account's newest entry that is not newer than this instant."""
+    entry, account = table_of(Entry).c, table_of(Account).c
+    found = _search_entries("search", account.id == sa.bindparam("id"), entry.created_at <= sa.bindparam("at"))
+    is_found = (entry.account_id == found.c.id) & (entry.seq == found.c.place)
+    return sa.select(entry.balance_after, entry.seq).join_from(found, table_of(Entry), is_found)
 
-    No entry is older than the one before it (Ledger.moment), so this is a binary search: 20 look-ups by primary key
-    among a million. An index by instant would make each transfer write to it twice.
+
+def _search_entries(name: str, is_searched: Any, condition: sa.ColumnElement[bool]) -> sa.Subquery:
+    """Return the accounts that are searched, each with the seq of the newest entry that fulfils a condition, or 0.
+
+    The condition holds for no entry after one that does not fulfil it: neither instants (Ledger.moment) nor ids of
+    transfers, which are drawn once the accounts are locked, fall in order of seq.
     """
-    entry = table_of(Entry).c
-    is_the_accounts = entry.account_id == sa.bindparam("id")
-    # The entry has a seq from `low` to `high`; 0 is none.
-    nothing, newest = sa.literal(0, sa.BigInteger), sa.func.max(entry.seq)
-    search = sa.select(nothing.label("low"), newest.label("high")).where(is_the_accounts).cte("search", recursive=True)
-    low, high = search.c
-    is_not_newer = entry.created_at <= sa.bindparam("at")
+    entry, account = table_of(Entry).c, table_of(Account).c
+    start = sa.select(account.id, sa.literal(0, sa.BigInteger).label("low"), account.version.label("high"))
+    return _search(
+        name,
+        start.where(is_searched),
+        entry.seq,
+        lambda account_id, middle: (entry.account_id == account_id) & (entry.seq == middle),
+        condition,
+    )
+
+
+def _search_transfers(name: str, condition: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    """Return an id that divides transfers, those that fulfil a condition, which the first ones do, from the others."""
+    transfer = table_of(Transfer).c
+    ends = (sa.select(end(transfer.id)).scalar_subquery() for end in (sa.func.min, sa.func.max))
+    oldest, newest = (sa.func.coalesce(end, 0) for end in ends)
+    start = sa.select(sa.literal(0, sa.BigInteger).label("id"), (oldest - 1).label("low"), newest.label("high"))
+    among_all = table_of(Transfer).alias().c.id
+    found = _search(
+        name,
+        start,
+        transfer.id,
+        # Some ids are no transfer's.
+        lambda _, middle: (
+            transfer.id
+            == sa.select(sa.func.max(among_all))
+            .where(among_all <= middle)
+            .scalar_subquery()
+            .correlate_except(among_all.table)
+        ),
+        condition,
+    )
+    return sa.select(found.c.place).scalar_subquery()
+
+
+def _search(
+    name: str,
+    start: sa.Select[Any],
+    position: sa.ColumnElement[int],
+    is_at: Callable[[Any, Any], sa.ColumnElement[bool]],
+    condition: sa.ColumnElement[bool],
+) -> sa.Subquery:
+    """Return each id of `start`, with the greatest place from `low` to `high` up to which a condition holds.
+
+    A binary search: 20 look-ups by primary key among a million rows. An index for it would cost each transfer a write.
+    """
+    search = start.cte(name, recursive=True)
+    id, low, high = search.c
+    middle = (low + high + 1) // 2
     search = search.union_all(
-        sa.select(sa.case((is_not_newer, entry.seq), else_=low), sa.case((is_not_newer, high), else_=entry.seq - 1))
-        .join_from(search, table_of(Entry), is_the_accounts & (entry.seq == (low + high + 1) // 2))
+        sa.select(id, sa.case((condition, middle), else_=low), sa.case((condition, high), else_=position - 1))
+        .join_from(search, position.table, is_at(id, middle))
         .where(low < high)
     )
-    found = sa.select(sa.func.max(search.c.low)).scalar_subquery()
-    return sa.select(entry.balance_after, entry.seq).where(is_the_accounts, entry.seq == found)
+    return sa.select(search.c.id, search.c.low.label("place")).where(search.c.low == search.c.high).subquery()
 
 
 @prepared
@@ -164,8 +214,113 @@ def select_entries(dialect: str) -> Any:
     return _part(dialect, query.where(entry.account_id == sa.bindparam("id"), is_shown), entry.seq, newest_first=True)
 
 
-def _part(dialect: str, query: Any, position: sa.ColumnElement[int], *, newest_first: bool = False) -> Any:
+@prepared
+def select_transfers(dialect: str, filters: tuple[str, ...]) -> Any:
+    """SELECT a part of the list of transfers, newest first: those with these values, by the names of the parameters.
+
+    One of the filters finds candidates by index. Where there are others, at most `looked` candidates are judged by
+    them: if there are more, the part may be short, with the position where the next one begins.
+    """
+    transfers = table_of(Transfer)
+    index = next((name for name in ("hold_id", "transaction_id", "reference") if name in filters), "")
+    finder = index or next((name for name in ("account_id", "party") if name in filters), "")
+    by_entries = finder in ("account_id", "party")
+    rest = [name for name in filters if name != finder and not (by_entries and name in ("since", "before"))]
+    most = sa.bindparam("looked", type_=sa.Integer) if rest else sa.bindparam("limit", type_=sa.Integer) + 1
+    found: sa.FromClause
+    if by_entries:
+        found, lowest = _find_by_entries(filters, most)
+    else:
+        id = transfers.c.id
+        is_older, moment = id < sa.bindparam("after"), transfers.c.created_at
+        is_sought = [is_older]
+        if index:
+            is_sought.append(_transfer_conditions(dialect, transfers.c)[index])
+        if not index and "before" in filters:
+            # One limit in each direction: SQLite would go through all from the higher of two.
+            is_sought = [id <= _search_transfers("until", is_older & (moment < sa.bindparam("latest")))]
+        if not index and "since" in filters:
+            is_sought.append(id > _search_transfers("past", moment < sa.bindparam("earliest")))
+        found = sa.select(id).where(*is_sought).order_by(id.desc()).limit(most).cte("found")
+        lowest = sa.select(sa.func.min(found.c.id)).having(sa.func.count() == most).scalar_subquery()
+    # An outer join and OFFSET, so that each candidate is looked up by its id, whatever is expected of the filters.
+    lookups = sa.select(transfers).select_from(found.outerjoin(transfers, transfers.c.id == found.c.id)).offset(0)
+    looked_up = lookups.subquery().c
+    columns = {**looked_up, "details": looked_up["metadata"]}
+    query = sa.select(*(columns[name] for name in TransferPublic.model_fields))
+    query = query.where(*(_transfer_conditions(dialect, looked_up)[name] for name in rest))
+    return _part(dialect, query, looked_up.id, newest_first=True, otherwise=lowest)
+
+
+def _transfer_conditions(dialect: str, transfer: Any) -> dict[str, sa.ColumnElement[bool]]:
+    """Return what each filter of select_transfers asks of a transfer, given its columns."""
+    account = table_of(Account).c
+    sides = transfer.debit_account_id, transfer.credit_account_id
+    own = sa.select(account.id).where(account.user_id == sa.bindparam("party"))
+    if dialect == "sqlite":
+        wanted = sa.func.json_each(sa.bindparam("metadata", type_=sa.JSON)).table_valued("key", "value").c
+        # In quotes, since a key may have hyphens.
+        text = sa.func.json_extract(transfer["metadata"], sa.literal_column("'$.\"'").concat(wanted.key).concat('"'))
+        has_metadata = ~sa.exists().where(text.is_distinct_from(wanted.value))
+    else:
+        binary = sa.cast(transfer["metadata"], postgresql.JSONB)
+        has_metadata = binary.contains(sa.bindparam("metadata", type_=postgresql.JSONB))
+    return {
+        "account_id": sa.or_(*(side == sa.bindparam("account_id") for side in sides)),
+        "party": sa.or_(*(side.in_(own) for side in sides)),
+        **{name: transfer[name] == sa.bindparam(name) for name in ("hold_id", "transaction_id", "reference")},
+        "since": transfer.created_at >= sa.bindparam("since"),
+        "before": transfer.created_at < sa.bindparam("before"),
+        "metadata": has_metadata,
+    }
+
+
+def _find_by_entries(filters: tuple[str, ...], most: Any) -> tuple[sa.FromClause, sa.ScalarSelect[int]]:
+    """Return the ids of the newest transfers of an account, or of all of a user's, and the lowest id if there are more.
+
+    Of each account, the same number is read, up to `most`: below the highest id that is the last one of its account,
+    others may be missing.
+    """
+    entry, account = table_of(Entry).c, table_of(Account).c
+    is_searched = account.id == sa.bindparam("account_id")
+    if "account_id" not in filters:
+        is_searched = account.user_id == sa.bindparam("party")
+    is_older = entry.transfer_id < sa.bindparam("after")
+    if "before" in filters:
+        is_older &= entry.created_at < sa.bindparam("before")
+    newest = _search_entries("newest", is_searched, is_older)
+    source: sa.FromClause = newest
+    low: sa.ColumnElement[int] = sa.literal(0, sa.BigInteger)
+    if "since" in filters:
+        oldest = _search_entries("oldest", is_searched, entry.created_at < sa.bindparam("since"))
+        source, low = newest.join(oldest, newest.c.id == oldest.c.id), oldest.c.place
+    spans = sa.select(newest.c.id, newest.c.place.label("high"), low.label("low")).select_from(source)
+    span = spans.where(newest.c.place > low).cte("spans")
+    share = sa.select(sa.bindparam("looked", type_=sa.Integer) // sa.func.count()).select_from(span).scalar_subquery()
+    bottom = span.c.high - sa.case((most > share, share), else_=most)
+    ends = sa.select(span, sa.case((bottom > span.c.low, bottom), else_=span.c.low).label("bottom")).subquery()
+    is_read = (entry.account_id == ends.c.id) & (entry.seq > ends.c.bottom) & (entry.seq <= ends.c.high)
+    is_last = (entry.seq == ends.c.bottom + 1) & (ends.c.bottom > ends.c.low)
+    read = sa.select(entry.transfer_id.label("id"), is_last.label("is_last"))
+    # Used twice, and so read first: else PostgreSQL might search by the ids themselves. An outer join begins with the
+    # accounts, where SQLite, after ANALYZE, might begin with all entries.
+    found = read.join_from(ends, table_of(Entry), is_read, isouter=True).cte("read")
+    lowest = sa.select(sa.func.max(found.c.id)).where(found.c.is_last).scalar_subquery()
+    # A transfer between two accounts of the user has two entries.
+    return sa.select(found.c.id).distinct().where(found.c.id >= sa.func.coalesce(lowest, 0)).subquery(), lowest
+
+
+def _part(
+    dialect: str,
+    query: Any,
+    position: sa.ColumnElement[int],
+    *,
+    newest_first: bool = False,
+    otherwise: sa.ScalarSelect[int] | None = None,
+) -> Any:
     """SELECT the `limit` rows `after` a position as a JSON array, and the position of the last if there are more.
+
+    If there are not, the position is `otherwise`.
 
     The database writes the JSON, which is less work than to take the rows apart: and Python's threads hinder each other
     at each row that SQLite returns.
@@ -190,13 +345,16 @@ def _part(dialect: str, query: Any, position: sa.ColumnElement[int], *, newest_f
         items = sa.func.json_agg(postgresql.aggregate_order_by(sa.func.row_to_json(item.table_valued()), place))
     return sa.select(
         sa.func.coalesce(sa.cast(items.filter(place <= limit), sa.Text), "[]"),
-        sa.case((sa.func.count() > limit, sa.func.max(rows.c.position).filter(place == limit))),
+        sa.case((sa.func.count() > limit, sa.func.max(rows.c.position).filter(place == limit)), else_=otherwise),
     ).select_from(source)
 
 
 def _shown(dialect: str, column: Any) -> sa.Label[Any]:
     """Return the column as JSON shows it, instants as pydantic writes them."""
     shown: sa.ColumnElement[Any] = _instant(dialect, column) if isinstance(column.type, UTCDateTime) else column
+    if dialect == "sqlite" and isinstance(column.type, sa.JSON):
+        # A text there, which would be shown as one.
+        shown = sa.func.json(column)
     return shown.label(column.name)
 
 

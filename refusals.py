@@ -90,7 +90,7 @@ class CurrencyUnknown(Refusal):
 
 
 class TransferNotFound(Refusal):
-    """None of your accounts has a transfer with this id. GET /accounts/{id}/entries lists an account's transfers."""
+    """None of your accounts has a transfer with this id. GET /transfers lists your transfers."""
 
 
 class ReceiverOnly(Refusal):

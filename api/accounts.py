@@ -9,7 +9,7 @@ import crud
 from api.callers import OR_OPERATOR, Caller, CurrentUser, Operator, operations_of
 from api.errors import OPERATOR_ONLY, USER_ONLY, USER_OR_OPERATOR, documented
 from api.fast_route import fast
-from api.pages import After, Cursor, Digits, Limit, Page, RowId, page_of
+from api.pages import After, Digits, Limit, NewestFirst, Page, RowId, page_of
 from api.strict_route import StrictRoute
 from fields import Instant
 from ledger import OPERATOR
@@ -108,9 +108,7 @@ async def list_entries(
     id: RowId,
     caller: Caller,
     request: Request,
-    after: Annotated[
-        Cursor | None, Query(description="The `next` of the page before; left out, the newest entries")
-    ] = None,
+    after: NewestFirst = None,
     limit: Limit = 50,
 ) -> Response:
     """Newest first, each with the balance after it."""

@@ -56,6 +56,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "Idempotency-Key": "order-4711",
         "body": {"debit_account_id": 1, "credit_account_id": 2, "amount": 1250, "memo": "Invoice 4711"},
     },
+    "list_transfers": {
+        "after": FROM_THE_NEWEST,
+        "limit": 50,
+        "account_id": 1,
+        "user_id": 1,
+        "reference": "order-4711",
+        "transaction_id": 1,
+        "hold_id": 1,
+        "from": "2026-11-23T09:00:00Z",
+        "to": "2027-11-23T09:00:00Z",
+        "metadata.KEY": "c-17",
+    },
     "get_transfer": FIRST,
     "reverse_transfer": {"id": 3, "Idempotency-Key": "refund-4711"},
     "make_transfers": {

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from crud import Part
-from fields import wrong
+from fields import INT64, wrong
 
 
 def _read_digits(number: Any) -> Any:
@@ -69,10 +69,13 @@ Digits = BeforeValidator(_read_digits)
 After = Annotated[
     Cursor, Query(default_factory=int, description="The `next` of the page before; left out, the first page")
 ]
+NewestFirst = Annotated[Cursor | None, Query(description="The `next` of the page before; left out, the newest")]
 Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most"), Digits]
 RowId = Annotated[
     int, Path(ge=1, lt=2**63, description="As `id` in the answers", json_schema_extra={"format": "int64"}), Digits
 ]
+
+RowFilter = Annotated[int, pydantic.Field(ge=1, lt=2**63, json_schema_extra=INT64), Digits]
 
 
 class RowConvertor(StringConvertor):

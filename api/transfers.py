@@ -5,7 +5,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import Field, TypeAdapter
 from sqlmodel import SQLModel
 from starlette.responses import Response
@@ -13,13 +13,15 @@ from starlette.responses import Response
 import crud
 import refusals
 from api import problems
+from api.ambiguity import METADATA, read_metadata
 from api.batches import RefusedItem, batch_body, read_batch, run_batch
 from api.callers import OR_OPERATOR, Caller, operations_of
 from api.errors import TRANSFER, USER_OR_OPERATOR, documented
 from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
-from api.pages import RowId
+from api.pages import Limit, NewestFirst, Page, RowFilter, RowId, page_of
 from api.strict_route import StrictRoute
+from fields import Instant, Reference
 from ledger import OPERATOR, HoldOrder, Order, Posted, Posting
 from models import (
     USER_BATCH_LIMIT,
@@ -117,6 +119,51 @@ def fields_of(posting: Posting, caller: int) -> dict[str, Any]:
         "debit_balance_after": posting.debit_balance_after,
     }
     return fields | {"credit_balance_after": posting.credit_balance_after} if caller == OPERATOR else fields
+
+
+@router.get(
+    "/transfers",
+    summary="List transfers, or look them up",
+    response_model=Page[TransferPublic],
+    responses=documented(*USER_OR_OPERATOR, refusals.OperatorOnly, refusals.AccountNotFound),
+    openapi_extra=OR_OPERATOR,
+)
+@fast
+async def list_transfers(
+    caller: Caller,
+    request: Request,
+    *,
+    after: NewestFirst = None,
+    limit: Limit = 50,
+    account_id: Annotated[RowFilter | None, Query(description="Only from or to this account")] = None,
+    user_id: Annotated[RowFilter | None, Query(description="Only of this user; for the operator")] = None,
+    reference: Annotated[Reference, Query(description="Only with this reference")] = None,
+    transaction_id: Annotated[RowFilter | None, Query(description="Only of this transaction")] = None,
+    hold_id: Annotated[RowFilter | None, Query(description="Only the one that captured this hold")] = None,
+    since: Annotated[Instant | None, Query(alias="from", description="Only from this instant (RFC 3339) on")] = None,
+    before: Annotated[Instant | None, Query(alias="to", description="Only before this instant (RFC 3339)")] = None,
+    metadata: Annotated[
+        str | None, Query(alias=METADATA, description="Only with this text; KEY stands for a key of metadata")
+    ] = None,
+) -> Response:
+    """Newest first: a user's own; the operator's list has all. Only those to which all filters apply.
+
+    A page looks at up to 10,000 transfers: where that is not enough, it is short, even empty, and `next` goes on.
+    """
+    if caller != OPERATOR and user_id not in (None, caller):
+        raise refusals.OperatorOnly
+    filters = {
+        "account_id": account_id,
+        "user_id": user_id,
+        "reference": reference,
+        "transaction_id": transaction_id,
+        "hold_id": hold_id,
+        "since": since,
+        "before": before,
+        "metadata": read_metadata(request),
+    }
+    newer = 2**63 - 1 if after is None else after
+    return page_of(await operations_of(request).read(crud.list_transfers, caller, filters, after=newer, limit=limit))
 
 
 @router.get(

@@ -174,6 +174,7 @@ def fill(rows: Rows, engine: str, debit_account_id: int, credit_account_id: int)
             balance_after=f"n * {amount}",
             created_at=MOMENT[engine],
         )
+        rows(f"UPDATE accounts SET version = 10000 WHERE id = {account_id}")
     rows("ANALYZE")
 
 
@@ -192,7 +193,7 @@ async def plan_of_last_statement(database: Database, query: Callable[..., Any], 
     with noting_statements() as sent:
         await database.read(query, *args, **kwargs)
     sql, parameters = sent[-1]
-    assert "FROM entries" in sql
+    assert re.search("(FROM|JOIN) entries", sql)
     return await plan_of(database, sql, parameters)
 
 
@@ -217,8 +218,8 @@ async def test_balance_and_statement_are_read_from_an_index_without_sorting(
     for plan in (balance_plan, statement_plan):
         assert re.search(rf"(SEARCH|Index Scan).* {primary_key}", plan), plan
         assert not re.search(r"Sort|Seq Scan|Bitmap|TEMP B-TREE|SCAN (?!search\b|anon_1|\(subquery)", plan), plan
-    conditions = [line for line in balance_plan.splitlines() if re.search("SEARCH entries|Index Cond", line)]
-    assert len(conditions) == 3
+    conditions = [line for line in balance_plan.splitlines() if re.search(r"SEARCH entries|Index Cond.*\bseq\b", line)]
+    assert len(conditions) == 2
     assert all("account_id" in condition for condition in conditions), balance_plan
 
 
