@@ -25,7 +25,7 @@ from db.isolation import Write, all_or_nothing, begin, isolating_failures
 from db.prepared import Prepared
 from db.statements import dialect_of, insert_free, insert_rows, update_rows
 from db.trips import Call, Rows, call, execute, execute_together
-from fields import Status
+from fields import HoldStatus, Status
 from ledger import (
     BALANCE_MAX,
     CONTENT,
@@ -110,7 +110,7 @@ UNDESCRIBED = (None,) * len((*CONTENT[PLAIN:], "transaction_id"))
 """The values of the columns that most transfers leave out."""
 
 LOOKED = 10_000
-"""Transfers that a page of their list looks at, at most, whatever the filters."""
+"""Transfers, or holds, that a page of their list looks at, at most, whatever the filters."""
 
 CLOCKS = timedelta(minutes=1)
 """How far the clocks of servers may differ."""
@@ -1110,6 +1110,24 @@ async def get_hold(session: AsyncSession, id: int, caller: int) -> HoldPublic:
     for row in await execute(session, queries.select_hold(dialect_of(session)), id=id, caller=caller, moment=now()):
         return _construct(HoldPublic, row)
     raise HoldNotFound
+
+
+async def list_holds(
+    session: AsyncSession, caller: int, account_id: int | None, status: HoldStatus | None, *, after: int, limit: int
+) -> Part:
+    """Return up to `limit` holds (HoldPublic), newest first, from the first id less than `after`.
+
+    Those of an account, or of all that the caller has; the operator's list has all. With a status, a part is short
+    where it would need more than LOOKED. Raises AccountNotFound as get_account does.
+    """
+    ids: Sequence[int] | None = None
+    if account_id is not None:
+        ids = [(await get_account(session, account_id, caller)).id]
+    elif caller != OPERATOR:
+        ids = [id or 0 for id in await session.exec(select(Account.id).where(Account.user_id == caller))]
+    query = queries.select_holds_list(dialect_of(session), None if ids is None else len(ids), status)
+    owners = {f"account_{number}": id for number, id in enumerate(ids or ())}
+    return await _read_part(session, query, moment=now(), after=after, limit=limit, looked=LOOKED, **owners)
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,12 +244,12 @@ def select_transfers(dialect: str, filters: tuple[str, ...]) -> Any:
         found = sa.select(id).where(*is_sought).order_by(id.desc()).limit(most).cte("found")
         lowest = sa.select(sa.func.min(found.c.id)).having(sa.func.count() == most).scalar_subquery()
     # An outer join and OFFSET, so that each candidate is looked up by its id, whatever is expected of the filters.
-    lookups = sa.select(transfers).select_from(found.outerjoin(transfers, transfers.c.id == found.c.id)).offset(0)
-    looked_up = lookups.subquery().c
+    lookups = sa.select(transfers, found.c.id.label("position")).order_by(found.c.id.desc()).offset(0)
+    looked_up = lookups.join_from(found, transfers, transfers.c.id == found.c.id, isouter=True).subquery().c
     columns = {**looked_up, "details": looked_up["metadata"]}
     query = sa.select(*(columns[name] for name in TransferPublic.model_fields))
     query = query.where(*(_transfer_conditions(dialect, looked_up)[name] for name in rest))
-    return _part(dialect, query, looked_up.id, newest_first=True, otherwise=lowest)
+    return _part(dialect, query, looked_up.position, newest_first=True, otherwise=lowest)
 
 
 def _transfer_conditions(dialect: str, transfer: Any) -> dict[str, sa.ColumnElement[bool]]:
@@ -510,10 +510,40 @@ def select_hold(_: str) -> Any:
         party.c.id.in_([hold.debit_account_id, hold.credit_account_id]), party.c.user_id == caller
     )
     is_operators = caller == sa.literal_column(str(OPERATOR))
-    return sa.select(*shown_hold()).where(hold.id == sa.bindparam("id"), is_operators | is_partys)
+    return sa.select(*_shown_hold()).where(hold.id == sa.bindparam("id"), is_operators | is_partys)
 
 
-def shown_hold() -> Iterator[sa.ColumnElement[Any]]:
+@prepared
+def select_holds_list(dialect: str, accounts: int | None, status: str | None) -> Any:
+    """SELECT a part of the list of holds, newest first: all, or of `account_0`, …; with this `status` at this `moment`.
+
+    With a status, at most `looked` are judged by it, as in select_transfers.
+    """
+    holds, hold = table_of(Hold), table_of(Hold).c
+    most = sa.bindparam("looked", type_=sa.Integer) if status else sa.bindparam("limit", type_=sa.Integer) + 1
+    sources = [sa.select(hold.id)] if accounts is None else []
+    for number in range(accounts or 0):
+        sent, received = (
+            sa.select(hold.id).where(side == sa.bindparam(f"account_{number}"))
+            for side in (hold.debit_account_id, hold.credit_account_id)
+        )
+        # Those that are open have an index of their own.
+        sources += [sent.where(hold.status == sa.literal_column("'open'")) if status == "open" else sent, received]
+    newest = (each.where(hold.id < sa.bindparam("after")).order_by(hold.id.desc()).limit(most) for each in sources)
+    either = sa.union_all(*(sa.select(each.subquery()) for each in newest)).subquery()
+    # A hold between two accounts of the caller is found twice.
+    found = sa.select(either.c.id).distinct().order_by(either.c.id.desc()).limit(most).cte("found")
+    lowest = sa.select(sa.func.min(found.c.id)).having(sa.func.count() == most).scalar_subquery()
+    # As in select_transfers.
+    lookups = sa.select(*_shown_hold()).select_from(found.outerjoin(holds, hold.id == found.c.id)).offset(0)
+    shown = lookups.subquery().c
+    query = sa.select(*shown)
+    if status:
+        query = query.where(shown.status == sa.literal_column(f"'{status}'"))
+    return _part(dialect, query, shown.id, newest_first=True, otherwise=lowest)
+
+
+def _shown_hold() -> Iterator[sa.ColumnElement[Any]]:
     """Return the fields of HoldPublic at this `moment`."""
     hold = table_of(Hold).c
     status = sa.case((_has_expired(), sa.literal_column("'expired'")), else_=hold.status)

@@ -2,20 +2,22 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 
 import crud
 from api.callers import OR_OPERATOR, Caller, operations_of
 from api.errors import TRANSFER, USER_OR_OPERATOR, documented
 from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
-from api.pages import RowId
+from api.pages import Limit, NewestFirst, Page, RowFilter, RowId, page_of
 from api.strict_route import StrictRoute
 from api.transfers import order_of, show_transfer
+from fields import HoldStatus
 from ledger import HoldPosting, Posted, Posting
 from models import CaptureRequest, DebitedTransfer, HoldPublic, HoldRequest, SettledTransfer
 from refusals import (
     AccountNotActive,
+    AccountNotFound,
     BalanceLimit,
     CurrencyMismatch,
     HoldExceeded,
@@ -71,6 +73,31 @@ def show_hold(hold: HoldPosting) -> HoldPublic:
         resolved_at=hold.resolved_at,
         created_at=hold.created_at,
     )
+
+
+@router.get(
+    "/holds",
+    summary="List holds",
+    response_model=Page[HoldPublic],
+    responses=documented(*USER_OR_OPERATOR, AccountNotFound),
+    openapi_extra=OR_OPERATOR,
+)
+async def list_holds(
+    caller: Caller,
+    request: Request,
+    *,
+    after: NewestFirst = None,
+    limit: Limit = 50,
+    account_id: Annotated[RowFilter | None, Query(description="Only on, or for, this account")] = None,
+    status: Annotated[HoldStatus | None, Query(description="Only those that are so now")] = None,
+) -> Response:
+    """Newest first: why money is held, and what may be captured. A user's own; the operator's list has all.
+
+    With a status, a page looks at up to 10,000 holds: where that is not enough, it is short, and `next` goes on.
+    """
+    newer = 2**63 - 1 if after is None else after
+    part = await operations_of(request).read(crud.list_holds, caller, account_id, status, after=newer, limit=limit)
+    return page_of(part)
 
 
 @router.get(

@@ -95,6 +95,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "Idempotency-Key": "booking-1",
         "body": {"debit_account_id": 1, "credit_account_id": 2, "amount": 500, "expires_in": 86400},
     },
+    "list_holds": {"after": FROM_THE_NEWEST, "limit": 50, "account_id": 1, "status": "open"},
     "get_hold": FIRST,
     "capture_hold": {**FIRST, "Idempotency-Key": "booking-1", "body": {"amount": 450}},
     "void_hold": FIRST,

@@ -81,6 +81,7 @@ def test_these_routes_and_no_others_take_the_fast_path() -> None:
         ("GET", "/accounts"),
         ("GET", "/accounts/{id}"),
         ("GET", "/accounts/{id}/entries"),
+        ("GET", "/transfers"),
         ("GET", "/transfers/{id:row}"),
         ("POST", "/transactions"),
         ("POST", "/holds"),

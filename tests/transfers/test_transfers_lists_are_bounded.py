@@ -154,7 +154,7 @@ def test_every_walk_finds_what_a_look_at_all_rows_finds(
                 INSERT INTO accounts (user_id, currency, label, balance, version)
                 VALUES ({owner.user_id}, 'EUR', '{label}', 0, 0)
             """)
-    owners = {id: user_id for id, user_id in rows("SELECT id, user_id FROM accounts WHERE user_id IS NOT NULL")}
+    owners: dict[int, int] = dict(map(tuple, rows("SELECT id, user_id FROM accounts WHERE user_id IS NOT NULL")))
     for account_id in owners:
         deposit(client, account_id, 1000)
     choose = random.Random(17)

@@ -217,6 +217,8 @@ def test_the_receiver_sends_money_back_once(client: TestClient, rows: Rows) -> N
         "metadata": None,
         "asked_amount": None,
         "reverses_id": sent["id"],
+        "transaction_id": None,
+        "hold_id": None,
         "created_at": back["created_at"],
         "debit_balance_after": 50,
     }
