@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -62,10 +62,12 @@ from models import (
     User,
     UserFields,
     UserPublic,
+    UserRecord,
     now,
 )
 from refusals import (
     AccountExists,
+    AccountLimit,
     AccountNotFound,
     BalanceNotZero,
     CreditInUse,
@@ -74,6 +76,7 @@ from refusals import (
     Locked,
     OperatorTransfer,
     ReceiverOnly,
+    ReferenceTaken,
     Refusal,
     ReversalNotReversible,
     SameAccount,
@@ -116,6 +119,9 @@ CLOCKS = timedelta(minutes=1)
 """How far the clocks of servers may differ."""
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC) + CLOCKS, datetime.max.replace(tzinfo=UTC) - CLOCKS
+
+ACCOUNT_LIMIT = 100
+"""Accounts that a user can have."""
 
 REPLAY_WINDOW = timedelta(minutes=15)
 """How long a registration can be replayed with its idempotency key."""
@@ -345,8 +351,8 @@ class UserChange:
 async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> list[UserPublic | Refusal]:
     """Apply the changes in order.
 
-    Closing a user revokes its tokens permanently; suspending revokes none. Refusals: UserNotFound, and where the change
-    is the user's own, UserNotActive and BalanceNotZero (to close).
+    Closing a user revokes its tokens permanently; suspending revokes none. The operator is shown UserRecords. Refusals:
+    UserNotFound, ReferenceTaken, and where the change is the user's own, UserNotActive and BalanceNotZero (to close).
     """
     async with begin(session):
         users = select(User, Profile).join(Profile).where(col(User.id).in_({change.user_id for change in changes}))
@@ -354,7 +360,22 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
         rows = await session.exec(users.order_by(col(User.id)).with_for_update())
         found = {user.id: (user, profile) for user, profile in rows}
         holders = await _lock_holders(session, {change.user_id for change in changes if "status" in change.fields})
-        outcomes = [_update_user(change, holders, *found.get(change.user_id, (None, None))) for change in changes]
+        references = {change.fields["reference"] for change in changes if change.fields.get("reference")}
+        owners: dict[str | None, int] = {}
+        if references:
+            # After the locks, so that what others have freed meanwhile is free.
+            query = queries.select_references(dialect_of(session))
+            owners = dict(await execute(session, query, references=[*references]))  # type: ignore[arg-type]
+        before = {id: user.reference for id, (user, _) in found.items()}
+        outcomes = [
+            _update_user(change, holders, owners, *found.get(change.user_id, (None, None))) for change in changes
+        ]
+        freed = [
+            {"id": id, "reference": None} for id, (user, _) in found.items() if before[id] not in (None, user.reference)
+        ]
+        if freed:
+            # Before the session writes the new ones: the unique index knows no order of changes.
+            update_rows(session, User, freed)
         closed = {
             outcome.id
             for change, outcome in zip(changes, outcomes, strict=True)
@@ -377,32 +398,53 @@ async def _lock_holders(session: AsyncSession, user_ids: set[int]) -> set[int | 
 
 
 def _update_user(
-    change: UserChange, holders: Collection[int | None], user: User | None, profile: Profile | None
+    change: UserChange,
+    holders: Collection[int | None],
+    owners: dict[str | None, int],
+    user: User | None,
+    profile: Profile | None,
 ) -> UserPublic | Refusal:
-    """Apply one change to the locked rows of its user; the session writes them at COMMIT."""
+    """Apply one change to the locked rows of its user, and to the `owners` of references.
+
+    The session writes the rows at COMMIT.
+    """
     if user is None or profile is None:
         return UserNotFound()
     if profile.status != "active" and not change.by_operator:
         return UserNotActive()
     if change.fields.get("status") == "closed" and user.id in holders and not change.by_operator:
         return BalanceNotZero()
+    if "reference" in change.fields:
+        if owners.get(reference := change.fields["reference"], change.user_id) != change.user_id:
+            return ReferenceTaken()
+        owners.pop(user.reference, None)
+        if reference is not None:
+            owners[reference] = change.user_id
     for name, value in change.fields.items():
         setattr(profile if name == "status" else user, name, value)
-    return _show(UserPublic, user, status=profile.status)
+    return _show(UserRecord if change.by_operator else UserPublic, user, status=profile.status)
 
 
-async def get_user(session: AsyncSession, user_id: int) -> UserPublic:
+async def get_user(session: AsyncSession, user_id: int) -> UserRecord:
     """Return the user with this id. Raises UserNotFound."""
     for user, status in await session.exec(USERS.where(User.id == user_id)):
-        return _show(UserPublic, user, status=status)
+        return _show(UserRecord, user, status=status)
     raise UserNotFound
 
 
 async def list_users(
-    session: AsyncSession, *, status: Status | None, username_prefix: str | None, after: int, limit: int
+    session: AsyncSession,
+    *,
+    status: Status | None = None,
+    username_prefix: str | None = None,
+    email: str | None = None,
+    reference: str | None = None,
+    after: int,
+    limit: int,
 ) -> Part:
-    """Return up to `limit` users (UserPublic) in order of id, from the first id greater than `after`."""
-    filters = {"status": status, "pattern": username_prefix and _pattern_of(username_prefix)}
+    """Return up to `limit` users (UserRecord) in order of id, from the first id greater than `after`."""
+    pattern = username_prefix and _pattern_of(username_prefix)
+    filters = {"status": status, "pattern": pattern, "email": email, "reference": reference}
     filters = {name: value for name, value in filters.items() if value is not None}
     query = queries.select_users(dialect_of(session), tuple(filters))
     return await _read_part(session, query, after=after, limit=limit, **filters)
@@ -550,25 +592,45 @@ class AccountOpening:
 
     user_id: int
     currency: str
+    label: str = "main"
 
 
 @isolating_failures
 async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening]) -> list[AccountPublic | Refusal]:
-    """Open the accounts. Refusal: AccountExists, where the user has one in this currency."""
-    rows = [{"user_id": opening.user_id, "currency": opening.currency} for opening in openings]
+    """Open the accounts in order. Refusals: UserNotFound, UserNotActive, AccountExists, AccountLimit."""
+    ids = sorted({opening.user_id for opening in openings})
+    dialect = dialect_of(session)
     async with begin(session):
-        # In one order, so that two batches that open the same accounts cannot deadlock.
-        rows.sort(key=itemgetter("user_id", "currency"))
-        inserted = await insert_free(session, Account, rows, returning=("id", "user_id", "currency"))
-    ids = {(user_id, currency): id for id, user_id, currency in inserted}
-    # Of several alike, the first one opened it.
-    opened = [ids.pop((opening.user_id, opening.currency), None) for opening in openings]
-    return [
-        AccountExists()
-        if id is None
-        else AccountPublic.model_construct(id=id, user_id=opening.user_id, currency=opening.currency, available=0)
-        for id, opening in zip(opened, openings, strict=True)
-    ]
+        # Counted after the locks, so that nobody opens the last one twice.
+        owners, accounts = await execute_together(
+            session, call(queries.select_owners(dialect), ids=ids), call(queries.select_labels(dialect), ids=ids)
+        )
+        statuses: dict[int, str] = dict(owners)  # type: ignore[arg-type]
+        taken: dict[int, set[AccountOpening]] = {id: set() for id in ids}
+        for row in accounts:
+            taken[row[0]].add(AccountOpening(*row))
+        refusals = [_judge_opening(each, statuses.get(each.user_id), taken[each.user_id]) for each in openings]
+        rows = [asdict(each) for each, refusal in zip(openings, refusals, strict=True) if refusal is None]
+        returning = ("user_id", "currency", "label", "id")
+        inserted = await insert_free(session, Account, rows, returning=returning) if rows else ()
+    opened: dict[AccountOpening, AccountPublic | Refusal] = {
+        (each := AccountOpening(*key)): AccountPublic.model_construct(id=id, available=0, **asdict(each))
+        for *key, id in inserted
+    }
+    # What is in neither was opened meanwhile by a server that still runs older code, which locks no users.
+    return [refusal or opened.get(each, AccountExists()) for each, refusal in zip(openings, refusals, strict=True)]
+
+
+def _judge_opening(opening: AccountOpening, status: str | None, taken: set[AccountOpening]) -> Refusal | None:
+    """Return why the account cannot be opened, or add it to those that its user has."""
+    if status != "active":
+        return UserNotFound() if status is None else UserNotActive()
+    if opening in taken:
+        return AccountExists()
+    if len(taken) >= ACCOUNT_LIMIT:
+        return AccountLimit()
+    taken.add(opening)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

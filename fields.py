@@ -289,6 +289,19 @@ Metadata = Annotated[
     ),
     AfterValidator(check_metadata),
 ]
+UserReference = Annotated[
+    Reference,
+    pydantic.Field(
+        description="The operator's own id of the user, unique: 1 to 100 characters; shown to the operator only",
+        examples=["customer-17"],
+    ),
+]
+UserMetadata = Annotated[
+    Metadata,
+    pydantic.Field(
+        description="Up to 20 texts by name, 4 KiB in all; shown to the operator only", examples=[{"plan": "pro"}]
+    ),
+]
 ReversesId = Annotated[
     int | None,
     Field(foreign_key="transfers.id", unique=True, sa_type=Id),

@@ -35,7 +35,9 @@ from fields import (
     Status,
     TokenName,
     TransactionId,
+    UserMetadata,
     Username,
+    UserReference,
 )
 
 # Where a column has an unexpected type, these would write its values to the log; /readyz reports the column.
@@ -101,8 +103,8 @@ class User(UserFields, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=Id)
-    reference: Reference = None
-    details: Metadata = None
+    reference: UserReference = None
+    details: UserMetadata = None
     registration_key_hash: str | None = Field(default=None, max_length=64, unique=True)
     registration_content_hash: str | None = Field(default=None, max_length=32)
     created_at: datetime
@@ -137,6 +139,13 @@ class UserPublic(UserFields, Identified):
     created_at: datetime
 
 
+class UserRecord(UserPublic):
+    """A user as the API shows it to the operator."""
+
+    reference: UserReference
+    details: UserMetadata
+
+
 class UserUpdate(Strict):
     """The fields that a user may change; those left out stay, and null removes a value."""
 
@@ -144,10 +153,12 @@ class UserUpdate(Strict):
     phone_number: PhoneNumber = None
 
 
-class StatusUpdate(Strict):
-    """The field of a user that the operator may change."""
+class UserRecordUpdate(UserUpdate):
+    """The fields of a user that the operator may change; those left out stay, and null removes a value."""
 
-    status: Status
+    status: Status = None  # type: ignore[assignment] # left out, not null
+    reference: UserReference = None
+    details: UserMetadata = None
 
 
 OnError = Annotated[
@@ -252,7 +263,7 @@ class AccountFields(SQLModel):
 
 
 class Account(AccountFields, table=True):
-    """The money of a user in one currency; a system account is the other side of deposits and withdrawals.
+    """Money of a user in one currency; a system account is the other side of deposits and withdrawals.
 
     version is the seq of the newest entry; none is newer than updated_at. held counts all holds that are open in their
     rows, also those that have expired since the account last changed.
@@ -281,6 +292,13 @@ class AccountRequest(Strict):
     """An account to open."""
 
     currency: Currency
+    label: AccountLabel = "main"
+    user_id: Annotated[
+        int | None,
+        pydantic.Field(
+            ge=1, lt=2**63, description="The owner; a user may leave it out", examples=[1], json_schema_extra=INT64
+        ),
+    ] = None
 
 
 class AccountPublic(AccountFields, Identified):

@@ -28,6 +28,7 @@ from models import (
     TransferPublic,
     User,
     UserPublic,
+    UserRecord,
 )
 
 
@@ -64,14 +65,22 @@ def select_token_owners(dialect: str) -> Any:
 
 @prepared
 def select_users(dialect: str, filters: tuple[str, ...]) -> Any:
-    """SELECT a part of the list of users, those with this `status` and whose name is LIKE the `pattern`."""
-    user, columns = table_of(User).c, {**table_of(User).c, "status": table_of(Profile).c.status}
+    """SELECT a part of the list of users, those with these values and whose name is LIKE the `pattern`."""
+    user, status = table_of(User).c, table_of(Profile).c.status
+    columns = {**user, "status": status, "details": user.metadata}
     conditions = {
-        "status": columns["status"] == sa.bindparam("status"),
+        **{name: columns[name] == sa.bindparam(name) for name in ("status", "email", "reference")},
         "pattern": user.username.like(sa.bindparam("pattern"), escape="/"),
     }
-    query = sa.select(*(columns[name] for name in UserPublic.model_fields)).join_from(table_of(User), table_of(Profile))
+    query = sa.select(*(columns[name] for name in UserRecord.model_fields)).join_from(table_of(User), table_of(Profile))
     return _part(dialect, query.where(*(conditions[name] for name in filters)), user.id)
+
+
+@prepared
+def select_references(dialect: str) -> Any:
+    """SELECT those of the `references` that users have, with the users' ids."""
+    user = table_of(User).c
+    return sa.select(user.reference, user.id).where(among(dialect, user.reference, "references"))
 
 
 @prepared
@@ -88,6 +97,22 @@ def select_accounts(dialect: str, filters: tuple[str, ...]) -> Any:
     account = table_of(Account).c
     query = sa.select(*_shown_account())
     return _part(dialect, query.where(*(account[name] == sa.bindparam(name) for name in filters)), account.id)
+
+
+@prepared
+def select_owners(dialect: str) -> Any:
+    """SELECT … FOR NO KEY UPDATE the users `ids`, with their statuses; rows that refer to them can be inserted."""
+    user, profile = table_of(User), table_of(Profile)
+    query = sa.select(user.c.id, profile.c.status).join_from(user, profile).where(among(dialect, user.c.id, "ids"))
+    # In id order, as crud.USERS.
+    return query.order_by(user.c.id).with_for_update(key_share=True)
+
+
+@prepared
+def select_labels(dialect: str) -> Any:
+    """SELECT owner, currency and label of all accounts of the users `ids`."""
+    account = table_of(Account).c
+    return sa.select(account.user_id, account.currency, account.label).where(among(dialect, account.user_id, "ids"))
 
 
 @prepared

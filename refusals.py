@@ -19,6 +19,10 @@ class UsernameTaken(Refusal):
     """This username is taken. Choose another one."""
 
 
+class ReferenceTaken(Refusal):
+    """Another user has this reference. GET /users?reference= shows which; remove it there first, or choose another."""
+
+
 class IdempotencyKeyReused(Refusal):
     """This Idempotency-Key was already used for a different request. Use a new key for a new request."""
 
@@ -38,7 +42,11 @@ class BalanceNotZero(Refusal):
 
 
 class AccountExists(Refusal):
-    """You already have an account in this currency. GET /accounts lists your accounts."""
+    """The user already has an account with this currency and label. GET /accounts lists it; choose another label."""
+
+
+class AccountLimit(Refusal):
+    """The user has 100 accounts, the most that one can have. GET /accounts lists them; use one of these."""
 
 
 class AccountNotFound(Refusal):

@@ -6,15 +6,26 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
 import crud
-from api.callers import OR_OPERATOR, Caller, CurrentUser, Operator, operations_of
-from api.errors import OPERATOR_ONLY, USER_ONLY, USER_OR_OPERATOR, documented
+from api.callers import OR_OPERATOR, Caller, Operator, operations_of
+from api.errors import OPERATOR_ONLY, USER_OR_OPERATOR, documented
 from api.fast_route import fast
 from api.pages import After, Digits, Limit, NewestFirst, Page, RowId, page_of
+from api.problems import FieldError, InvalidFields
 from api.strict_route import StrictRoute
 from fields import Instant
 from ledger import OPERATOR
 from models import AccountPublic, AccountRequest, AccountUpdate, CurrencyPublic, EntryPublic
-from refusals import AccountExists, AccountNotFound, CreditInUse, CurrencyUnknown, OutcomeUnknown, SystemAccount
+from refusals import (
+    AccountExists,
+    AccountLimit,
+    AccountNotFound,
+    CreditInUse,
+    CurrencyUnknown,
+    OperatorOnly,
+    OutcomeUnknown,
+    SystemAccount,
+    UserNotFound,
+)
 
 router = APIRouter(route_class=StrictRoute, tags=["accounts"])
 
@@ -54,13 +65,33 @@ async def list_accounts(
     "/accounts",
     status_code=201,
     summary="Open an account",
-    responses=documented(*USER_ONLY, AccountExists, CurrencyUnknown, OutcomeUnknown, body=True),
+    responses=documented(
+        *USER_OR_OPERATOR,
+        OperatorOnly,
+        UserNotFound,
+        AccountExists,
+        AccountLimit,
+        CurrencyUnknown,
+        OutcomeUnknown,
+        body=True,
+    ),
+    openapi_extra=OR_OPERATOR,
 )
-async def open_account(account: AccountRequest, user: CurrentUser, request: Request) -> AccountPublic:
-    """A user has at most one account in each currency; registration opened the first."""
+async def open_account(account: AccountRequest, caller: Caller, request: Request) -> AccountPublic:
+    """A label tells a user's accounts in one currency apart; registration opened the first, "main".
+
+    The operator names the user, who must be active.
+    """
+    owner = account.user_id or caller
+    if caller not in (OPERATOR, owner):
+        raise OperatorOnly
+    if owner == OPERATOR:
+        raise InvalidFields([FieldError(field="body.user_id", detail="The operator names the user of the account")])
     if all(currency.code != account.currency for currency in request.app.state.currencies):
         raise CurrencyUnknown
-    return await operations_of(request).write(crud.open_accounts, crud.AccountOpening(user.id, account.currency))
+    return await operations_of(request).write(
+        crud.open_accounts, crud.AccountOpening(owner, account.currency, account.label)
+    )
 
 
 @router.get(

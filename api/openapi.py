@@ -32,9 +32,15 @@ FIRST = {"id": 1}
 EXAMPLES: dict[str, dict[str, Any]] = {
     # Alice is user 1, and has account 1 and token 1.
     "register": {"Idempotency-Key": "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11", "body": ALICE},
-    "list_users": {**PAGE, "status": "active", "username_prefix": "al"},
+    "list_users": {
+        **PAGE,
+        "status": "active",
+        "username_prefix": "al",
+        "email": "alice@example.com",
+        "reference": "customer-17",
+    },
     "get_user": FIRST,
-    "update_user": {**FIRST, "body": {"status": "active"}},
+    "update_user": {**FIRST, "body": {"status": "active", "reference": "customer-17", "metadata": {"plan": "pro"}}},
     # Users 2 and 3, with an account and a token each.
     "register_users": {"body": {"users": [BOB, CAROL], "on_error": "continue"}},
     # Bob's second token, which is token 4, and then all of his.
@@ -44,7 +50,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "revoke_users_tokens": {"id": 2},
     "get_currencies": PAGE,
     "list_accounts": {**PAGE, "user_id": 1},
-    "open_account": {"body": {"currency": "USD"}},
+    "open_account": {"body": {"currency": "EUR", "label": "savings", "user_id": 1}},
     "get_account": {**FIRST, "at": "2026-11-23T09:00:00Z"},
     "change_credit": {**FIRST, "body": {"credit_limit": 500}},
     "list_entries": {**FIRST, "after": FROM_THE_NEWEST, "limit": 50},

@@ -13,56 +13,67 @@ from api.callers import Operator, operations_of
 from api.errors import OPERATOR_ONLY, documented
 from api.pages import After, Limit, Page, RowId, page_of
 from api.strict_route import StrictRoute
-from fields import Secret, Status, Username
+from fields import Email, Secret, Status, Username, UserReference
 from ledger import OPERATOR
 from models import (
     Answer,
     IssuedToken,
     KeyedRegistration,
-    StatusUpdate,
     TokenPublic,
     TokenRequest,
     UserPublic,
+    UserRecord,
+    UserRecordUpdate,
     UsersBatch,
 )
-from refusals import BatchRefused, OutcomeUnknown, TokenNotFound, UsernameTaken, UserNotFound
+from refusals import BatchRefused, OutcomeUnknown, ReferenceTaken, TokenNotFound, UsernameTaken, UserNotFound
 
 router = APIRouter(route_class=StrictRoute, tags=["users"], dependencies=[Operator])
 
 
-@router.get("/users", summary="List users", response_model=Page[UserPublic], responses=documented(*OPERATOR_ONLY))
+@router.get("/users", summary="List users", response_model=Page[UserRecord], responses=documented(*OPERATOR_ONLY))
 async def list_users(
     request: Request,
+    *,
     after: After,
     limit: Limit = 50,
     status: Annotated[Status | None, Query(description="Only users in this status")] = None,
     username_prefix: Annotated[Username | None, Query(description="Only names that begin so")] = None,
+    email: Annotated[Email | None, Query(description="Only users with this address")] = None,
+    reference: Annotated[UserReference, Query(description="Only the user with this reference")] = None,
 ) -> Response:
     """In order of registration."""
     part = await operations_of(request).read(
-        crud.list_users, status=status, username_prefix=username_prefix, after=after, limit=limit
+        crud.list_users,
+        status=status,
+        username_prefix=username_prefix,
+        email=email,
+        reference=reference,
+        after=after,
+        limit=limit,
     )
     return page_of(part)
 
 
 @router.get("/users/{id:row}", summary="Show a user", responses=documented(*OPERATOR_ONLY, UserNotFound))
-async def get_user(id: RowId, request: Request) -> UserPublic:
+async def get_user(id: RowId, request: Request) -> UserRecord:
     """Any user, whatever its status."""
     return await operations_of(request).read(crud.get_user, id)
 
 
 @router.patch(
     "/users/{id:row}",
-    summary="Suspend, close or open a user",
-    responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
+    summary="Change a user, suspend, close or open it",
+    response_model=UserRecord,
+    responses=documented(*OPERATOR_ONLY, UserNotFound, ReferenceTaken, OutcomeUnknown, body=True),
 )
-async def update_user(id: RowId, update: StatusUpdate, request: Request) -> UserPublic:
-    """A user who is not active can do nothing.
+async def update_user(id: RowId, update: UserRecordUpdate, request: Request) -> UserPublic:
+    """Fields that are left out stay as they are; null removes a value. A user who is not active can do nothing.
 
     Suspending a user revokes no token: they work again once the user is active. Closing revokes all of them for good.
     """
     return await operations_of(request).write(
-        crud.update_users, crud.UserChange(id, {"status": update.status}, by_operator=True)
+        crud.update_users, crud.UserChange(id, update.model_dump(exclude_unset=True), by_operator=True)
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import aiosqlite
 import psycopg
-from psycopg.errors import DivisionByZero, UniqueViolation
+from psycopg.errors import DivisionByZero
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,7 +21,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from db.errors import COMMITTING
 from db.postgresql import require_transaction
 from db.prepared import Prepared
-from refusals import Conflict, RowsDropped
+from refusals import RowsDropped
 
 WAITING = "savepoint_waiting"
 """The key in a connection's `info` of the calls that are not sent yet."""
@@ -265,9 +265,6 @@ def raise_translated(connection: Connection, failed: TripFailed) -> NoReturn:
         raise error
     if isinstance(error, DivisionByZero) and call.writes:
         raise RowsDropped(*call.writes) from None
-    if isinstance(error, UniqueViolation) and str(error.diag.constraint_name).endswith("_idempotency_key"):
-        # Another transaction has used the key since it was looked up. Run again, this one finds it.
-        raise Conflict from error
     try:
         raise error
     except BaseException:

@@ -169,13 +169,6 @@ def test_money_of_the_operators_own_currencies_moves_as_any(client: TestClient, 
         assert (balance(rows, sender), balance(rows, receiver)) == (70, 30)
 
 
-def test_the_operator_has_no_accounts_of_its_own(client: TestClient, rows: Rows) -> None:
-    refused = client.post("/accounts", json={"currency": "USD"}, headers=AS_OPERATOR)
-
-    assert refusal_of(refused) == (403, "user-only")
-    assert rows("SELECT id FROM accounts") == []
-
-
 def test_a_user_lists_its_own_accounts_and_the_operator_all(client: TestClient) -> None:
     alice, bob = register_all(client, alice=500, bob=0)
     dollars = answer_of(client.post("/accounts", json={"currency": "USD"}, headers=bob.headers))
