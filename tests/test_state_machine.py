@@ -1,10 +1,10 @@
 """Whatever callers do, in whatever order: the service and a plain Python model of it say the same."""
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
-from httpx2 import Response
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,10 +20,11 @@ from hypothesis.stateful import (
 )
 from starlette.testclient import TestClient
 
-from tests.support.accounts import Headers, cash, order, register, walk
-from tests.support.holds import Clock, parsed
-from tests.support.model import OPERATOR, SYSTEM, Account, Held, Made, Model, Refused, Wanted
-from tests.support.service import AS_OPERATOR, Rows, audited, empty
+from tests.support.accounts import cash, register, walk
+from tests.support.both import Both, body_of, made_of, problem_of
+from tests.support.holds import Clock
+from tests.support.model import OPERATOR, SYSTEM, Account, Wanted
+from tests.support.service import AS_OPERATOR, Rows, audited
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.slow
 AMOUNTS = st.integers(1, 120) | st.just(100)
 
 
-KEYS = st.sampled_from([None, None, "one", "two", "three"])
+KEYS = st.sampled_from([None, None, None, None, "one", "two", "three", "four"])
 
 
 MEMOS = st.sampled_from([None, "rent"])
@@ -51,76 +52,48 @@ CALLERS = st.sampled_from(["sender", "sender", "operator", "operator", "receiver
 
 
 # Who may not end a hold, among those who may.
-ENDERS = st.sampled_from(["receiver", "receiver", "operator", "sender", "stranger"])
+ENDERS = st.sampled_from([*["receiver"] * 5, *["operator"] * 3, "sender", "stranger"])
 
 
-LIFETIMES = st.sampled_from([1, 5, 60, 86400])
+NOTHING = st.none()
 
 
-class Callers(RuleBasedStateMachine):
-    """Calls the service and the model alike."""
+# Of holds, or keys, so far; the newest first.
+NUMBERS = st.integers(0, 9)
+
+
+# Of a hold, none is "all".
+PARTS = st.sampled_from([None, None, 0.5, 1, 2])
+
+
+LIFETIMES = st.sampled_from([1, 5, 60, 60, 86400])
+
+
+def between(
+    pairs: st.SearchStrategy[Any], references: Any = NOTHING, lifetimes: Any = NOTHING, amounts: Any = AMOUNTS
+) -> st.SearchStrategy[Wanted]:
+    """Transfers, or holds with these lifetimes, between accounts that mostly differ."""
+    fields = st.fixed_dictionaries({"amount": amounts, "memo": MEMOS, "cap": st.booleans(), "reference": references})
+    return st.builds(
+        lambda pair, fields, lifetime: Wanted(pair[0], pair[1], **fields, lifetime=lifetime), pairs, fields, lifetimes
+    )
+
+
+class Callers(Both, RuleBasedStateMachine):
+    """All that callers may do, in any order."""
 
     accounts = Bundle("accounts")
     transfers = Bundle("transfers")
-    holds = Bundle("holds")
-    client: TestClient
-    clock: Clock
-    rows: Rows
-    url: str
-
-    def audit(self) -> None:
-        """Prove that the books are right."""
-        raise NotImplementedError
-
-    def __init__(self) -> None:
-        super().__init__()
-        empty(self.url)
-        self.model = Model(moment=self.clock.tell())
-        self.headers: dict[int, Headers] = {OPERATOR: AS_OPERATOR}
-        self.without_token: set[int] = set()
-
-    def caller(self, by: str, wanted: Wanted) -> int:
-        """Who calls: the owner of one of the accounts, the operator, who speaks for the system, or somebody else."""
-        accounts, parties = self.model.accounts, {wanted.debit, wanted.credit}
-        if by == "stranger":
-            strangers = (each.owner for id, each in accounts.items() if id not in parties and each.owner is not SYSTEM)
-            return next(strangers, OPERATOR)
-        account = accounts[wanted.debit if by == "sender" else wanted.credit]
-        return OPERATOR if by == "operator" or account.owner is SYSTEM else account.owner
-
-    def is_out(self, caller: int, response: Response) -> bool:
-        """Whether the caller is not active, which must be all that the service tells it."""
-        if caller == OPERATOR or self.model.status[caller] == "active":
-            return False
-        is_revoked = caller in self.without_token and self.model.status[caller] != "closed"
-        assert problem_of(response) == ((401, "unauthenticated") if is_revoked else (403, "user-not-active"))
-        return True
-
-    def post(self, path: str, body: Any, caller: int, key: str | None) -> Response:
-        headers = self.headers[caller] | ({"Idempotency-Key": key} if key else {})
-        return self.client.post(path, json=body, headers=headers)
-
-    def version(self, wanted: Wanted, missed: int | None) -> int | None:
-        """The version of the debit account that a sender saw who missed so many entries."""
-        return None if missed is None else max(0, len(self.model.accounts[wanted.debit].entries) - missed)
-
-    def compare(
-        self, response: Response, caller: int, wanted: Wanted, key: str | None, if_version: int | None = None
-    ) -> int | MultipleResults[int]:
-        """Expect of a transfer what the model says; its id, where it was made."""
-        used = ("transfer", caller, key) in self.model.keys
-        expected = self.model.transfer(caller, wanted, key, response.json().get("id"), if_version)
-        if not is_made(response, expected, used):
-            return multiple()
-        assert made_of(response.json()) == expected
-        return int(response.json()["id"])
+    pairs = st.lists(accounts, min_size=2, max_size=2, unique=True) | st.tuples(accounts, accounts)
 
     @initialize(target=accounts)
     def begin(self) -> MultipleResults[Any]:
-        """Three users who hold something."""
+        """Three users who have something, and for whom some of it is held."""
         accounts: list[Any] = [self.register() for _ in range(3)]
         for account in accounts:
             self.pay(account, 100, None, None, "/deposits")
+        for debit, credit, lifetime in zip(accounts, [*accounts[1:], accounts[0]], (5, 60, 86400), strict=True):
+            self.try_hold(OPERATOR, Wanted(debit, credit, 40, lifetime=lifetime), None)
         return multiple(*accounts)
 
     @rule(target=accounts)
@@ -132,9 +105,7 @@ class Callers(RuleBasedStateMachine):
         return holder.account_id
 
     @rule(target=transfers, account=accounts, amount=AMOUNTS, memo=MEMOS, key=KEYS, path=PAYMENTS)
-    def pay(
-        self, account: int, amount: int, memo: str | None, key: str | None, path: str
-    ) -> int | MultipleResults[int]:
+    def pay(self, account: int, amount: int, memo: str | None, key: str | None, path: str) -> MultipleResults[int]:
         response = self.post(path, cash(account, amount, memo=memo), OPERATOR, key)
         [(system,)] = self.rows("SELECT id FROM accounts WHERE user_id IS NULL")
         self.model.accounts.setdefault(system, Account(SYSTEM))
@@ -143,60 +114,25 @@ class Callers(RuleBasedStateMachine):
 
     @rule(
         target=transfers,
-        wanted=st.builds(Wanted, accounts, accounts, AMOUNTS, MEMOS, st.booleans(), REFERENCES),
+        wanted=between(pairs, REFERENCES),
         key=KEYS,
         by=CALLERS,
         missed=MISSED,
     )
-    def transfer(self, wanted: Wanted, key: str | None, by: str, missed: int | None) -> int | MultipleResults[int]:
+    def transfer(self, wanted: Wanted, key: str | None, by: str, missed: int | None) -> MultipleResults[int]:
         caller = self.caller(by, wanted)
         version = self.version(wanted, missed)
         response = self.post("/transfers", body_of(wanted) | {"if_version": version}, caller, key)
         return multiple() if self.is_out(caller, response) else self.compare(response, caller, wanted, key, version)
 
-    @rule(
-        target=holds,
-        wanted=st.builds(Wanted, accounts, accounts, AMOUNTS, MEMOS, st.booleans(), REFERENCES, lifetime=LIFETIMES),
-        key=KEYS,
-        by=CALLERS,
-        missed=MISSED,
-    )
-    def hold(self, wanted: Wanted, key: str | None, by: str, missed: int | None) -> int | MultipleResults[int]:
-        return self.try_hold(self.caller(by, wanted), wanted, key, self.version(wanted, missed))
+    @rule(wanted=between(pairs, REFERENCES, LIFETIMES), key=KEYS, by=CALLERS, missed=MISSED)
+    def hold(self, wanted: Wanted, key: str | None, by: str, missed: int | None) -> None:
+        self.try_hold(self.caller(by, wanted), wanted, key, self.version(wanted, missed))
 
-    def try_hold(
-        self, caller: int, wanted: Wanted, key: str | None, version: int | None = None
-    ) -> int | MultipleResults[int]:
-        body = body_of(wanted) | {"expires_in": wanted.lifetime, "if_version": version}
-        response = self.post("/holds", body, caller, key)
-        if self.is_out(caller, response):
-            return multiple()
-        used = ("hold", caller, key) in self.model.keys
-        expected = self.model.hold(caller, wanted, key, response.json().get("id"), version)
-        if not is_made(response, expected, used):
-            return multiple()
-        assert isinstance(expected, Held)
-        self.compare_hold(response.json(), expected, "open")
-        return multiple() if used else expected.id
-
-    def compare_hold(self, shown: dict[str, Any], hold: Held, status: str) -> None:
-        wanted = hold.wanted
-        assert (shown["id"], shown["amount"], shown["status"]) == (hold.id, hold.amount, status)
-        assert (shown["debit_account_id"], shown["credit_account_id"]) == (wanted.debit, wanted.credit)
-        assert (shown["memo"], shown["reference"]) == (wanted.memo, wanted.reference)
-        assert shown["asked_amount"] == (wanted.amount if wanted.cap else None)
-        assert parsed(shown["expires_at"]) == hold.expires_at
-        assert (shown["resolved_at"] is None) == (status == "open")
-
-    @rule(
-        target=transfers,
-        id=holds,
-        part=st.sampled_from([None, None, 0.5, 1, 2]),
-        key=KEYS,
-        by=ENDERS,
-    )
-    def capture(self, id: int, part: float | None, key: str | None, by: str) -> int | MultipleResults[int]:
-        hold = self.model.holds[id]
+    @precondition(lambda self: self.model.holds)
+    @rule(target=transfers, number=NUMBERS, part=PARTS, key=KEYS, by=ENDERS)
+    def capture(self, number: int, part: float | None, key: str | None, by: str) -> MultipleResults[int]:
+        id, hold = self.choose(self.model.holds, number)
         caller = self.caller(by, hold.wanted)
         amount = None if part is None else max(1, int(part * hold.amount))
         response = self.post(f"/holds/{id}/capture", amount and {"amount": amount}, caller, key)
@@ -208,9 +144,11 @@ class Callers(RuleBasedStateMachine):
             return multiple()
         return self.compare(response, caller, wanted, key)
 
-    @rule(id=holds, by=ENDERS)
-    def void(self, id: int, by: str) -> None:
-        caller = self.caller(by, self.model.holds[id].wanted)
+    @precondition(lambda self: self.model.holds)
+    @rule(number=NUMBERS, by=ENDERS)
+    def void(self, number: int, by: str) -> None:
+        id, hold = self.choose(self.model.holds, number)
+        caller = self.caller(by, hold.wanted)
         response = self.post(f"/holds/{id}/void", None, caller, None)
         if self.is_out(caller, response):
             return
@@ -221,48 +159,25 @@ class Callers(RuleBasedStateMachine):
             assert response.status_code == 200
             self.compare_hold(response.json(), expected, "voided")
 
-    @rule(seconds=st.sampled_from([0.999999, 1, 4, 5, 60, 86400]))
+    @rule(seconds=st.sampled_from([0.999999, 1, 1, 4, 5, 55, 86400]))
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds=seconds)
         self.model.moment = self.clock.tell()
 
     @rule(
-        legs=st.lists(
-            st.builds(Wanted, accounts, accounts, AMOUNTS, MEMOS, st.booleans(), REFERENCES), min_size=1, max_size=4
-        ),
+        legs=st.lists(between(pairs, REFERENCES, amounts=st.integers(1, 40)), min_size=1, max_size=4),
         key=KEYS,
-        by=CALLERS,
+        by=st.sampled_from(["operator", "operator", "sender"]),
         target=transfers,
     )
     def transaction(self, legs: list[Wanted], key: str | None, by: str) -> MultipleResults[int]:
         return self.try_transaction(self.caller(by, legs[0]), legs, key)
 
-    def try_transaction(self, caller: int, legs: list[Wanted], key: str | None) -> MultipleResults[int]:
-        body = {"transfers": [body_of(leg) for leg in legs], "reference": "linked"}
-        response = self.post("/transactions", body, caller, key)
-        if self.is_out(caller, response):
-            return multiple()
-        made = response.json().get("transfers", [{}] * len(legs))
-        used = ("transaction", caller, key) in self.model.keys
-        expected = self.model.transaction(caller, legs, key, [each.get("id") for each in made])
-        if isinstance(expected, Refused):
-            assert problem_of(response) == (409, "transaction-refused")
-            [error] = response.json()["errors"]
-            assert (error["index"], error["type"]) == (expected.index, f"/problems/{expected.problem}")
-            return multiple()
-        if not is_made(response, expected, used):
-            return multiple()
-        assert [made_of(each) for each in made] == expected
-        assert {each["transaction_id"] for each in made} == {response.json()["id"]}
-        return multiple(*(each["id"] for each in made))
-
     @precondition(lambda self: self.model.keys)
-    @rule(number=st.integers(0, 20))
+    @rule(number=NUMBERS)
     def send_again(self, number: int) -> None:
         """Ask again for something that was made with a key; a reversal or capture is asked for elsewhere."""
-        keys = list(self.model.keys)
-        kind, caller, key = keys[number % len(keys)]
-        wanted, _ = self.model.keys[kind, caller, key]
+        (kind, caller, key), (wanted, _) = self.choose(self.model.keys, number)
         if kind == "hold":
             self.try_hold(caller, wanted, key)
         elif kind == "transaction":
@@ -273,7 +188,7 @@ class Callers(RuleBasedStateMachine):
                 self.compare(response, caller, wanted, key)
 
     @rule(target=transfers, id=transfers, key=KEYS, by=CALLERS)
-    def reverse(self, id: int, key: str | None, by: str) -> int | MultipleResults[int]:
+    def reverse(self, id: int, key: str | None, by: str) -> MultipleResults[int]:
         caller = self.caller(by, self.model.made[id].wanted)
         response = self.post(f"/transfers/{id}/reversal", None, caller, key)
         if self.is_out(caller, response):
@@ -286,7 +201,7 @@ class Callers(RuleBasedStateMachine):
 
     @rule(
         items=st.lists(
-            st.tuples(st.builds(Wanted, accounts, accounts, AMOUNTS, MEMOS, st.booleans()), KEYS),
+            st.tuples(between(pairs), KEYS),
             min_size=1,
             max_size=6,
         ),
@@ -323,16 +238,6 @@ class Callers(RuleBasedStateMachine):
         assert owner is not SYSTEM
         self.client.patch(f"/users/{owner}", json={"status": status}, headers=AS_OPERATOR)
         self.note_status(owner, status)
-
-    def note_status(self, owner: int, status: str) -> None:
-        """Note the new status; a user who was closed has no token any more, and gets one when active again."""
-        self.model.status[owner] = status
-        if status == "closed":
-            self.without_token.add(owner)
-        elif status == "active" and owner in self.without_token:
-            self.without_token.remove(owner)
-            issued = self.client.post(f"/users/{owner}/tokens", json={}, headers=AS_OPERATOR)
-            self.headers[owner] = {"Authorization": f"Bearer {issued.json()['access_token']}"}
 
     @rule(account=accounts, credit=st.sampled_from([0, 0, 30, 100]))
     def set_credit(self, account: int, credit: int) -> None:
@@ -378,53 +283,15 @@ class Callers(RuleBasedStateMachine):
             statement = walk(self.client, f"/accounts/{id}/entries", AS_OPERATOR, limit=200)
             told = [(each["transfer_id"], each["amount"], each["balance_after"]) for each in statement]
             assert told == account.entries[::-1]
-        self.audit()
-
-
-def is_made(response: Response, expected: Any, used: bool) -> bool:
-    """Whether the model says that this was made, as the service must say too; or else which problem it is."""
-    if isinstance(expected, str):
-        assert problem_of(response)[1] == expected
-        return False
-    assert response.status_code == 201, response.text
-    assert (response.headers.get("Idempotency-Replayed") == "true") == used
-    return True
-
-
-def body_of(wanted: Wanted) -> dict[str, Any]:
-    """The body of a call for this transfer."""
-    more = {"on_short": "cap"} if wanted.cap else {}
-    return order(wanted.debit, wanted.credit, wanted.amount, memo=wanted.memo, reference=wanted.reference, **more)
-
-
-def made_of(transfer: dict[str, Any]) -> Made:
-    """What the service says that it made."""
-    asked = transfer["asked_amount"]
-    wanted = Wanted(
-        transfer["debit_account_id"],
-        transfer["credit_account_id"],
-        transfer["amount"] if asked is None else asked,
-        transfer["memo"],
-        cap=asked is not None,
-        reference=transfer["reference"],
-        reverses=transfer["reverses_id"],
-        captures=transfer["hold_id"],
-    )
-    return Made(transfer["id"], wanted, transfer["amount"], transfer["debit_balance_after"])
-
-
-def problem_of(response: Response) -> tuple[int, str]:
-    """The status and type of a problem."""
-    return response.status_code, str(response.json().get("type")).removeprefix("/problems/")
+        with self.audited():
+            pass
 
 
 def test_the_service_and_the_model_agree(
     client: TestClient, rows: Rows, url: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     class CallersOfThisDatabase(Callers):
-        def audit(self) -> None:
-            with audited(url, request):
-                pass
+        audited = staticmethod(partial(audited, url, request))
 
     CallersOfThisDatabase.client, CallersOfThisDatabase.rows, CallersOfThisDatabase.url = (
         client,
@@ -436,6 +303,6 @@ def test_the_service_and_the_model_agree(
     run_state_machine_as_test(
         CallersOfThisDatabase,
         settings=settings(
-            max_examples=15, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

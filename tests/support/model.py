@@ -3,7 +3,9 @@
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
+
+MadeT = TypeVar("MadeT")
 
 OPERATOR = 0
 
@@ -106,12 +108,12 @@ class Model:
         self, caller: int, wanted: Wanted, key: str | None, id: int, if_version: int | None = None
     ) -> str | Made:
         """Make the transfer under this id, or tell the problem that this must answer."""
-        known = self.replay("transfer", caller, key, wanted)
+        known: str | Made | None = self.replay("transfer", caller, key, wanted)
         return known or self.keep("transfer", caller, key, wanted, self.move(caller, wanted, id, if_version))
 
     def hold(self, caller: int, wanted: Wanted, key: str | None, id: int, if_version: int | None) -> str | Held:
         """Make the hold under this id, or tell the problem."""
-        known = self.replay("hold", caller, key, wanted)
+        known: str | Held | None = self.replay("hold", caller, key, wanted)
         if known:
             return known
         problem = self.refuse(caller, wanted, if_version)
@@ -125,7 +127,7 @@ class Model:
         self, caller: int, legs: list[Wanted], key: str | None, ids: list[int]
     ) -> str | Refused | list[Made]:
         """Make these transfers under these ids, or none, and tell which was refused."""
-        known = self.replay("transaction", caller, key, legs)
+        known: str | list[Made] | None = self.replay("transaction", caller, key, legs)
         if known:
             return known
         before = deepcopy(self.__dict__)
@@ -143,7 +145,7 @@ class Model:
         earlier = self.keys.get((kind, caller, key or ""))
         return earlier and (earlier[1] if earlier[0] == wanted else "idempotency-key-reused")
 
-    def keep(self, kind: str, caller: int, key: str | None, wanted: Any, made: Any) -> Any:
+    def keep(self, kind: str, caller: int, key: str | None, wanted: Any, made: MadeT) -> MadeT:
         """Remember what was made with this key; a problem is forgotten."""
         if key and not isinstance(made, str):
             self.keys[kind, caller, key] = wanted, made
