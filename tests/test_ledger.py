@@ -309,9 +309,11 @@ def assert_right(ledger: Ledger) -> None:
         held[hold.order.debit_account_id] += hold.order.amount if hold.status == "open" else 0
     for holding in ledger.holdings.values():
         totals[holding.currency] = totals.get(holding.currency, 0) + holding.balance
-        assert holding.user_id is None or holding.available >= 0
+        assert holding.user_id is None or holding.balance >= holding.held
         assert holding.held == held[holding.id] <= BALANCE_MAX
     assert totals == {"EUR": 0, "USD": 5}
+    captures = [each.order for each in ledger.postings if each.order.hold_id is not None]
+    assert all(each.amount <= ledger.holds[each.hold_id or 0].order.amount for each in captures)
 
 
 def assert_entries_follow(ledger: Ledger, start: dict[int, tuple[int, int]]) -> None:
