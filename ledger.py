@@ -359,4 +359,6 @@ class Ledger:
             return AccountNotActive()
         if debit.balance - order.amount < -BALANCE_MAX or credit.balance + order.amount > BALANCE_MAX:
             return BalanceLimit()
+        if isinstance(order, HoldOrder) and debit.held + order.amount > BALANCE_MAX:
+            return BalanceLimit()
         return None

@@ -466,7 +466,8 @@ def select_transactions(dialect: str) -> Any:
     names = ("id", "created_at", "initiator", "idempotency_key", "reference", "metadata")
     query = _postings(*(transaction[name] for name in names))
     query = query.join(table_of(Transaction), transaction.id == transfer.transaction_id)
-    return query.where(_has_key(dialect, transaction)).order_by(transfer.id)
+    # Those of transactions that were made at the same time can have their ids by turns.
+    return query.where(_has_key(dialect, transaction)).order_by(transaction.id, transfer.id)
 
 
 def _postings(*first: sa.ColumnElement[Any]) -> sa.Select[Any]:

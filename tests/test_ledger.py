@@ -1,5 +1,7 @@
 """What a transfer does, decided in memory: no money is made or lost, and who may not know learns nothing."""
 
+from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -8,7 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import BALANCE_MAX, OPERATOR, Holding, HoldOrder, Ledger, LinkedOrders, Order, Posted, Posting
+from ledger import (
+    BALANCE_MAX,
+    OPERATOR,
+    AnyOrder,
+    Holding,
+    HoldOrder,
+    HoldPosting,
+    Ledger,
+    LinkedOrders,
+    LinkedPostings,
+    Order,
+    Posted,
+    Posting,
+    VoidOrder,
+)
 from refusals import (
     AccountNotActive,
     AccountNotFound,
@@ -137,6 +153,21 @@ def test_a_balance_past_the_limit_can_come_back_and_go_no_further() -> None:
     assert isinstance(ledger.post(Order(ALICE, ALICES, BOBS, 1)), Posted)
 
 
+def test_what_is_held_goes_to_the_limit_and_no_further() -> None:
+    ledger = open_ledger()
+
+    def hold(amount: int) -> Posted[Any] | Refusal:
+        return ledger.post(HoldOrder(OPERATOR, SYSTEM_ID, ALICES, amount))
+
+    assert [type(hold(each)) for each in (BALANCE_MAX - 200, 201, 200, 1)] == [
+        Posted,
+        BalanceLimit,
+        Posted,
+        BalanceLimit,
+    ]
+    assert ledger.holdings[SYSTEM_ID].held == BALANCE_MAX
+
+
 def test_a_key_answers_what_it_did_even_where_that_would_now_be_refused() -> None:
     order = Order(ALICE, ALICES, BOBS, 100, "rent", "key")
     first = posting_of(open_ledger().post(order))
@@ -180,34 +211,113 @@ def test_no_entry_is_older_than_the_newest_one_of_its_account() -> None:
     assert LONG_AGO < posting_of(behind).created_at <= datetime.now(UTC)
 
 
-ORDERS = st.builds(
-    Order,
-    initiator=st.sampled_from([OPERATOR, ALICE, BOB, EVE]),
-    debit_account_id=st.sampled_from([SYSTEM_ID, ALICES, BOBS, EVES, DOLLARS, MISSING]),
-    credit_account_id=st.sampled_from([SYSTEM_ID, ALICES, BOBS, EVES, DOLLARS, MISSING]),
-    amount=st.integers(1, 60) | st.just(2**53 - 1),
-    memo=st.sampled_from([None, "rent"]),
-    idempotency_key=st.sampled_from([None, None, "a", "b"]),
-    reverses_id=st.sampled_from([None, None, None, 7, 8]),
+ACCOUNTS = st.sampled_from([SYSTEM_ID, ALICES, BOBS, EVES, DOLLARS, MISSING])
+
+
+CONTENT: dict[str, Any] = {
+    "initiator": st.sampled_from([OPERATOR, ALICE, BOB, EVE]),
+    "debit_account_id": ACCOUNTS,
+    "credit_account_id": ACCOUNTS,
+    "amount": st.integers(1, 60) | st.just(2**53 - 1),
+    "memo": st.sampled_from([None, "rent"]),
+}
+
+
+KEYS = st.sampled_from([None, None, "a", "b"])
+
+
+def capped(order: Order) -> Order:
+    """The same, where less will do."""
+    return replace(order, asked_amount=order.amount)
+
+
+def orders_of(kind: type[Order], **more: Any) -> st.SearchStrategy[Order]:
+    orders = st.builds(kind, **CONTENT, **more)
+    return orders | orders | orders.map(capped)
+
+
+OPEN_HOLD = HoldPosting(5, HoldOrder(ALICE, ALICES, BOBS, 30), "EUR", LONG_AGO)
+
+
+EXPIRED_HOLD = HoldPosting(6, HoldOrder(ALICE, ALICES, BOBS, 30), "EUR", LONG_AGO, "expired")
+
+
+ENDS: st.SearchStrategy[AnyOrder] = st.builds(
+    Order, st.just(BOB), st.just(ALICES), st.just(BOBS), st.integers(1, 40), st.none(), KEYS, hold_id=st.just(5)
+) | st.sampled_from([VoidOrder(5, ALICES), VoidOrder(6, ALICES), Order(BOB, ALICES, BOBS, 30, hold_id=6)])
+
+
+ORDERS: st.SearchStrategy[AnyOrder] = st.one_of(
+    orders_of(Order, idempotency_key=KEYS, reverses_id=st.sampled_from([None, None, None, 7, 8])),
+    orders_of(HoldOrder, idempotency_key=KEYS),
+    st.builds(LinkedOrders, CONTENT["initiator"], st.lists(orders_of(Order), min_size=1, max_size=4), KEYS),
+    ENDS,
 )
+
+
+def ledger_with_holds() -> Ledger:
+    """The same accounts, all users active; 30 of Alice's 100 are held for Bob, and 30 were until they expired."""
+    holdings = list(open_ledger().holdings.values())
+    holds = [replace(OPEN_HOLD), replace(EXPIRED_HOLD)]
+    ledger = Ledger(holdings, frozenset(), [], (7,), holds=holds, **now_with_ids())
+    ledger.holdings[ALICES].held = 30
+    return ledger
+
+
+def known_to(ledger: Ledger) -> Any:
+    """All that orders change."""
+    holds = (*ledger.holds.values(), *ledger.new_holds)
+    return deepcopy(
+        (ledger.holdings, ledger.postings, ledger.transactions, ledger.reversed, ledger.resolved, ledger.by_key, *holds)
+    )
 
 
 @settings(deadline=None)
 @given(st.lists(ORDERS, max_size=30))
-def test_whatever_is_asked_no_money_is_made_or_lost(orders: list[Order]) -> None:
-    ledger = open_ledger(inactive=frozenset())
+def test_whatever_is_asked_no_money_is_made_or_lost(orders: list[AnyOrder]) -> None:
+    ledger = ledger_with_holds()
     start = {id: (holding.balance, holding.version) for id, holding in ledger.holdings.items()}
 
-    outcomes = [ledger.post(order) for order in orders]
+    new: list[Any] = []
+    for order in orders:
+        before = known_to(ledger)
+        outcome = ledger.post(order)
+        if isinstance(outcome, Posted) and not outcome.replayed:
+            new.append(outcome.posting)
+        else:
+            assert known_to(ledger) == before
+        assert_right(ledger)
 
-    new = [outcome.posting for outcome in outcomes if isinstance(outcome, Posted) and not outcome.replayed]
-    assert new == ledger.postings
+    linked = [each for each in new if isinstance(each, LinkedPostings)]
+    assert linked == ledger.transactions
+    assert [each for each in new if isinstance(each, HoldPosting) and each.id not in ledger.holds] == ledger.new_holds
+    made = [leg for each in new for leg in (each.postings if isinstance(each, LinkedPostings) else [each])]
+    assert [each for each in made if isinstance(each, Posting)] == ledger.postings
+    assert all(leg.transaction_id == each.id for each in linked for leg in each.postings)
+    assert_entries_follow(ledger, start)
+    for kind in (Order, HoldOrder, LinkedOrders):
+        of_kind = [each.order for each in new if type(each.order) is kind and each.order.idempotency_key]
+        used = [(each.initiator, each.idempotency_key) for each in of_kind]
+        assert len(used) == len(set(used))
+
+
+def assert_right(ledger: Ledger) -> None:
+    """No money was made or lost, none is spent that is not there, and what is held is what open holds keep."""
     totals: dict[str, int] = {}
+    held = dict.fromkeys(ledger.holdings, 0)
+    for hold in (*ledger.holds.values(), *ledger.new_holds):
+        held[hold.order.debit_account_id] += hold.order.amount if hold.status == "open" else 0
     for holding in ledger.holdings.values():
         totals[holding.currency] = totals.get(holding.currency, 0) + holding.balance
-        assert holding.user_id is None or holding.balance >= 0
+        assert holding.user_id is None or holding.balance >= holding.held
+        assert holding.held == held[holding.id] <= BALANCE_MAX
     assert totals == {"EUR": 0, "USD": 5}
-    # Each account's entries follow one another, and each leaves what it says.
+    captures = [each.order for each in ledger.postings if each.order.hold_id is not None]
+    assert all(each.amount <= ledger.holds[each.hold_id or 0].order.amount for each in captures)
+
+
+def assert_entries_follow(ledger: Ledger, start: dict[int, tuple[int, int]]) -> None:
+    """Each account's entries follow one another, and each leaves what it says."""
     for posting in ledger.postings:
         for id, seq, amount, balance_after in (
             (posting.order.debit_account_id, posting.debit_seq, -posting.order.amount, posting.debit_balance_after),
@@ -217,7 +327,3 @@ def test_whatever_is_asked_no_money_is_made_or_lost(orders: list[Order]) -> None
             assert (seq, balance_after) == (version + 1, balance + amount)
             start[id] = balance_after, seq
     assert start == {id: (holding.balance, holding.version) for id, holding in ledger.holdings.items()}
-    used = [
-        (each.order.initiator, each.order.idempotency_key) for each in ledger.postings if each.order.idempotency_key
-    ]
-    assert len(used) == len(set(used))

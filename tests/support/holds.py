@@ -16,7 +16,15 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = timedelta()
-        monkeypatch.setattr("crud.now", lambda: now() + self.ahead)
+        self.stopped: datetime | None = None
+        monkeypatch.setattr("crud.now", self.tell)
+
+    def tell(self) -> datetime:
+        return (self.stopped or now()) + self.ahead
+
+    def stop(self) -> None:
+        """From now on, it is only advanced."""
+        self.stopped = now()
 
     def advance(self, **time: float) -> None:
         self.ahead += timedelta(**time)

@@ -6,6 +6,9 @@ import pytest
 from httpx2 import Client, Response
 from starlette.testclient import TestClient
 
+import crud
+from db.database import Database
+from ledger import OPERATOR, LinkedOrders, Order, Posted
 from tests.support.accounts import (
     Headers,
     answer_of,
@@ -204,3 +207,18 @@ def test_a_hundred_legs(client: TestClient) -> None:
     assert [each["debit_balance_after"] for each in made["transfers"]] == [*range(99, -1, -1)]
     ids = [each["id"] for each in made["transfers"]]
     assert ids == sorted(ids)
+
+
+async def test_transactions_whose_transfers_have_ids_by_turns_are_each_replayed(
+    client: TestClient, rows: Rows, database: Database
+) -> None:
+    alice, bob = register_all(client, alice=100, bob=0)
+    legs = [Order(OPERATOR, alice.account_id, bob.account_id, 1)] * 2
+    orders = [LinkedOrders(OPERATOR, legs, key) for key in ("one", "two")]
+    await database.write(crud.make_transfers, orders)
+    # As two workers may number them that take ids from PostgreSQL's sequence at the same time.
+    rows("UPDATE transfers SET transaction_id = 1 + id % 2 WHERE transaction_id IS NOT NULL")
+
+    again = await database.write(crud.make_transfers, orders)
+
+    assert [isinstance(each, Posted) and each.replayed for each in again] == [True, True]

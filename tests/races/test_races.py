@@ -1,103 +1,18 @@
 """The promises that only a real server with real connections can break."""
 
 import asyncio
-import itertools
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import httpx2
 import pytest
 
-from tests.support.accounts import Headers, Holder, answer_of, balance, cash, order, register_all
+from tests.support.accounts import answer_of, balance, cash, order
+from tests.support.races import Post, holders, outcomes, post_at_once, retried
 from tests.support.registration import CURSED, count, named
-from tests.support.service import AS_OPERATOR, ENGINES, Rows, Server, audited, empty, new_database, serving
+from tests.support.service import AS_OPERATOR, Rows, Server
 from tests.support.transfers import keyed, system_account
 
 pytestmark = pytest.mark.slow
-
-
-class Running(NamedTuple):
-    """A running server and its database, which the tests of this file share, since it takes long to start."""
-
-    engine: str
-    url: str
-    server: Server
-
-
-@pytest.fixture(scope="module", params=itertools.product(ENGINES, (1, 2)), ids="{0[0]}, workers: {0[1]}".format)
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    engine, workers = request.param
-    folder, metrics = tmp_path_factory.mktemp("races"), tmp_path_factory.mktemp("metrics")
-    # So long that only a deadlock ends a wait: two workers on SQLite take turns, and the machine may be busy.
-    patience = {"LOCK_TIMEOUT": "30"}
-    with (
-        new_database(engine, folder, request, request.getfixturevalue(f"{engine}_template")) as url,
-        serving(url, folder, workers, PROMETHEUS_MULTIPROC_DIR=str(metrics), **patience) as server,
-    ):
-        yield Running(engine, url, server)
-
-
-@pytest.fixture
-def engine(running: Running) -> str:
-    return running.engine
-
-
-@pytest.fixture
-def url(running: Running) -> str:
-    return running.url
-
-
-@pytest.fixture
-def server(running: Running, request: pytest.FixtureRequest) -> Iterator[Server]:
-    """The server, without any user; it must have made no money and lost none in the end."""
-    with audited(running.url, request):
-        yield running.server
-    empty(running.url)
-
-
-class Post(NamedTuple):
-    """A call."""
-
-    path: str
-    body: dict[str, Any] | None
-    headers: Headers | None = None
-
-
-async def post_at_once(server: Server, posts: list[Post], connections: int = 32) -> list[httpx2.Response]:
-    """Make all calls at the same time; the answers in the order of the calls."""
-    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-    async with httpx2.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
-        # Connections are opened first, so that the calls meet.
-        await asyncio.gather(*(client.get("/healthz") for _ in range(connections)))
-        return await asyncio.gather(*(client.post(post.path, json=post.body, headers=post.headers) for post in posts))
-
-
-def outcomes(responses: list[httpx2.Response]) -> dict[str, int]:
-    """How many answers were of each kind: created, replayed, or the type of the problem."""
-
-    def kind(response: httpx2.Response) -> str:
-        if response.status_code == 201:
-            return "replayed" if "Idempotency-Replayed" in response.headers else "created"
-        return str(response.json()["type"]).removeprefix("/problems/")
-
-    return dict(Counter(kind(response) for response in responses))
-
-
-def retried(server: Server) -> float:
-    """How many transactions all workers have run again after a conflict: after a deadlock, say."""
-    text = httpx2.get(f"{server.url}/metrics", headers=AS_OPERATOR).text
-    return sum(
-        float(line.rpartition(" ")[2])
-        for line in text.splitlines()
-        if line.startswith("savepoint_transactions_retried_total")
-    )
-
-
-def holders(server: Server, **funds: int) -> list[Holder]:
-    """New users, each with this much in its account."""
-    with httpx2.Client(base_url=server.url, timeout=60) as client:
-        return register_all(client, **funds)
 
 
 async def test_of_32_who_want_one_name_exactly_one_gets_it(server: Server, rows: Rows) -> None:
