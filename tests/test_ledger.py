@@ -211,14 +211,15 @@ def test_no_entry_is_older_than_the_newest_one_of_its_account() -> None:
     assert LONG_AGO < posting_of(behind).created_at <= datetime.now(UTC)
 
 
-ACCOUNTS = st.sampled_from([SYSTEM_ID, ALICES, BOBS, EVES, DOLLARS, MISSING])
+# Most often Alice's and Bob's, so that much is not refused.
+ACCOUNTS = st.sampled_from([*[ALICES, BOBS] * 4, SYSTEM_ID, EVES, DOLLARS, MISSING])
 
 
 CONTENT: dict[str, Any] = {
-    "initiator": st.sampled_from([OPERATOR, ALICE, BOB, EVE]),
+    "initiator": st.sampled_from([*[OPERATOR] * 4, ALICE, BOB, EVE]),
     "debit_account_id": ACCOUNTS,
     "credit_account_id": ACCOUNTS,
-    "amount": st.integers(1, 60) | st.just(2**53 - 1),
+    "amount": st.sampled_from([*range(1, 61), 2**53 - 1]),
     "memo": st.sampled_from([None, "rent"]),
 }
 

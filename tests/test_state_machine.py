@@ -1,6 +1,7 @@
 """Whatever callers do, in whatever order: the service and a plain Python model of it say the same."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -174,15 +175,16 @@ class Callers(Both, RuleBasedStateMachine):
         return self.try_transaction(self.caller(by, legs[0]), legs, key)
 
     @precondition(lambda self: self.model.keys)
-    @rule(number=NUMBERS)
-    def send_again(self, number: int) -> None:
-        """Ask again for something that was made with a key; a reversal or capture is asked for elsewhere."""
+    @rule(number=NUMBERS, is_other=st.booleans())
+    def send_again(self, number: int, *, is_other: bool) -> None:
+        """Ask for what was made with a key, or for something else; a reversal or capture is asked for elsewhere."""
         (kind, caller, key), (wanted, _) = self.choose(self.model.keys, number)
         if kind == "hold":
-            self.try_hold(caller, wanted, key)
+            self.try_hold(caller, replace(wanted, lifetime=wanted.lifetime + is_other), key)
         elif kind == "transaction":
-            self.try_transaction(caller, wanted, key)
+            self.try_transaction(caller, [*wanted, wanted[0]] if is_other else wanted, key)
         elif not wanted.reverses and not wanted.captures:
+            wanted = replace(wanted, cap=wanted.cap != is_other)
             response = self.post("/transfers", body_of(wanted), caller, key)
             if not self.is_out(caller, response):
                 self.compare(response, caller, wanted, key)
