@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.engines import ROOT, environment
 from bench.usual import ASYNC_DRIVER
-from bench.workloads import HOT, ME, REGISTRATION, SPREAD, STATEMENT, WORKLOADS, Workload
+from bench.workloads import COMPARED, HOT, ME, REGISTRATION, SPREAD, STATEMENT, WORKLOADS, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,13 @@ class Contender:
     app: str | None
     workers: int = 1
     stores: bool = True
-    workloads: Sequence[Workload] = WORKLOADS
+    workloads: Sequence[Workload] = COMPARED
     script: str = "{}.sql"
     function: str | None = None
 
 
-SAVEPOINT = Contender("Savepoint, 1 worker", "main:app")
-SAVEPOINT_2 = Contender("Savepoint, 2 workers", "main:app", workers=2)
+SAVEPOINT = Contender("Savepoint, 1 worker", "main:app", workloads=WORKLOADS)
+SAVEPOINT_2 = Contender("Savepoint, 2 workers", "main:app", workers=2, workloads=WORKLOADS)
 USUAL = Contender("the usual way", "bench.usual_sync:app")
 USUAL_ASYNC = Contender(
     f"the usual way, async, {ASYNC_DRIVER}", "bench.usual_async:app", workloads=(ME, SPREAD, REGISTRATION)

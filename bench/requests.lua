@@ -17,6 +17,10 @@ function init(args)
    kind, prefix, accounts, hot = args[1], args[2] .. "t" .. number .. "n", tonumber(args[3]), args[4] == "true"
    sent = 0
    local pause = tonumber(args[5])
+   -- wrk reads bodies only where there is such a function.
+   if kind ~= "hold" then
+      response = nil
+   end
    if pause > 0 then
       delay = function() return pause end
    end
@@ -45,10 +49,40 @@ function kinds.register()
    return post("/register", '{"username": "%s", "email": "%s@example.com"}', username, username)
 end
 
-function kinds.transfer()
+local function between_two()
    local debit = act_as(math.random(hot and 2 or 1, accounts))
    local credit = hot and 1 or (debit + math.random(0, accounts - 2)) % accounts + 1
-   return post("/transfers", '{"debit_account_id": %d, "credit_account_id": %d, "amount": 1}', debit, credit)
+   return string.format('{"debit_account_id": %d, "credit_account_id": %d, "amount": 1}', debit, credit)
+end
+
+function kinds.transfer()
+   return post("/transfers", between_two())
+end
+
+-- Each hold is captured, by its recipient, before the next is made.
+local held = {}
+
+function kinds.hold()
+   local hold = table.remove(held)
+   if hold then
+      act_as(hold.recipient)
+      return post("/holds/" .. hold.id .. "/capture", "{}")
+   end
+   return post("/holds", between_two())
+end
+
+function response(status, headers, body)
+   if kind == "hold" and status == 201 then
+      local id, recipient = string.match(body, '^{"id":(%d+),.-"credit_account_id":(%d+),.-"status":"open"')
+      if id then
+         table.insert(held, {id = id, recipient = recipient})
+      end
+   end
+end
+
+function kinds.linked()
+   local first = between_two()
+   return post("/transactions", '{"transfers": [%s, %s]}', first, first)
 end
 
 function kinds.me()

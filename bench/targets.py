@@ -9,7 +9,7 @@ from bench.batches import ALONE, IMPORT, NO_BATCH, P99
 from bench.contenders import CEILING, PGBENCH, SAVEPOINT, SAVEPOINT_2, USUAL
 from bench.load import BUSY
 from bench.results import ENGINES, Case, Results
-from bench.workloads import HOT, ME, REGISTRATION, SPREAD, STATEMENT
+from bench.workloads import HOLDS, HOT, LINKED, ME, REGISTRATION, SPREAD, STATEMENT
 
 POSTGRESQL = "PostgreSQL"
 WRITES = (REGISTRATION, SPREAD, HOT)
@@ -40,6 +40,7 @@ def targets(results: Results) -> Iterator[Target]:
     yield from beside_pgbench(results)
     yield from beside_the_usual_way(results)
     yield from beside_the_ceiling(results)
+    yield from beside_transfers(results)
     yield from fairness_and_growth(results)
     yield from of_batches(results)
 
@@ -92,6 +93,22 @@ def beside_the_ceiling(results: Results) -> Iterator[Target]:
     ways = {each: (Case(each, SAVEPOINT, STATEMENT), "server_cpu") for each in ENGINES}
     words = f"{STATEMENT.title}, {BUSY} connections: ms of server CPU, less than 0.6"
     yield Target(words, 0.6, values_of(results.median, ways), at_most=True)
+
+
+def beside_transfers(results: Results) -> Iterator[Target]:
+    """Holds and transactions."""
+    for workload, limit in ((HOLDS, 0.8), (LINKED, 0.6)):
+        ways = {
+            f"{engine}, {contender.name}": (
+                "rate",
+                Case(engine, contender, workload, BUSY),
+                Case(engine, contender, SPREAD, BUSY),
+            )
+            for engine in ENGINES
+            for contender in (SAVEPOINT, SAVEPOINT_2)
+        }
+        words = f"{workload.title}, {BUSY} connections: {limit} × as many calls a second as transfers"
+        yield Target(words, limit, values_of(results.ratio, ways))
 
 
 def fairness_and_growth(results: Results) -> Iterator[Target]:

@@ -13,8 +13,10 @@ from models import (
     DebitedTransfer,
     Entry,
     EntryPublic,
+    HoldPublic,
     Profile,
     RegistrationAnswer,
+    TransactionPublic,
     Transfer,
     User,
     UserPublic,
@@ -54,7 +56,19 @@ REGISTRATION = Workload(
     RegistrationAnswer,
     {"username": "first", "email": "first@example.com"},
 )
-WORKLOADS = (ME, STATEMENT, SPREAD, HOT, REGISTRATION)
+HOLDS = Workload("holds", "Hold between any two accounts, then its capture", "hold", "/holds", HoldPublic, ORDER)
+LINKED = Workload(
+    "linked",
+    "Transaction of two transfers between any accounts",
+    "linked",
+    "/transactions",
+    TransactionPublic,
+    {"transfers": [ORDER, ORDER]},
+)
+COMPARED = (ME, STATEMENT, SPREAD, HOT, REGISTRATION)
+"""Those that others can be asked too."""
+
+WORKLOADS = (*COMPARED, HOLDS, LINKED)
 
 ROWS: dict[str, dict[type[SQLModel], int]] = {
     "register": {User: 1, Profile: 1, AccessToken: 1, Account: 1},
