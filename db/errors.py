@@ -67,8 +67,8 @@ def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
         table = SQLModel.metadata.tables.get(diagnostic.table_name)
         # A NOT NULL column that was added by hand: this code has no value for it.
         return SchemaBehind if table is not None and diagnostic.column_name not in table.c else None
-    if sqlstate == "23505" and str(diagnostic.constraint_name).endswith(("_idempotency_key", "_reference")):
-        # Another transaction has used the key or reference since it was looked up. Run again, this one finds it.
+    if sqlstate == "23505" and str(diagnostic.constraint_name).endswith(("_idempotency_key", "_reference", "_hold_id")):
+        # Another transaction has used the key, reference or hold since it was looked up. Run again, this one finds it.
         return Conflict
     return POSTGRESQL_MEANINGS.get(sqlstate) or POSTGRESQL_MEANINGS.get(sqlstate[:2])
 
