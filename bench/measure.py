@@ -91,7 +91,8 @@ def measure_load(
 def check_answer(workload: Workload, origin: str) -> None:
     """Send one request, and end the benchmark unless the answer is what Savepoint answers."""
     answer = ask(origin, workload)
-    if not answer.is_success or answer.json().keys() != workload.answer.model_fields.keys():
+    names = {field.alias or name for name, field in workload.answer.model_fields.items()}
+    if not answer.is_success or answer.json().keys() != names:
         sys.exit(f"{answer.status_code}: {answer.text}")
     workload.answer.model_validate_json(answer.content)
 
