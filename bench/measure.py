@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 import psutil  # type: ignore[import-untyped]
+from pydantic import BaseModel
 from sqlalchemy import func, text
 from sqlmodel import SQLModel, select
 
@@ -91,10 +92,14 @@ def measure_load(
 def check_answer(workload: Workload, origin: str) -> None:
     """Send one request, and end the benchmark unless the answer is what Savepoint answers."""
     answer = ask(origin, workload)
-    names = {field.alias or name for name, field in workload.answer.model_fields.items()}
-    if not answer.is_success or answer.json().keys() != names:
+    if not answer.is_success or answer.json().keys() != names_of(workload.answer):
         sys.exit(f"{answer.status_code}: {answer.text}")
     workload.answer.model_validate_json(answer.content)
+
+
+def names_of(answer: type[BaseModel]) -> set[str]:
+    """The names of an answer's fields, as callers see them."""
+    return {field.alias or name for name, field in answer.model_fields.items()}
 
 
 def ask(origin: str, workload: Workload) -> httpx2.Response:

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from bench import ceiling
 from bench.contenders import PGBENCH, SAVEPOINT_2, Contender
 from bench.load import Measurement
+from bench.measure import names_of
 from bench.results import Case, Results
 from bench.targets import Target, targets
-from bench.workloads import HOT, REGISTRATION, SPREAD, Workload
+from bench.workloads import HOT, ME, REGISTRATION, SPREAD, Workload
 from tests.support.service import AS_OPERATOR, Rows
 
 BOOKS = Path("bench/books.sql").read_text()
@@ -59,3 +61,12 @@ def test_only_wrong_books_have_errors(client: TestClient, rows: Rows, corruption
     rows(corruption)
 
     assert rows(BOOKS) == [found]
+
+
+def test_the_ceiling_answers_what_savepoint_answers() -> None:
+    with TestClient(ceiling.app) as client:
+        answers = {SPREAD: client.post("/transfers", json=SPREAD.body), ME: client.get("/me")}
+
+    assert {each: answer.json().keys() for each, answer in answers.items()} == {
+        each: names_of(each.answer) for each in answers
+    }
