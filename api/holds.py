@@ -11,10 +11,10 @@ from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
 from api.pages import Limit, NewestFirst, Page, RowFilter, RowId, page_of
 from api.strict_route import StrictRoute
-from api.transfers import order_of, show_transfer
+from api.transfers import order_of, show_capture
 from fields import HoldStatus
 from ledger import HoldPosting, Posted, Posting
-from models import CaptureRequest, DebitedTransfer, HoldPublic, HoldRequest, SettledTransfer
+from models import CaptureRequest, HoldPublic, HoldRequest, SettledTransfer, TransferPublic
 from refusals import (
     AccountNotActive,
     AccountNotFound,
@@ -140,7 +140,7 @@ async def capture_hold(
     *,
     capture: Annotated[CaptureRequest, Body()] = CaptureRequest(),  # noqa: B008 it is never changed
     idempotency_key: Key = None,
-) -> SettledTransfer | DebitedTransfer:
+) -> SettledTransfer | TransferPublic:
     """By the recipient or the operator, once: the amount, or all of it, is transferred, and the rest is free at once.
 
     The transfer has memo, reference and metadata of the hold.
@@ -148,7 +148,7 @@ async def capture_hold(
     end = crud.HoldEnd(id, caller, amount=capture.amount, idempotency_key=idempotency_key)
     posted: Posted[Posting] = await operations_of(request).write(crud.end_holds, end)
     mark_replay(response, posted.replayed)
-    return show_transfer(posted, caller)
+    return show_capture(posted, caller)
 
 
 @router.post(

@@ -94,6 +94,15 @@ def show_transfer(posted: Posted[Posting], caller: int) -> SettledTransfer | Deb
     return DebitedTransfer.model_construct(**fields_of(posted.posting, caller))
 
 
+def show_capture(posted: Posted[Posting], caller: int) -> SettledTransfer | TransferPublic:
+    """The transfer that a capture made; its balances are for the operator only: the debit account is another's."""
+    if caller == OPERATOR:
+        return show_settled(posted)
+    shown = fields_of(posted.posting, caller)
+    del shown["debit_balance_after"]
+    return TransferPublic.model_construct(**shown)
+
+
 def show_settled(posted: Posted[Posting]) -> SettledTransfer:
     """The transfer as the operator sees it."""
     return SettledTransfer.model_construct(**fields_of(posted.posting, OPERATOR))

@@ -53,7 +53,7 @@ class Made:
     id: int
     wanted: Wanted
     amount: int
-    debit_balance_after: int
+    debit_balance_after: int | None
 
 
 @dataclass
