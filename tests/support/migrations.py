@@ -54,7 +54,16 @@ ROWS = {
         " (11, 1, 21, -1250, -1250, '2026-01-03 00:00+00'), (12, 1, 21, 1250, 1250, '2026-01-03 00:00+00')",
     ],
 }
-"""What is stored once a revision is reached, as its tables then are. A revision with a new table adds rows here."""
+"""What is stored once a revision is reached, as its tables then are. A revision with a new table adds rows."""
+
+LATER_ROWS = {
+    "f3a96c1d7e52": ["INSERT INTO transactions (id, initiator, created_at) VALUES (31, 0, '2026-01-03 00:00+00')"],
+    "a84e5d20b6f9": [
+        "INSERT INTO holds (id, debit_account_id, credit_account_id, currency, amount, status, expires_at, initiator,"
+        " created_at) VALUES (41, 12, 11, 'CHF', 5, 'voided', '2026-01-04 00:00+00', 1, '2026-01-03 00:00+00')"
+    ],
+}
+"""The same of revisions that no other test goes back from with rows."""
 
 
 ACCOUNTS = "e8a4c05b7d31"
