@@ -132,7 +132,7 @@ def test_an_upgrade_refuses_nobody(
         httpx2.Client(timeout=60) as client,
     ):
         assert alembic(url, "upgrade", BEFORE).returncode == 0
-        with serving(url, tmp_path, workers=2, root=older) as server:
+        with serving(url, tmp_path, workers=2, root=older, LOCK_TIMEOUT="20") as server:
             client.base_url = server.url
             # So much that none of it is ever short: the older code knows nothing of what is held.
             holders = register_all(client, **{f"holder{number}": 10**9 for number in range(8)})
@@ -144,7 +144,10 @@ def test_an_upgrade_refuses_nobody(
                 time.sleep(1)
                 between = by_older.total()
                 assert httpx2.get(f"{server.url}/readyz").json()["status"] == "ahead"
-                with serving(url, tmp_path, workers=2) as newer, load(newer.url, new_calls(holders)) as by_newer:
+                with (
+                    serving(url, tmp_path, workers=2, LOCK_TIMEOUT="20") as newer,
+                    load(newer.url, new_calls(holders)) as by_newer,
+                ):
                     time.sleep(4)
                 after = by_older.total()
 
