@@ -668,10 +668,6 @@ async def _free_expired(session: AsyncSession, account_ids: Sequence[int], momen
     if not account_ids:
         return Counter()
     expired = await execute(session, queries.select_expired(dialect_of(session)), ids=account_ids, moment=moment)
-    return _mark_expired(session, expired)
-
-
-def _mark_expired(session: AsyncSession, expired: Rows) -> Counter[int]:
     freed: Counter[int] = Counter()
     for _, account_id, amount in expired:
         freed[account_id] += amount
@@ -785,22 +781,31 @@ async def _in_parts(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
 async def _open_ledger(
     session: AsyncSession, orders: Sequence[AnyOrder], holds: Sequence[HoldPosting], *, wait: bool
 ) -> Ledger:
-    """Lock the accounts, and read what the orders depend on, in one round trip; where holds count, in two."""
+    """Lock the accounts, and read what the orders depend on, in one round trip; where money may be held, in two."""
     dialect = dialect_of(session)
     legs = [leg for order in orders for leg in _legs_of(order)]
     reverses = {leg.reverses_id for leg in legs if leg.reverses_id is not None}
     kinds = Counter(map(type, [*legs, *(order for order in orders if isinstance(order, LinkedOrders))]))
     # After the locks: the transactions that held them have committed by then, so their changes are visible.
-    held, existing, inactive, reversed, earlier, earlier_holds, earlier_linked, *ids = await execute_together(
+    held, existing, inactive, reversed, statuses, earlier, earlier_holds, earlier_linked, *ids = await execute_together(
         session,
         *_locking(dialect, orders, wait=wait),
         call(queries.select_reversed(dialect), ids=sorted(reverses)) if reverses else None,
+        call(queries.select_statuses(dialect), ids=[hold.id for hold in holds]) if holds else None,
         *(_finding_keys(dialect, find, orders, kind) for kind, find in EARLIER.items()),
         *_drawing_ids(dialect, kinds),
     )
     holdings = {row[0]: Holding(*row) for row in held}
     moment = max([now(), *(each.updated_at for each in holdings.values() if each.updated_at)])
-    freed = await _bring_up_to_date(session, [leg.debit_account_id for leg in legs], holdings, holds, moment)
+    # What a capture moves is there, whatever else is held.
+    spending = {leg.debit_account_id for leg in legs if leg.hold_id is None} & holdings.keys()
+    freed = await _free_expired(session, sorted(id for id in spending if holdings[id].held), moment)
+    for id, amount in freed.items():
+        holdings[id].held -= amount
+    status_of: dict[int, Any] = {row[0]: row[1] for row in statuses}
+    for hold in holds:
+        has_expired = status_of[hold.id] == "open" and hold.expires_at <= moment
+        hold.status = "expired" if has_expired else status_of[hold.id]
     locked = {id for id, *_ in existing} - holdings.keys()
     funded = _find_funded(legs, holdings, locked)
     if funded:
@@ -824,7 +829,7 @@ async def _open_ledger(
         (id for (id,) in reversed),
         locked,
         holds=holds,
-        freed=freed,
+        freed=freed.keys(),
         moment=moment,
         ids={kind: (id for (id,) in rows) for kind, rows in zip(kinds, ids, strict=True)},
     )
@@ -853,34 +858,6 @@ EARLIER: dict[type[Order] | type[LinkedOrders], Callable[[str], Prepared]] = {
 """What finds that which was made with a key, by the kind of its order."""
 
 ROWS_OF: dict[Any, type[SQLModel]] = {Order: Transfer, HoldOrder: Hold, LinkedOrders: Transaction}
-
-
-async def _bring_up_to_date(
-    session: AsyncSession,
-    account_ids: Iterable[int],
-    holdings: Mapping[int, Holding],
-    holds: Sequence[HoldPosting],
-    moment: datetime,
-) -> Set[int]:
-    """Take what has expired off these locked accounts' held, and read the holds' status; return whose held changed."""
-    account_ids = {*account_ids, *(hold.order.debit_account_id for hold in holds)}
-    keeping = sorted(id for id in account_ids & holdings.keys() if holdings[id].held)
-    if not keeping and not holds:
-        return frozenset()
-    dialect = dialect_of(session)
-    expired, statuses = await execute_together(
-        session,
-        call(queries.select_expired(dialect), ids=keeping, moment=moment),
-        call(queries.select_statuses(dialect), ids=[hold.id for hold in holds]) if holds else None,
-    )
-    freed = _mark_expired(session, expired)
-    for id, amount in freed.items():
-        holdings[id].held -= amount
-    status_of: dict[int, Any] = {row[0]: row[1] for row in statuses}
-    status_of |= {id: "expired" for id, *_ in expired}
-    for hold in holds:
-        hold.status = status_of[hold.id]
-    return freed.keys()
 
 
 def _locking(dialect: str, orders: Sequence[AnyOrder], *, wait: bool) -> tuple[Call, Call | None, Call]:
@@ -1179,8 +1156,8 @@ async def list_holds(
 ) -> Part:
     """Return up to `limit` holds (HoldPublic), newest first, from the first id less than `after`.
 
-    Those of an account, or of all that the caller has; the operator's list has all. With a status, a part is short
-    where it would need more than LOOKED. Raises AccountNotFound as get_account does.
+    Those of an account, or of all that the caller has; the operator's list has all. A part is short where it would
+    need more than LOOKED. Raises AccountNotFound as get_account does.
     """
     ids: Sequence[int] | None = None
     if account_id is not None:
@@ -1188,8 +1165,12 @@ async def list_holds(
     elif caller != OPERATOR:
         ids = [id or 0 for id in await session.exec(select(Account.id).where(Account.user_id == caller))]
     query = queries.select_holds_list(dialect_of(session), None if ids is None else len(ids), status)
-    owners = {f"account_{number}": id for number, id in enumerate(ids or ())}
-    return await _read_part(session, query, moment=now(), after=after, limit=limit, looked=LOOKED, **owners)
+    values: dict[str, Any] = {f"account_{number}": id for number, id in enumerate(ids or ())}
+    if status:
+        values["status"] = status
+    sides = 2 * len(ids or ()) or 1
+    share = min(LOOKED if status else limit + 1, max(1, LOOKED // sides))
+    return await _read_part(session, query, moment=now(), after=after, limit=limit, share=share, **values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from itertools import chain
+from itertools import chain, product
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -543,30 +543,36 @@ def select_hold(_: str) -> Any:
 def select_holds_list(dialect: str, accounts: int | None, status: str | None) -> Any:
     """SELECT a part of the list of holds, newest first: all, or of `account_0`, …; with this `status` at this `moment`.
 
-    With a status, at most `looked` are judged by it, as in select_transfers.
+    The newest `share` of each side of each account are read: below the highest id that is the last one of its side,
+    others may be missing, so the part may be short, as in select_transfers.
     """
     holds, hold = table_of(Hold), table_of(Hold).c
-    most = sa.bindparam("looked", type_=sa.Integer) if status else sa.bindparam("limit", type_=sa.Integer) + 1
-    sources = [sa.select(hold.id)] if accounts is None else []
-    for number in range(accounts or 0):
-        sent, received = (
-            sa.select(hold.id).where(side == sa.bindparam(f"account_{number}"))
-            for side in (hold.debit_account_id, hold.credit_account_id)
-        )
-        # Those that are open have an index of their own.
-        sources += [sent.where(hold.status == sa.literal_column("'open'")) if status == "open" else sent, received]
-    newest = (each.where(hold.id < sa.bindparam("after")).order_by(hold.id.desc()).limit(most) for each in sources)
-    either = sa.union_all(*(sa.select(each.subquery()) for each in newest)).subquery()
-    # A hold between two accounts of the caller is found twice.
-    found = sa.select(either.c.id).distinct().order_by(either.c.id.desc()).limit(most).cte("found")
-    lowest = sa.select(sa.func.min(found.c.id)).having(sa.func.count() == most).scalar_subquery()
+    share, after = sa.bindparam("share", type_=sa.Integer), sa.bindparam("after", type_=sa.BigInteger)
+    if accounts is None:
+        sides = [sa.select(hold.id, sa.literal(0).label("side")).where(hold.id < after).order_by(hold.id.desc())]
+    else:
+        sides = []
+        for number, column in product(range(accounts), (hold.debit_account_id, hold.credit_account_id)):
+            account = sa.bindparam(f"account_{number}", type_=sa.BigInteger)
+            place = sa.tuple_(column, hold.id)
+            # Compared as pairs, which only the index of this column can find and order.
+            is_asked = (place < sa.tuple_(account, after)) & (place > sa.tuple_(account, sa.literal_column("0")))
+            side = sa.select(hold.id, sa.literal(len(sides)).label("side")).where(is_asked)
+            sides.append(side.order_by(column.desc(), hold.id.desc()))
+    read = sa.union_all(*(sa.select(each.limit(share).subquery()) for each in sides)).cte("read")
+    last = (
+        sa.select(sa.func.min(read.c.id).label("id")).group_by(read.c.side).having(sa.func.count() == share).subquery()
+    )
+    lowest = sa.select(sa.func.max(last.c.id)).scalar_subquery()
+    # A hold between two accounts of the caller has been read twice.
+    found = sa.select(read.c.id).distinct().where(read.c.id >= sa.func.coalesce(lowest, 0)).subquery()
     # As in select_transfers.
-    lookups = sa.select(*_shown_hold()).select_from(found.outerjoin(holds, hold.id == found.c.id)).offset(0)
-    shown = lookups.subquery().c
-    query = sa.select(*shown)
+    lookups = sa.select(*_shown_hold(), found.c.id.label("position")).order_by(found.c.id.desc()).offset(0)
+    shown = lookups.join_from(found, holds, hold.id == found.c.id, isouter=True).subquery().c
+    query = sa.select(*(shown["metadata" if name == "details" else name] for name in HoldPublic.model_fields))
     if status:
-        query = query.where(shown.status == sa.literal_column(f"'{status}'"))
-    return _part(dialect, query, shown.id, newest_first=True, otherwise=lowest)
+        query = query.where(shown.status == sa.bindparam("status"))
+    return _part(dialect, query, shown.position, newest_first=True, otherwise=lowest)
 
 
 def _shown_hold() -> Iterator[sa.ColumnElement[Any]]:

@@ -91,25 +91,24 @@ def show_transfer(posted: Posted[Posting], caller: int) -> SettledTransfer | Deb
     """The transfer; the credit account's balance is for the operator only."""
     if caller == OPERATOR:
         return show_settled(posted)
-    return DebitedTransfer.model_construct(**fields_of(posted.posting, caller))
+    return DebitedTransfer.model_construct(**_fields_of(posted.posting, caller))
 
 
 def show_capture(posted: Posted[Posting], caller: int) -> SettledTransfer | TransferPublic:
     """The transfer that a capture made; its balances are for the operator only: the debit account is another's."""
     if caller == OPERATOR:
         return show_settled(posted)
-    shown = fields_of(posted.posting, caller)
+    shown = _fields_of(posted.posting, caller)
     del shown["debit_balance_after"]
     return TransferPublic.model_construct(**shown)
 
 
 def show_settled(posted: Posted[Posting]) -> SettledTransfer:
     """The transfer as the operator sees it."""
-    return SettledTransfer.model_construct(**fields_of(posted.posting, OPERATOR))
+    return SettledTransfer.model_construct(**_fields_of(posted.posting, OPERATOR))
 
 
-def fields_of(posting: Posting, caller: int) -> dict[str, Any]:
-    """The fields of a transfer, as this caller sees it."""
+def _fields_of(posting: Posting, caller: int) -> dict[str, Any]:
     order = posting.order
     fields = {
         "id": posting.id,
@@ -263,7 +262,7 @@ async def make_transfers(caller: Caller, request: Request) -> Response:
         return order_of(transfer, caller, transfer.idempotency_key)
 
     def show(posted: Posted[Posting]) -> dict[str, Any]:
-        return {"transfer": fields_of(posted.posting, caller)}
+        return {"transfer": _fields_of(posted.posting, caller)}
 
     async with operations_of(request).turns.take(caller):
         batch = await read_batch(request, TransfersBatch, caller)

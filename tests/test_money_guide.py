@@ -24,7 +24,7 @@ def test_every_call_of_the_guide_works(client: TestClient) -> None:
     calls = re.findall(r"^(POST) (/\S+) (\{.*?\})$", blocks, re.MULTILINE | re.DOTALL)
     calls += re.findall(r"`(PATCH) (/[^` ]+) (\{[^`]+\})`", GUIDE)
 
-    assert len(calls) == 4
+    assert len(calls) == 5
     for method, path, body in calls:
         answer = client.request(method, path.replace("{id}", "2"), json=json.loads(body), headers=AS_OPERATOR)
         assert answer.status_code in (200, 201), answer.text
