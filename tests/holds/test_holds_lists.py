@@ -81,6 +81,7 @@ MANY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_analysed", [True, False])
 async def test_no_page_and_no_decision_reads_much_more_than_it_may_look_at(
     client: TestClient, rows: Rows, url: str, *, is_analysed: bool, monkeypatch: pytest.MonkeyPatch

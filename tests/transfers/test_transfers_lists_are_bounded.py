@@ -53,6 +53,7 @@ MIDDLE = datetime(2026, 1, 4, tzinfo=UTC)
 NOTHING = {"metadata": {"cart": "no"}}
 
 
+@pytest.mark.slow
 @pytest.mark.wrong_books
 @pytest.mark.parametrize("is_analysed", [True, False])
 async def test_no_page_reads_much_more_than_it_may_look_at(
@@ -89,6 +90,7 @@ def walk(client: TestClient, headers: dict[str, str], filters: dict[str, Any], l
         sent["after"] = page["next"]
 
 
+@pytest.mark.slow
 @pytest.mark.wrong_books
 def test_short_pages_lead_to_the_only_one_that_is_asked_for(
     client: TestClient, rows: Rows, engine: str, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +107,7 @@ def test_short_pages_lead_to_the_only_one_that_is_asked_for(
         assert walk(client, headers, {"metadata.cart": "c-17"}, limit=50)[0] == [*range(11_000, 10_950, -1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("looked", [8, 100])
 def test_every_walk_finds_what_a_look_at_all_rows_finds(
     client: TestClient, rows: Rows, looked: int, monkeypatch: pytest.MonkeyPatch
