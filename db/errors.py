@@ -42,7 +42,10 @@ def meaning_of(context: ExceptionContext) -> type[Interruption] | None:
     """
     if not isinstance(context.original_exception, Exception):
         return None  # A cancelled read breaks its connection too, but is no error.
-    if context.connection is None:
+    if isinstance(context.original_exception, Interruption):
+        return None  # It was translated where it arose, in an event of a statement that SQLAlchemy executes.
+    # A connection that broke before has been found out; what fails now is to open another.
+    if context.connection is None or context.connection.invalidated:
         return DatabaseUnavailable
     committing = context.connection.info.get(COMMITTING, False)
     error: Any = context.original_exception
