@@ -5,8 +5,9 @@ BIN = .venv/bin
 
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
+SECONDS ?= 60
 
-.PHONY: help install run serve test test-slow check format lint types coverage browser poolers foreign bench bench-full openapi tables requirements newest clean
+.PHONY: help install run serve test test-slow check format lint types coverage browser poolers chaos foreign bench bench-full openapi tables requirements newest clean
 
 help: ## Show these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -57,6 +58,9 @@ browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chrom
 
 poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (needs Debian's pgbouncer)
 	POOLER_CALLS=5000 $(BIN)/pytest tests/test_poolers.py
+
+chaos: .venv/dev ## Kill, freeze and fill what there is while clients move money, and look for what is lost: make chaos SECONDS=600
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 foreign: .venv/dev ## Run the migration tool on public packages' histories; some of them: make foreign PROJECTS=optuna
 	$(BIN)/python alembic_savepoint/tests/foreign.py .foreign $(PROJECTS)

@@ -33,15 +33,14 @@ logfile = {folder}/pgbouncer.log
 """
 
 
-@contextmanager
-def pooling(
+def configure_pooler(
     url: str,
     folder: Path,
     pool_mode: str = "transaction",
     ignored: str = "extra_float_digits",
     more: str = "",
-) -> Iterator[str]:
-    """A PgBouncer with three backends in front of this database; the URL through it."""
+) -> tuple[list[str], str]:
+    """A PgBouncer with three backends in front of this database: the command that runs it, and the URL through it."""
     parsed = make_url(url)
     listen_port = free_port()
     place = folder / f"pgbouncer-{listen_port}"
@@ -65,16 +64,29 @@ def pooling(
         shutil.chown(place, owner)
         for parent in (place, *place.parents)[:-2]:
             parent.chmod(parent.stat().st_mode | stat.S_IXOTH)
-    process = subprocess.Popen(["pgbouncer", "-q", *as_user, config], stderr=subprocess.DEVNULL)
     through = f"postgresql://postgres@127.0.0.1:{listen_port}/{parsed.database}"
+    return ["pgbouncer", "-q", *as_user, str(config)], through
+
+
+def accepts(url: str) -> bool:
+    """Whether a connection to this database can be opened."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@contextmanager
+def pooling(url: str, folder: Path, **options: str) -> Iterator[str]:
+    """A PgBouncer in front of this database, as configure_pooler configures it; the URL through it."""
+    command, through = configure_pooler(url, folder, **options)
+    log = Path(command[-1]).with_name("pgbouncer.log")
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def is_up() -> bool:
-        assert process.poll() is None, (place / "pgbouncer.log").read_text()
-        try:
-            psycopg.connect(through).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+        assert process.poll() is None, log.read_text()
+        return accepts(through)
 
     try:
         wait_until(is_up, "PgBouncer to start")
