@@ -43,7 +43,7 @@ TABLE_OF = {"registration": "users", "hold": "holds", "transaction": "transactio
 
 ENTRIES = "SELECT account_id, seq, transfer_id, balance_after FROM entries ORDER BY account_id, seq"
 
-HALVES = {
+WRONG_ROWS = {
     "a user without a profile": "SELECT id FROM users WHERE id NOT IN (SELECT user_id FROM profiles)",
     "a user without an account": """
         SELECT id FROM users WHERE NOT EXISTS (SELECT 1 FROM accounts WHERE user_id = users.id)
@@ -51,6 +51,11 @@ HALVES = {
     "a user without a token": "SELECT id FROM users WHERE id NOT IN (SELECT user_id FROM access_tokens)",
     "a transfer without its two entries": """
         SELECT id FROM transfers WHERE (SELECT count(*) FROM entries WHERE transfer_id = transfers.id) <> 2
+    """,
+    "an entry from before the one before it, in account": """
+        SELECT later.account_id FROM entries AS later
+        JOIN entries AS earlier ON earlier.account_id = later.account_id AND earlier.seq = later.seq - 1
+        WHERE later.created_at < earlier.created_at
     """,
 }
 
@@ -65,7 +70,7 @@ class Books:
     legs: Counter[int]
     """How many transfers each transaction has."""
     token_hashes: set[str]
-    halves: list[str]
+    wrong_rows: list[str]
     discrepancies: list[str]
 
 
@@ -82,7 +87,7 @@ def read_books(url: str) -> Books:
         entries=entries,
         legs=Counter(id for (id,) in legs),
         token_hashes={hash for (hash,) in query(url, "SELECT token_hash FROM access_tokens")},
-        halves=[f"{what}: {id}" for what, sql in HALVES.items() for (id,) in query(url, sql)],
+        wrong_rows=[f"{what}: {id}" for what, sql in WRONG_ROWS.items() for (id,) in query(url, sql)],
         discrepancies=discrepancies,
     )
 
@@ -176,8 +181,8 @@ class History:
                 yield Violation("refused but stored", f"{self.row_of(call)} of {call}")
 
     def find_halves(self) -> Iterator[Violation]:
-        for half in self.books.halves:
-            yield Violation("half", half)
+        for row in self.books.wrong_rows:
+            yield Violation("half", row)
         for discrepancy in self.books.discrepancies:
             yield Violation("audit", discrepancy)
         for call in self.writes:
