@@ -181,8 +181,8 @@ class History:
                 yield Violation("refused but stored", f"{self.row_of(call)} of {call}")
 
     def find_halves(self) -> Iterator[Violation]:
-        for row in self.books.wrong_rows:
-            yield Violation("half", row)
+        for wrong in self.books.wrong_rows:
+            yield Violation("half", wrong)
         for discrepancy in self.books.discrepancies:
             yield Violation("audit", discrepancy)
         for call in self.writes:
