@@ -58,9 +58,9 @@ class StrictRoute(APIRoute):
         matching = (each for each in included if each.matches(request.scope)[0] is Match.FULL)
         context = next(matching, RouteContext(self))
         names = query_names(context.dependant)
-        is_fast = context.endpoint in FAST and why_not(context) is None
-        if is_fast or context.body_field is None:
-            return FastRoute(context) if is_fast else None, names, None
+        fast = FastRoute(context) if context.endpoint in FAST and why_not(context) is None else None
+        if context.body_field is None:
+            return fast, names, None
         callers = [
             Security(each.call, scopes=each.own_oauth_scopes, use_cache=each.use_cache)
             for each in context.dependant.dependencies
@@ -72,7 +72,7 @@ class StrictRoute(APIRoute):
             dependencies=callers,
             dependency_overrides_provider=context.dependency_overrides_provider,
         )
-        return None, names, check.get_route_handler()
+        return fast, names, check.get_route_handler()
 
 
 async def _let_pass() -> Response:

@@ -1,5 +1,6 @@
 """What a developer puts around or into a StrictRoute works as with FastAPI's own routes, and is asked once."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
@@ -17,6 +18,8 @@ from main import app
 from operations import Operations
 from tests.support.accounts import order, register_all
 from tests.support.registration import named
+
+JSON = "application/json"
 
 
 class Sent(BaseModel):
@@ -152,6 +155,23 @@ def test_an_override_replaces_the_caller_of_a_route_with_a_body_too(
     monkeypatch.setitem(app.dependency_overrides, current_user, alice_always)
 
     assert client.patch("/me", json={"email": "other@example.com"}).json()["email"] == "other@example.com"
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_an_override_leaves_the_bodies_of_fast_routes_as_strictly_read(
+    url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client: TestClient = request.getfixturevalue("client")
+    alice, bob = register_all(client, alice=100, bob=0)
+    body = json.dumps(order(alice.account_id, bob.account_id, 1)).encode()
+    twice = body[:-1] + b', "amount": 2}'
+    monkeypatch.setitem(app.dependency_overrides, language, language)
+
+    for content, media_type, status in ((twice, JSON, 422), (body, "application/problem+json", 415), (body, JSON, 201)):
+        headers = {"Content-Type": media_type}
+        assert client.post("/transfers", content=content, headers=headers).status_code == 401
+        answer = client.post("/transfers", content=content, headers=alice.headers | headers)
+        assert answer.status_code == status, (content, media_type)
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
