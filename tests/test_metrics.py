@@ -14,7 +14,6 @@ from starlette.testclient import TestClient
 import metrics
 from main import app
 from tests.support.problems import assert_problem
-from tests.support.registration import named
 from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN
 
 MONITORING = {"Authorization": "Bearer the-token-of-the-monitoring"}
@@ -29,21 +28,6 @@ def http(sqlite_template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("METRICS_TOKEN", "the-token-of-the-monitoring")
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
-
-
-def test_metrics_are_for_the_operator_and_the_monitoring(http: TestClient) -> None:
-    secret = http.post("/register", json=named("alice")).json()["access_token"]
-
-    for headers in (AS_OPERATOR, MONITORING):
-        assert http.get("/metrics", headers=headers).status_code == 200
-    assert_problem(http.get("/metrics"), 401, "unauthenticated")
-    assert_problem(http.get("/metrics", headers={"Authorization": "Bearer x"}), 401, "unauthenticated")
-    assert_problem(http.get("/metrics", headers={"Authorization": f"Bearer {secret}"}), 403, "operator-only")
-
-
-def test_the_token_of_the_monitoring_reads_metrics_and_nothing_else(http: TestClient) -> None:
-    for path in ("/users", "/accounts", "/me"):
-        assert_problem(http.get(path, headers=MONITORING), 401, "unauthenticated")
 
 
 def test_without_tokens_nobody_reads_metrics(http: TestClient) -> None:

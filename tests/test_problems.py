@@ -108,12 +108,6 @@ def test_any_other_status_of_the_framework_is_a_problem_too(
     assert_problem(client.post("/register", json=named("alice")), 418, "im-a-teapot")
 
 
-def test_without_an_operator_token_the_operators_calls_are_refused(client: TestClient) -> None:
-    main.app.state.operator_token_hash = None
-
-    assert_problem(client.get("/users", headers=AS_OPERATOR), 403, "operator-disabled")
-
-
 def test_the_unforeseen_is_a_500_without_details(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

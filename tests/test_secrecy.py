@@ -1,11 +1,9 @@
 """The sender's own side is judged first: whoever cannot send learns nothing of other accounts."""
 
-from typing import Any
-
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.accounts import Holder, answer_of, books, order, refusal_of, register_all, send
+from tests.support.accounts import answer_of, books, refusal_of, register_all, send
 from tests.support.service import AS_OPERATOR, Rows
 from tests.support.transfers import reverse, set_status, system_account, try_transfer
 
@@ -25,40 +23,6 @@ def others(client: TestClient, rows: Rows) -> dict[str, int]:
         "the system's": system_account(rows),
         "missing": 999_999,
     }
-
-
-def answers(client: TestClient, sender: Holder, amount: int, others: dict[str, int]) -> list[Any]:
-    """The different answers that the sender gets for sending to each of these accounts, once each."""
-    seen: list[Any] = []
-    for account_id in others.values():
-        answer = try_transfer(client, sender.headers, sender.account_id, account_id, amount)
-        if (answer.status_code, answer.json()) not in seen:
-            seen.append((answer.status_code, answer.json()))
-    return seen
-
-
-def test_a_sender_without_money_cannot_tell_other_accounts_apart(
-    client: TestClient, rows: Rows, others: dict[str, int]
-) -> None:
-    alice, penny = register_all(client, alice=0, penny=99)
-    before = books(rows)
-
-    for sender in (alice, penny):
-        [(status, problem)] = answers(client, sender, 100, others)
-        assert (status, problem["type"]) == (409, "/problems/insufficient-funds")
-    assert books(rows) == before
-
-
-def test_in_a_batch_neither(client: TestClient, rows: Rows, others: dict[str, int]) -> None:
-    [alice] = register_all(client, alice=0)
-    before = books(rows)
-
-    batch = {"transfers": [order(alice.account_id, id, 1) for id in others.values()], "on_error": "continue"}
-    results = client.post("/transfers/batch", json=batch, headers=alice.headers).json()["results"]
-
-    assert [result["problem"]["type"] for result in results] == ["/problems/insufficient-funds"] * len(others)
-    assert len({repr(result["problem"]) for result in results}) == 1
-    assert books(rows) == before
 
 
 def test_who_names_an_account_that_is_not_his_learns_nothing_of_either(

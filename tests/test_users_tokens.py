@@ -134,21 +134,6 @@ def test_a_user_who_is_not_there_has_no_tokens(client: TestClient) -> None:
     assert [refusal_of(call) for call in calls] == [(404, "user-not-found")] * 4
 
 
-def test_only_the_operator_handles_the_tokens_of_users(client: TestClient, rows: Rows) -> None:
-    alice = register(client)
-    path = f"/users/{alice.user_id}/tokens"
-    before = rows("SELECT id, revoked_at FROM access_tokens")
-    for headers, expected in ((alice.headers, (403, "operator-only")), ({}, (401, "unauthenticated"))):
-        for method, url, body in (
-            ("GET", path, None),
-            ("POST", path, {}),
-            ("DELETE", path, None),
-            ("DELETE", f"{path}/1", None),
-        ):
-            assert refusal_of(client.request(method, url, json=body, headers=headers)) == expected
-    assert rows("SELECT id, revoked_at FROM access_tokens") == before
-
-
 @pytest.mark.anyio
 async def test_no_token_is_left_to_a_user_who_is_closed_while_tokens_are_issued(
     operations: Operations, rows: Rows

@@ -243,14 +243,6 @@ def test_an_id_that_no_account_can_have_is_refused(client: TestClient) -> None:
         assert fields_of(client.get(f"/accounts?user_id={id}", headers=AS_OPERATOR)) == ["query.user_id"]
 
 
-def test_accounts_are_shown_to_nobody_without_a_token(client: TestClient) -> None:
-    alice = register(client)
-
-    for path in ("/accounts", f"/accounts/{alice.account_id}", f"/accounts/{alice.account_id}/entries"):
-        assert refusal_of(client.get(path)) == (401, "unauthenticated"), path
-    assert refusal_of(client.post("/accounts", json={"currency": "USD"})) == (401, "unauthenticated")
-
-
 def test_a_statement_tells_newest_first_what_came_and_went(client: TestClient, rows: Rows) -> None:
     alice, bob = register_all(client, alice=0, bob=0)
     assert statement(client, alice) == []

@@ -1,0 +1,1 @@
+"""Who calls: what each kind of caller reaches, and what nobody learns."""

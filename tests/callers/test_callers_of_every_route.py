@@ -1,0 +1,286 @@
+"""Every route, and what it answers every kind of caller."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from fastapi.routing import iter_route_contexts
+from httpx2 import Response
+from starlette.testclient import TestClient
+
+from main import app
+from tests.support.accounts import Headers, cash, order
+from tests.support.callers import MARK, Things, World, outcome_of, registered_as, shown_by
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN, Rows
+from tokens import hash_secret
+
+MONITORING = {"Authorization": "Bearer the-monitoring-in-the-tests"}
+
+
+class Row(NamedTuple):
+    """A call of alice's things, and what it answers alice, a user who has nothing to do with it, and the operator."""
+
+    who: str
+    alice: str
+    eve: str
+    operator: str
+    path: str
+    body: Callable[[Things], Any] = lambda things: None
+
+
+NO_USER = "403 user-only"
+NO_OPERATOR = "403 operator-only"
+NO_ACCOUNT = "404 account-not-found"
+NO_TRANSFER = "404 transfer-not-found"
+NO_HOLD = "404 hold-not-found"
+
+# Of transfers and holds, alice is the recipient, who may reverse, capture and void them.
+TABLE = {
+    "GET /": Row("anyone", "307", "307", "307", "/"),
+    "GET /docs": Row("anyone", "200", "200", "200", "/docs"),
+    "GET /redoc": Row("anyone", "200", "200", "200", "/redoc"),
+    "GET /docs/assets/{name}": Row("anyone", "200", "200", "200", "/docs/assets/favicon.png"),
+    "GET /openapi.json": Row("anyone", "200", "200", "200", "/openapi.json"),
+    "GET /healthz": Row("anyone", "200", "200", "200", "/healthz"),
+    "GET /readyz": Row("anyone", "200", "200", "200", "/readyz"),
+    "GET /currencies": Row("anyone", "200", "200", "200", "/currencies"),
+    "POST /register": Row("anyone", "201", "201", "201", "/register", lambda has: registered_as(has["name"])),
+    "GET /metrics": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/metrics"),
+    "GET /me": Row("user", "200", "200", NO_USER, "/me"),
+    "PATCH /me": Row("user", "200", "200", NO_USER, "/me", lambda has: {"phone_number": None}),
+    "DELETE /me": Row("user", "409 balance-not-zero", "409 balance-not-zero", NO_USER, "/me"),
+    "GET /tokens": Row("user", "200", "200", NO_USER, "/tokens"),
+    "POST /tokens": Row("user", "201", "201", NO_USER, "/tokens", lambda has: {"name": "web"}),
+    "DELETE /tokens/{id}": Row("user", "204", "404 token-not-found", NO_USER, "/tokens/{token}"),
+    "GET /accounts": Row("user or operator", "200", "200", "200", "/accounts?user_id={user}"),
+    "POST /accounts": Row(
+        "user or operator",
+        *("201", NO_OPERATOR, "201", "/accounts"),
+        lambda has: {"currency": "USD", "label": has["name"], "user_id": has["user"]},
+    ),
+    "GET /accounts/{id}": Row("user or operator", "200", NO_ACCOUNT, "200", "/accounts/{account}"),
+    "GET /accounts/{id}/entries": Row("user or operator", "200", NO_ACCOUNT, "200", "/accounts/{account}/entries"),
+    "PATCH /accounts/{id}": Row(
+        "operator", NO_OPERATOR, NO_OPERATOR, "200", "/accounts/{account}", lambda has: {"credit_limit": 5}
+    ),
+    "GET /transfers": Row("user or operator", "200", NO_OPERATOR, "200", "/transfers?user_id={user}"),
+    "POST /transfers": Row(
+        "user or operator",
+        *("201", NO_ACCOUNT, "201", "/transfers"),
+        lambda has: order(has["account"], has["eves"], 1),
+    ),
+    "GET /transfers/{id}": Row("user or operator", "200", NO_TRANSFER, "200", "/transfers/{transfer}"),
+    "POST /transfers/{id}/reversal": Row(
+        "user or operator", "201", NO_TRANSFER, "201", "/transfers/{transfer}/reversal"
+    ),
+    "POST /transfers/batch": Row(
+        "user or operator",
+        *("200", "409 batch-refused", "200", "/transfers/batch"),
+        lambda has: {"transfers": [order(has["account"], has["eves"], 1)]},
+    ),
+    "POST /transactions": Row(
+        "user or operator",
+        *("201", "409 transaction-refused", "201", "/transactions"),
+        lambda has: {"transfers": [order(has["account"], has["eves"], 1)]},
+    ),
+    "GET /holds": Row("user or operator", "200", NO_ACCOUNT, "200", "/holds?account_id={account}"),
+    "POST /holds": Row(
+        "user or operator", "201", NO_ACCOUNT, "201", "/holds", lambda has: order(has["account"], has["eves"], 1)
+    ),
+    "GET /holds/{id}": Row("user or operator", "200", NO_HOLD, "200", "/holds/{hold}"),
+    "POST /holds/{id}/capture": Row("user or operator", "201", NO_HOLD, "201", "/holds/{hold}/capture"),
+    "POST /holds/{id}/void": Row("user or operator", "200", NO_HOLD, "200", "/holds/{hold}/void"),
+    "POST /deposits": Row(
+        "operator", NO_OPERATOR, NO_OPERATOR, "201", "/deposits", lambda has: cash(has["account"], 1)
+    ),
+    "POST /withdrawals": Row(
+        "operator", NO_OPERATOR, NO_OPERATOR, "201", "/withdrawals", lambda has: cash(has["account"], 1)
+    ),
+    "GET /users": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/users"),
+    "POST /users/batch": Row(
+        "operator",
+        *(NO_OPERATOR, NO_OPERATOR, "200", "/users/batch"),
+        lambda has: {"users": [registered_as(has["name"])]},
+    ),
+    "GET /users/{id}": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{user}"),
+    "PATCH /users/{id}": Row(
+        "operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{user}", lambda has: {"phone_number": None}
+    ),
+    "GET /users/{id}/tokens": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{user}/tokens"),
+    "POST /users/{id}/tokens": Row("operator", NO_OPERATOR, NO_OPERATOR, "201", "/users/{user}/tokens", lambda has: {}),
+    "DELETE /users/{id}/tokens": Row("operator", NO_OPERATOR, NO_OPERATOR, "204", "/users/{another user}/tokens"),
+    "DELETE /users/{id}/tokens/{token_id}": Row(
+        "operator", NO_OPERATOR, NO_OPERATOR, "204", "/users/{user}/tokens/{token}"
+    ),
+}
+"""By method and path."""
+
+NOT_FOR_ANYONE = {route: row for route, row in TABLE.items() if row.who != "anyone"}
+
+
+def call(client: TestClient, route: str, headers: Headers, things: Things) -> Response:
+    """Make the call of a route's row."""
+    row, method = TABLE[route], route.partition(" ")[0]
+    path = row.path.format_map(things)
+    return client.request(method, path, json=row.body(things), headers=headers, follow_redirects=False)
+
+
+def nobody(world: World) -> dict[str, Headers]:
+    """Headers that are nobody's, by what they are."""
+    token = world.alice.headers["Authorization"].removeprefix("Bearer ")
+    (revoked, as_revoked), (expired, as_expired) = world.issue(world.alice), world.issue(world.alice)
+    assert world.client.delete(f"/tokens/{revoked}", headers=world.alice.headers).status_code == 204
+    world.rows(f"UPDATE access_tokens SET expires_at = created_at WHERE id = {expired}")
+    written = {
+        "an empty one": "",
+        "no token": "Bearer",
+        "an empty token": "Bearer ",
+        "no scheme": token,
+        "another scheme": f"Basic {token}",
+        "a scheme that begins so": f"Bearer2 {token}",
+        "two tokens": f"Bearer {token}, Bearer {token}",
+        "the operator's with more": f"Bearer {OPERATOR_TOKEN}x",
+        "an unknown token": f"Bearer svp_{'A' * 43}",
+        "a part of a token": f"Bearer {token[:-1]}",
+        "a token in capitals": f"Bearer {token.upper()}",
+        "what the database keeps of a token": f"Bearer {hashlib.sha256(token.encode()).hexdigest()}",
+        "a wildcard": "Bearer svp_%",
+    }
+    return {
+        "no header": {},
+        **{kind: {"Authorization": value} for kind, value in written.items()},
+        "a cookie": {"Cookie": f"access_token={token}"},
+        "another header": {"X-Authorization": f"Bearer {token}"},
+        "a proxy's header": {"Proxy-Authorization": f"Bearer {token}"},
+        "a revoked token": as_revoked,
+        "an expired token": as_expired,
+    }
+
+
+@pytest.fixture
+def world(client: TestClient, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(app.state, "metrics_token_hash", hash_secret(MONITORING["Authorization"].split()[1]))
+    return World(client, rows)
+
+
+def routes() -> Iterator[str]:
+    """Every method and path that the app has; of an app that is mounted, which has routes of its own, the path."""
+    for context in iter_route_contexts(app.routes):
+        for method in context.methods or ("mounted",):
+            yield f"{method} {re.sub(':[a-z]+}', '}', str(context.path))}"
+
+
+def test_the_table_has_every_route_and_no_other() -> None:
+    assert sorted(TABLE) == sorted(routes())
+    described = app.openapi()["paths"]
+    assert {f"{method.upper()} {path}" for path, methods in described.items() for method in methods} <= {*TABLE}
+
+
+def test_each_route_is_described_as_for_whom_the_table_says_it_is() -> None:
+    schemes = {
+        "anyone": [],
+        "user": ["UserToken"],
+        "operator": ["OperatorToken"],
+        "user or operator": ["OperatorToken", "UserToken"],
+    }
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            route = f"{method.upper()} {path}"
+            needed = [*operation.get("security", ())]
+            if route == "POST /register":  # The settings can leave it to the operator.
+                assert needed == [{}, {"OperatorToken": []}]
+                continue
+            assert sorted(scheme for each in needed for scheme in each) == schemes[TABLE[route].who], route
+
+
+def answers_to(world: World, headers: Headers, things: Things) -> dict[str, Response]:
+    """What each route that is not for anyone answers."""
+    return {route: call(world.client, route, headers, things) for route in NOT_FOR_ANYONE}
+
+
+@contextmanager
+def unchanged(world: World) -> Iterator[None]:
+    """Expect that nothing that is stored is changed meanwhile."""
+    before = world.everything()
+    yield
+    assert world.everything() == before
+
+
+def with_things(world: World) -> Things:
+    """All that the calls need, made beforehand: who may not make a call is not to change anything by it."""
+    things = Things(world)
+    for route in NOT_FOR_ANYONE:
+        assert outcome_of(call(world.client, route, {}, things)) == "401 unauthenticated", route
+    return things
+
+
+@pytest.mark.slow
+def test_nobody_reaches_more_than_anyone_and_learns_nothing_of_tokens(world: World) -> None:
+    things, kinds = with_things(world), nobody(world)
+    first = {route: shown_by(answer) for route, answer in answers_to(world, {}, things).items()}
+
+    with unchanged(world):
+        for kind, headers in kinds.items():
+            # Which tokens there are, or were, is not told apart.
+            seen = {route: shown_by(answer) for route, answer in answers_to(world, headers, things).items()}
+            assert seen == first, kind
+    for kind in ("an empty one", "an unknown token", "a revoked token"):
+        for route, row in TABLE.items():
+            if row.who == "anyone":
+                assert outcome_of(call(world.client, route, kinds[kind], Things(world))) == row.alice, (kind, route)
+
+
+@pytest.mark.parametrize("status", ["suspended", "closed"])
+def test_a_user_who_is_not_active_reaches_nothing_of_its_own(world: World, status: str) -> None:
+    things = with_things(world)
+
+    with world.in_status(world.alice, status) as headers, unchanged(world):
+        answers = answers_to(world, headers, things)
+
+    assert {outcome_of(each) for each in answers.values()} == {"403 user-not-active"}
+    if status == "closed":
+        assert outcome_of(world.client.get("/me", headers=headers)) == "401 unauthenticated"
+
+
+def test_the_monitoring_reaches_metrics_and_nothing_else(world: World) -> None:
+    things = with_things(world)
+
+    with unchanged(world):
+        answers = answers_to(world, MONITORING, things)
+
+    reached = {route for route, answer in answers.items() if outcome_of(answer) != "401 unauthenticated"}
+    assert reached == {"GET /metrics"}
+    assert outcome_of(answers["GET /metrics"]) == "200"
+
+
+@pytest.mark.parametrize("caller", ["alice", "eve", "operator"])
+def test_a_known_caller_is_answered_as_the_table_says(world: World, caller: str) -> None:
+    known = {"alice": world.alice.headers, "eve": world.eve.headers, "operator": AS_OPERATOR}
+    seen: dict[str, str] = {}
+    for route, row in TABLE.items():
+        answer = call(world.client, route, known[caller], Things(world))
+        seen[route] = outcome_of(answer)
+        if route.startswith("GET "):
+            head = world.client.head(
+                answer.request.url.raw_path.decode(), headers=known[caller], follow_redirects=False
+            )
+            assert (head.status_code, head.content) == (answer.status_code, b""), route
+        if caller == "eve" and row.who != "anyone":
+            assert MARK not in answer.text + str(answer.headers), route
+
+    assert seen == {route: getattr(row, caller) for route, row in TABLE.items()}
+
+
+def test_a_server_without_an_operators_token_has_no_operator(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_things(world)
+    monkeypatch.setattr(app.state, "operator_token_hash", None)
+    disabled = {"operator": "403 operator-disabled"}
+
+    for headers in (AS_OPERATOR, {"Authorization": "Bearer None"}):
+        answers = answers_to(world, headers, things)
+        assert {route: outcome_of(answer) for route, answer in answers.items()} == {
+            route: disabled.get(row.who, "401 unauthenticated") for route, row in NOT_FOR_ANYONE.items()
+        }
