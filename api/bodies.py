@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from api import problems
+from api.callers import check_again
 from api.problems import BadBody, FieldError, InvalidFields
 
 P = ParamSpec("P")
@@ -43,7 +44,7 @@ async def read_body(request: Request, headers: Mapping[bytes, bytes], limit: int
     """The bytes of the body, which may be none.
 
     Raises BadBody for another media type than JSON or a Content-Encoding, and HTTPException 413 for more than `limit`
-    bytes, 400 if the client disconnects.
+    bytes, 400 if the client disconnects. The caller is checked again where this took long.
     """
     if exceeds(headers.get(b"content-length", b""), limit):
         raise HTTPException(413)
@@ -57,6 +58,7 @@ async def read_body(request: Request, headers: Mapping[bytes, bytes], limit: int
             raise HTTPException(413)
         if not message.get("more_body"):
             break
+    await check_again(request)
     if body:
         _check_media_type(headers)
     return bytes(body)

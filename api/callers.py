@@ -1,7 +1,8 @@
 """The caller of a route: a user, the operator, or anyone who may register."""
 
 from secrets import compare_digest
-from typing import Annotated, Any
+from time import monotonic
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -22,6 +23,17 @@ operator_token = HTTPBearer(
     auto_error=False,
 )
 
+CHECKED = "savepoint.checked"
+"""The key in a request's scope of the user who was found to call."""
+FRESH = 1.0
+"""Seconds after which a user is checked again, where the request took so long to arrive."""
+
+
+class _Checked(NamedTuple):
+    token_hash: str
+    user: UserPublic
+    at: float
+
 
 def operations_of(request: Request) -> Operations:
     """The operations of this process; not a dependency, which would cost each call 12 µs more."""
@@ -38,18 +50,29 @@ def _is_operator(request: Request, token_hash: str) -> bool:
 async def _authenticate(request: Request, token_hash: str) -> UserPublic:
     """The active user with this token; an invalid one is counted for the address that sent it."""
     # StrictRoute checks the caller before it reads a body, and FastAPI calls the dependencies again after that.
-    user: UserPublic | None = request.scope.get(token_hash)
-    if user is not None:
-        return user
+    checked: _Checked | None = request.scope.get(CHECKED)
+    if checked is not None and checked.token_hash == token_hash and monotonic() - checked.at < FRESH:
+        return checked.user
     try:
-        user = request.scope[token_hash] = await operations_of(request).authenticate(token_hash)
+        user = await operations_of(request).authenticate(token_hash)
     except Unauthenticated:
         # Valid tokens are never limited: their users may share the address that sends invalid ones.
         limit: AddressLimit | None = request.app.state.failed_token_limit
         if limit is not None:
             limit.count(request)
         raise
+    request.scope[CHECKED] = _Checked(token_hash, user, monotonic())
     return user
+
+
+async def check_again(request: Request) -> None:
+    """Refuse the user whose token was revoked, or who was suspended, while the request arrived, unless it was quick.
+
+    Or else whoever keeps the bodies of calls back could make them after that.
+    """
+    checked: _Checked | None = request.scope.get(CHECKED)
+    if checked is not None:
+        await _authenticate(request, checked.token_hash)
 
 
 async def current_user(
