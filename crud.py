@@ -473,28 +473,40 @@ def _admit(row: Sequence[Any], moment: datetime) -> UserPublic | Refusal:
     _, revoked_at, expires_at, *values = row
     user = _construct(UserPublic, values)
     # Closing a user revokes its tokens too; that it is closed is the better answer.
-    if user.status != "closed" and (revoked_at is not None or (expires_at is not None and expires_at <= moment)):
+    if user.status != "closed" and not _is_valid(revoked_at, expires_at, moment):
         return Unauthenticated()
     return user if user.status == "active" else UserNotActive()
 
 
+def _is_valid(revoked_at: datetime | None, expires_at: datetime | None, moment: datetime) -> bool:
+    return revoked_at is None and (expires_at is None or expires_at > moment)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenIssue:
-    """A token to issue to a user."""
+    """A token to issue to a user, who asks with the token that has this hash; None if the operator asks."""
 
     user_id: int
     name: str | None
     expires_in_days: int | None
+    asked_with: str | None = None
 
 
 @isolating_failures
 async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> list[IssuedToken | Refusal]:
-    """Issue the tokens; their secrets are only in what is returned. Refusals: UserNotFound, UserNotActive."""
+    """Issue the tokens; their secrets are only in what is returned.
+
+    Refusals: UserNotFound, UserNotActive, Unauthenticated.
+    """
     moment = now()
     async with begin(session):
-        # Locked, so that the status stays what it is until this transaction ends.
+        # Locked, so that the status stays what it is until this transaction ends, and that none of the user's tokens
+        # is revoked meanwhile: who holds a stolen one would be left with another.
         users = USERS.where(col(User.id).in_({issue.user_id for issue in issues})).with_for_update(read=True)
         statuses = {user.id: status for user, status in await session.exec(users)}
+        hashes = {issue.asked_with for issue in issues if issue.asked_with is not None}
+        asking = await session.exec(TOKENS.where(col(AccessToken.token_hash).in_(hashes)).with_for_update(read=True))
+        valid = {None, *(each.token_hash for each in asking if _is_valid(each.revoked_at, each.expires_at, moment))}
         secrets = [make_token() for _ in issues]
         tokens = [
             AccessToken(
@@ -506,17 +518,22 @@ async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> l
             )
             for issue, secret in zip(issues, secrets, strict=True)
         ]
-        session.add_all(token for token in tokens if statuses.get(token.user_id) == "active")
+        refused = [_refuse_issue(statuses.get(issue.user_id), issue.asked_with in valid) for issue in issues]
+        session.add_all(token for token, refusal in zip(tokens, refused, strict=True) if refusal is None)
         await session.flush()
         return [
-            _show_issued(token, secret, statuses.get(token.user_id))
-            for token, secret in zip(tokens, secrets, strict=True)
+            refusal or _show_issued(token, secret)
+            for token, secret, refusal in zip(tokens, secrets, refused, strict=True)
         ]
 
 
-def _show_issued(token: AccessToken, secret: str, status: str | None) -> IssuedToken | Refusal:
+def _refuse_issue(status: str | None, is_valid: bool) -> Refusal | None:
     if status != "active":
         return UserNotFound() if status is None else UserNotActive()
+    return None if is_valid else Unauthenticated()
+
+
+def _show_issued(token: AccessToken, secret: str) -> IssuedToken:
     return IssuedToken.model_construct(**_show(TokenPublic, token).__dict__, access_token=secret)
 
 
@@ -548,7 +565,9 @@ async def revoke_tokens(session: AsyncSession, revocations: Sequence[Revocation]
 async def revoke_users_tokens(session: AsyncSession, user_ids: Sequence[int]) -> list[Refusal | None]:
     """Revoke all tokens of these users. Refusal: UserNotFound."""
     async with begin(session):
-        existing = await _find_users(session, set(user_ids))
+        # Locked, so that no token is issued meanwhile.
+        users = select(User.id).where(col(User.id).in_(user_ids)).order_by(col(User.id))
+        existing = {*await session.exec(users.with_for_update(key_share=True))}
         await _revoke_all_tokens(session, existing)
         return [None if user_id in existing else UserNotFound() for user_id in user_ids]
 

@@ -65,6 +65,12 @@ async def _authenticate(request: Request, token_hash: str) -> UserPublic:
     return user
 
 
+def token_hash_of(request: Request) -> str | None:
+    """The hash of the token with which a user was found to call."""
+    checked: _Checked | None = request.scope.get(CHECKED)
+    return None if checked is None else checked.token_hash
+
+
 async def check_again(request: Request) -> None:
     """Refuse the user whose token was revoked, or who was suspended, while the request arrived, unless it was quick.
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 import crud
-from api.callers import CurrentUser, operations_of
+from api.callers import CurrentUser, operations_of, token_hash_of
 from api.errors import USER_ONLY, documented
 from api.fast_route import fast
 from api.pages import After, Limit, Page, RowId, page_of
@@ -54,9 +54,8 @@ async def list_tokens(user: CurrentUser, request: Request, after: After, limit: 
 )
 async def issue_token(token: TokenRequest, user: CurrentUser, request: Request) -> IssuedToken:
     """The secret is in this answer and nowhere else."""
-    return await operations_of(request).write(
-        crud.issue_tokens, crud.TokenIssue(user.id, token.name, token.expires_in_days)
-    )
+    issue = crud.TokenIssue(user.id, token.name, token.expires_in_days, token_hash_of(request))
+    return await operations_of(request).write(crud.issue_tokens, issue)
 
 
 @router.delete(

@@ -11,8 +11,9 @@ from models import KeyedRegistration
 from operations import Operations
 from refusals import UserNotActive
 from tests.support.accounts import Headers, answer_of, refusal_of, register, register_all, walk
+from tests.support.database import Service
 from tests.support.registration import named
-from tests.support.service import AS_OPERATOR, Rows
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN, Rows
 from tests.support.transfers import keyed, set_status
 
 KEY = "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11"
@@ -144,5 +145,21 @@ async def test_no_token_is_left_to_a_user_who_is_closed_while_tokens_are_issued(
         issues = [operations.write(crud.issue_tokens, crud.TokenIssue(user.id, None, None)) for _ in range(5)]
         outcomes = await asyncio.gather(*issues, closing, return_exceptions=True)
         assert all(not isinstance(each, Exception) or isinstance(each, UserNotActive) for each in outcomes), outcomes
+
+    assert rows("SELECT count(*) FROM access_tokens WHERE revoked_at IS NULL") == [(0,)]
+
+
+@pytest.mark.anyio
+async def test_whoever_holds_a_stolen_token_is_left_with_none_when_all_are_revoked(
+    service: Service, url: str, rows: Rows
+) -> None:
+    async with service(url, operator_token=OPERATOR_TOKEN) as client:
+        for number in range(20):
+            registered = (await client.post("/register", json=named(f"user{number}"))).json()
+            stolen = bearing(registered)
+            issues = [client.post("/tokens", json={}, headers=stolen) for _ in range(8)]
+            revoking = client.delete(f"/users/{registered['user']['id']}/tokens", headers=AS_OPERATOR)
+            answers = await asyncio.gather(*issues[:4], revoking, *issues[4:])
+            assert {each.status_code for each in answers} <= {201, 204, 401}
 
     assert rows("SELECT count(*) FROM access_tokens WHERE revoked_at IS NULL") == [(0,)]
