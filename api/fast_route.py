@@ -111,14 +111,12 @@ class FastRoute:
         return response
 
     async def _read(self, request: Request, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
-        """The inputs that the endpoint takes. Raises RequestValidationError, and as bodies.py does."""
+        """The inputs that the endpoint takes. Raises RequestValidationError, with the errors in FastAPI's order.
+
+        Raises as bodies.py does too.
+        """
         arguments: dict[str, Any] = {}
         errors: list[dict[str, Any]] = []
-        for field in self.dependant.header_params:
-            value = headers.get(field.alias.lower().encode())
-            if value is not None:
-                arguments[field.name], wrong = field.validate(value.decode("latin-1"), loc=("header", field.alias))
-                errors += wrong
         for place, fields, sent in (
             ("path", self.path_params, request.path_params),
             ("query", self.dependant.query_params, request.query_params),
@@ -126,6 +124,11 @@ class FastRoute:
             for field in fields:
                 text = sent.get(field.alias)
                 arguments[field.name], wrong = _read_parameter(field, text, (place, field.alias))
+                errors += wrong
+        for field in self.dependant.header_params:
+            value = headers.get(field.alias.lower().encode())
+            if value is not None:
+                arguments[field.name], wrong = field.validate(value.decode("latin-1"), loc=("header", field.alias))
                 errors += wrong
         for field in self.dependant.body_params:
             arguments[field.name], wrong = await _read_model(field, await read_body(request, headers))
