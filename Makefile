@@ -7,7 +7,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 SECONDS ?= 60
 
-.PHONY: help install run serve test test-slow check format lint types coverage browser poolers chaos foreign bench bench-full openapi tables requirements newest clean
+.PHONY: help install run serve test test-slow check format lint types coverage browser schema-attack poolers chaos foreign bench bench-full openapi tables requirements newest clean
 
 help: ## Show these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -55,6 +55,9 @@ coverage: ## Run all tests, and measure what they reach
 
 browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chromium)
 	$(BIN)/pytest tests/browser
+
+schema-attack: .venv/dev ## Attack the API with what its description allows or forbids, and show how much was accepted
+	$(BIN)/pytest --numprocesses=2 -rP tests/test_schema_attack.py
 
 poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (needs Debian's pgbouncer)
 	POOLER_CALLS=5000 $(BIN)/pytest tests/test_poolers.py

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from httpx2 import Response
+from httpx2 import Client, Response
 from starlette.testclient import TestClient
 
 from tests.support.accounts import (
@@ -22,7 +22,7 @@ def keyed(headers: Headers, key: str | bytes) -> Any:
 
 
 def try_transfer(
-    client: TestClient, headers: Headers, debit_account_id: Any, credit_account_id: Any, amount: Any, **fields: Any
+    client: Client, headers: Headers, debit_account_id: Any, credit_account_id: Any, amount: Any, **fields: Any
 ) -> Response:
     body = order(debit_account_id, credit_account_id, amount, **fields)
     return client.post("/transfers", json=body, headers=headers)
