@@ -1,0 +1,1 @@
+"""SQLite when the power fails."""
