@@ -7,7 +7,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 SECONDS ?= 60
 
-.PHONY: help install run serve test test-slow check format lint types coverage browser schema-attack poolers chaos foreign bench bench-full openapi tables requirements newest clean
+.PHONY: help install run serve test test-slow check format lint types security licences coverage browser schema-attack poolers chaos foreign bench bench-full openapi tables requirements newest clean
 
 help: ## Show these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -33,7 +33,7 @@ test: .venv/dev ## Run the tests, on SQLite and on a PostgreSQL of their own, bu
 test-slow: .venv/dev ## Run those that start and kill servers, cut connections, or migrate and load whole databases
 	$(PYTEST) -m slow $(OPTIONS)
 
-check: lint types coverage ## Everything that must be true of a commit
+check: lint types security licences coverage ## Everything that must be true of a commit
 
 format: .venv/dev
 	$(BIN)/ruff check --fix --quiet .
@@ -47,6 +47,14 @@ lint: .venv/dev
 
 types: .venv/dev
 	$(BIN)/mypy .
+
+security: .venv/dev ## Look for insecure code, and for known vulnerabilities of what is installed
+	@# It warns of each nosec that concerns a part of a statement only; shown where it finds something.
+	@report=$$($(BIN)/bandit --quiet --configfile pyproject.toml --recursive . 2>&1) || { echo "$$report"; exit 1; }
+	@$(BIN)/python .ci/vulnerabilities.py
+
+licences: .venv/dev ## List the licences of what the service installs; one that pyproject.toml does not allow fails
+	$(BIN)/pip-licenses --order=license --packages $$(sed -nE 's/^([a-z0-9._-]+)(\[.*\])?==.*/\1/p' requirements.txt)
 
 coverage: ## Run all tests, and measure what they reach
 	$(MAKE) test OPTIONS=--cov

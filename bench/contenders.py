@@ -84,7 +84,7 @@ def worker(app: str, database_url: str, folder: Path) -> Iterator[tuple[int, str
     uvicorn = f"-m uvicorn {app} --port {port} --loop uvloop --http httptools --no-access-log"
     log = folder / f"uvicorn-{port}.log"
     with log.open("w") as output:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # nosec B603 # no shell takes part
             [sys.executable, *uvicorn.split(), "--app-dir", str(ROOT)],
             cwd=folder,
             env=environment(database_url),

@@ -73,7 +73,7 @@ def run_wrk(workload: Workload, origins: Sequence[str], load: Load) -> Measureme
     # As patient as SQLite's busy_timeout in bench/usual_sync.py: what is slow is counted as slow, not left out.
     wrk = f"wrk -t{len(origins)} -c{load.connections} -d{load.seconds}s --timeout 30s -s"
     arguments = (workload.kind, next(PREFIXES), str(load.accounts), str(workload.hot).lower(), str(load.pause))
-    output = subprocess.run(
+    output = subprocess.run(  # nosec B603 # no shell takes part
         [*wrk.split(), HERE / "requests.lua", origins[0], "--", *arguments],
         env={**os.environ, "PORTS": " ".join(origin.rpartition(":")[2] for origin in origins)},
         stdout=subprocess.PIPE,
@@ -94,7 +94,7 @@ def run_pgbench(script: str, workload: Workload, url: str, load: Load) -> Measur
     variables = f"-D prefix={next(PREFIXES)} -D sent=0 -D accounts={load.accounts} -D hot={hot}"
     command = [str(POSTGRES_BIN_PATH / "pgbench"), *options.split(), *variables.split(), f"--file={HERE / script}", url]
     with TemporaryDirectory() as folder:
-        output = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        output = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # nosec B603 # no shell
         logs = "".join(log.read_text() for log in Path(folder).iterdir())
     if output.returncode or "failed transactions: 0 " not in output.stdout:
         sys.exit(f"pgbench failed:\n{output.stdout}{output.stderr}")

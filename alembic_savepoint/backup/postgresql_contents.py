@@ -105,14 +105,14 @@ OF_EXTENSION = """
 OWN_RELATIONS = f"""
     SELECT FROM pg_class WHERE relnamespace = pg_namespace.oid AND relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
     AND NOT {OF_EXTENSION.format(catalog="pg_class")}
-"""
+"""  # nosec B608 # all of it is written here
 SCHEMAS = rf"""
     SELECT nspname, coalesce(nspname = current_schema(), false) OR (
         has_schema_privilege(oid, 'CREATE') AND NOT EXISTS ({OWN_RELATIONS} AND NOT pg_has_role(relowner, 'USAGE')))
     FROM pg_namespace WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'information_schema'
     AND (NOT {OF_EXTENSION.format(catalog="pg_namespace")} OR EXISTS ({OWN_RELATIONS}))
     ORDER BY nspname
-"""  # noqa: S608 (all of it is written here, as below)
+"""  # noqa: S608 (all of it is written here)  # nosec B608
 # The tables of extensions are not dumped.
 DEPTH = """
     (WITH RECURSIVE above (id, height) AS (
@@ -125,7 +125,7 @@ DEPTH = """
 TABLES = f"""
     SELECT nspname, relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE nspname = ANY ({{schemas}}::text[]) AND relkind = 'r' AND NOT {OF_EXTENSION.format(catalog="pg_class")}
-"""  # noqa: S608
+"""  # noqa: S608 (as above)  # nosec B608
 # plpgsql is in every database.
 EXTENSIONS = """
     SELECT extname, extversion, nspname FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
@@ -167,4 +167,4 @@ LEFT_OUT = f"""
     AND NOT {OF_EXTENSION.format(catalog="pg_class")}
     GROUP BY relowner
     ORDER BY 1
-"""  # noqa: S608
+"""  # noqa: S608 (as above)  # nosec B608

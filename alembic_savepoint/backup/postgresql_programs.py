@@ -40,7 +40,9 @@ def start(program: str, server_version: str, *options: str, url: str | None = No
     path = shutil.which(program)
     if path is None:
         raise SaveError(f"{program} is not on the PATH. {INSTALL.format(server=server)}")
-    shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    # PostgreSQL's programs, by their paths; no shell takes part.
+    command = [path, "--version"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout  # noqa: S603  # nosec B603
     version = re.search(r"\(PostgreSQL\) (\d+)", shown)
     if version is None or int(version[1]) < int(server):
         raise SaveError(f"{path} is {shown.strip()}, too old for the server. {INSTALL.format(server=server)}")
@@ -50,7 +52,7 @@ def start(program: str, server_version: str, *options: str, url: str | None = No
         if password is not None:
             environment["PGPASSWORD"] = password
         options = ("--no-password", f"--dbname={conninfo}", *options)
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(  # noqa: S603 (as above)  # nosec B603
         [path, *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -75,7 +75,7 @@ class Git:
     def lines(self, *arguments: str) -> list[str]:
         """Return git's output; nothing if it fails."""
         try:
-            answer = subprocess.run(  # noqa: S603 (no shell takes part)
+            answer = subprocess.run(  # noqa: S603 (no shell takes part)  # nosec B603
                 [*self.command, *arguments],
                 capture_output=True,
                 check=True,

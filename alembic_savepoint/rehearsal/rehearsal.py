@@ -245,4 +245,4 @@ OWN_SEQUENCE = f"""
     SELECT seqrelid::regclass::text, coalesce(pg_sequence_last_value(seqrelid) + seqincrement, seqstart)
     FROM pg_sequence JOIN pg_class ON pg_class.oid = seqrelid AND pg_has_role(relowner, 'USAGE')
     JOIN pg_depend ON objid = seqrelid AND deptype = 'a' AND refobjid = to_regclass('{RECORD.name}')
-"""  # noqa: S608
+"""  # noqa: S608 (all of it is written here)  # nosec B608

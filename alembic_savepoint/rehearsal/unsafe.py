@@ -60,8 +60,9 @@ def newly_required(
 ) -> Iterator[UnsafeStep]:
     """Yield the columns that become NOT NULL in a table with rows."""
     for (table, column), is_nullable in after.items():
+        # Table and column are quoted.
         became_required = before.get((table, column), False) and not is_nullable
-        if became_required and watch.execute(f"SELECT 1 FROM {table} LIMIT 1"):  # noqa: S608
+        if became_required and watch.execute(f"SELECT 1 FROM {table} LIMIT 1"):  # noqa: S608  # nosec B608
             yield UnsafeStep(
                 "newly-required",
                 f"{table.strip(chr(34))}.{column} becomes NOT NULL in a table that has rows: all are read while others "
@@ -179,8 +180,8 @@ def answers(command: list[str], asked: Sequence[Sequence[Statement]]) -> Iterato
             lines[name] = [
                 statement for statement, text in zip(statements, texts, strict=True) for _ in text.splitlines()
             ]
-        # In that folder, which has no configuration.
-        run = subprocess.run(  # noqa: S603
+        # No shell takes part. In that folder, which has no configuration.
+        run = subprocess.run(  # noqa: S603  # nosec B603
             [*command, *lines], cwd=folder, capture_output=True, encoding="utf-8", check=False, timeout=60
         )
         if run.returncode not in (0, 1):
