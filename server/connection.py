@@ -5,6 +5,7 @@ them, and tests/test_canaries.py fails if a new version differs.
 """
 
 import asyncio
+import re
 from enum import IntEnum
 from functools import partial
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from uvicorn.server import ServerState
 
 Stage = IntEnum("Stage", ["BETWEEN", "HEAD", "BODY"], start=0)
 """Where in a request the next byte belongs."""
+HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
+"""The characters of a host and its port (RFC 3986, 3.2.2)."""
 
 
 class OneWrite:
@@ -161,6 +164,11 @@ class Connection(HttpToolsProtocol):
             self.stage = Stage.BETWEEN
             if self.expect_100_continue:
                 self.cycle.keep_alive = self.parser.should_keep_alive()
+            elif not self.parser.should_keep_alive():
+                # Where a trailer said "Connection: close", the parser ignores whatever comes next.
+                self.cycle.keep_alive = False
+                if self.cycle.response_complete:
+                    self.transport.close()
             super().on_message_complete()
 
     def size_of_head(self) -> int:
@@ -169,9 +177,15 @@ class Connection(HttpToolsProtocol):
 
     def is_unambiguous(self) -> bool:
         """Return True if all servers read the same host and end of the body from the head (RFC 9112, 3.2 and 6.1)."""
+        version = self.parser.get_http_version()
+        # The parser takes a request line without a version for one of HTTP/0.9.
+        if version not in ("1.1", "1.0"):
+            return False
         names = [name for name, _ in self.headers]
-        hosts = names.count(b"host")
-        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) != 1 and (hosts or version != "1.0"):
+            return False
+        if hosts and HOST.fullmatch(hosts[0]) is None:
             return False
         if b"transfer-encoding" not in names:
             return True
