@@ -12,30 +12,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from main import app as savepoint
-
-
-class RecordingTransport(asyncio.Transport):
-    """The end of a connection: each write, and b"" where it was closed."""
-
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
-        self.writes: list[bytes] = []
-
-    def write(self, data: Any) -> None:
-        if data:
-            self.writes.append(bytes(data))
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
-
-    def close(self) -> None:
-        self.writes.append(b"")
-
-    def is_closing(self) -> bool:
-        return b"" in self.writes
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
+from tests.support.transports import RecordingTransport
 
 
 async def exchange(app: ASGIApp, requests: str) -> list[bytes]:
