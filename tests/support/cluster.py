@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -94,7 +93,8 @@ class Node(Machine):
 
     def postgresql(self, sql: str, database: str = "postgres") -> str:
         """What this node's PostgreSQL says itself, whether or not its door is open."""
-        return self.run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", database, user="postgres", text=sql).strip()
+        words = ("-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "/run/postgresql", "-d", database)
+        return self.run("psql", *words, user="postgres", text=sql).strip()
 
 
 @dataclass
@@ -119,6 +119,11 @@ class Cluster:
         members = self.members()
         [node] = [each for each in self.nodes if members.get(each.name, {}).get("role") == role]
         return node
+
+    def stored(self) -> list[str]:
+        """The names of all writes that the leader has."""
+        sql = "SELECT reference FROM transfers WHERE reference IS NOT NULL UNION ALL SELECT username FROM users"
+        return self.node_as("leader").postgresql(sql, "savepoint").splitlines()
 
     def tell_patroni(self, node: Node, method: str, path: str, content: dict[str, Any]) -> str:
         url = f"http://{node.address}:8008{path}"
@@ -195,7 +200,3 @@ def running_cluster(folder: Path, configuration: Configuration) -> Iterator[Clus
         cluster.python("-m", "alembic", "upgrade", "head")
         yield cluster
 
-
-def kept(folder: Path) -> str:
-    """Where the logs of a cluster are."""
-    return f"{folder}, at {time.strftime('%H:%M:%S')}"

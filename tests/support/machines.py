@@ -31,8 +31,6 @@ class Machine:
         self.name = name
         self.folder = folder
         folder.mkdir()
-        # Shells of other users start in here.
-        folder.chmod(0o755)
         self.console = (folder / "console.log").open("wb")
         # It ends when this process closes its input, and all that it started with it: it is their init.
         self.shell = subprocess.Popen(
@@ -40,7 +38,7 @@ class Machine:
             stdin=subprocess.PIPE,
             stdout=self.console,
             stderr=self.console,
-            cwd=folder,
+            cwd="/",
         )
         self.type("ip link set lo up")
         for each in private:
