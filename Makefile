@@ -7,7 +7,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 SECONDS ?= 60
 
-.PHONY: help install run serve test test-slow check format lint types security licences coverage browser schema-attack poolers chaos foreign bench bench-full openapi tables requirements newest clean
+.PHONY: help install run serve test test-slow check format lint types security licences coverage browser schema-attack poolers chaos cluster foreign bench bench-full openapi tables requirements newest clean
 
 help: ## Show these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -73,6 +73,14 @@ poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (
 chaos: .venv/dev ## Kill, freeze and fill what there is while clients move money, and look for what is lost: make chaos SECONDS=600
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
+cluster: .venv/dev .patroni ## Attack three PostgreSQL nodes under Patroni (needs root, Debian's postgresql-15, etcd-server, haproxy)
+	$(BIN)/pytest tests/cluster
+
+# A Python that PostgreSQL's user may run. Debian 12's own Patroni loses writes: docs/cluster.md says how.
+.patroni:
+	/usr/bin/python3 -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check 'patroni[etcd3,psycopg3]==4.1.5'
+
 foreign: .venv/dev ## Run the migration tool on public packages' histories; some of them: make foreign PROJECTS=optuna
 	$(BIN)/python alembic_savepoint/tests/foreign.py .foreign $(PROJECTS)
 
@@ -101,7 +109,7 @@ newest: .venv/dev ## Run the tests with the newest versions of everything, or so
 	@UV=$(BIN)/uv bash .ci/newest $(TESTS)
 
 clean:
-	rm -rf .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .patroni .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

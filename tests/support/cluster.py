@@ -16,16 +16,23 @@ from tests.support.service import OPERATOR_TOKEN, ROOT, wait_until
 DOCUMENT = ROOT / "docs" / "cluster.md"
 PATRONI = "/etc/patroni/config.yml"
 HAPROXY = "/etc/haproxy/haproxy.cfg"
-PRIVATE = ("/etc/patroni", "/etc/haproxy", "/var/lib/postgresql", "/run/postgresql", "/var/lib/etcd")
+PGBOUNCER = "/etc/pgbouncer"
+PRIVATE = ("/etc/patroni", "/etc/haproxy", PGBOUNCER, "/var/lib/postgresql", "/run/postgresql", "/var/lib/etcd")
 """Folders that the configurations name, and that each node has to itself."""
+
+VENV = ROOT / ".patroni"
+"""Where Patroni is installed; the nodes see it as /opt."""
 
 POSTGRES = Path("/usr/lib/postgresql/15/bin/postgres")
 
 
 def reason_to_skip() -> str:
     """A sentence on what is missing here; empty if a cluster can run."""
-    missing = missing_programs("patroni", "etcd", "haproxy", "curl")
-    return missing or ("" if POSTGRES.exists() else "needs Debian's postgresql-15")
+    if missing := missing_programs("etcd", "haproxy", "pgbouncer", "curl"):
+        return missing
+    if not POSTGRES.exists():
+        return "needs Debian's postgresql-15"
+    return "" if VENV.exists() else "needs Patroni, which make cluster installs"
 
 
 def written(language: str, about: str) -> str:
@@ -42,9 +49,11 @@ class Configuration:
     patroni: str
     etcd: str
     haproxy: str
-    unit: str
     roles: str
-    url: str
+    service: dict[str, str]
+    """The service's settings."""
+    pgbouncer: str = ""
+    """Where empty, there is none."""
 
     @classmethod
     def prescribed(cls) -> "Configuration":
@@ -52,9 +61,8 @@ class Configuration:
             patroni=written("yaml", PATRONI),
             etcd=written("ini", "ETCD_NAME"),
             haproxy=written("haproxy", "listen door"),
-            unit=written("ini", "KillMode"),
             roles=written("sql", "CREATE DATABASE savepoint"),
-            url=written("sh", "DATABASE_URL").strip().removeprefix("DATABASE_URL="),
+            service=dict(line.split("=", 1) for line in written("sh", "DATABASE_URL").splitlines()),
         )
 
 
@@ -64,12 +72,18 @@ class Node(Machine):
     def __init__(self, number: int, folder: Path, configuration: Configuration) -> None:
         super().__init__(f"node{number}", folder / f"node{number}", PRIVATE)
         self.address = f"10.0.0.{number}"
+        self.type(f"mount --bind {VENV} /opt")
         for own in ("var/lib/postgresql", "run/postgresql"):
             self.run("chown", "postgres:", f"/{own}")
         patroni = configuration.patroni.replace("name: node1", f"name: {self.name}")
         patroni = patroni.replace("connect_address: 10.0.0.1", f"connect_address: {self.address}")
         (folder / self.name / PATRONI.strip("/")).write_text(patroni)
         (folder / self.name / HAPROXY.strip("/")).write_text(configuration.haproxy)
+        if configuration.pgbouncer:
+            private = folder / self.name / PGBOUNCER.strip("/")
+            (private / "pgbouncer.ini").write_text(configuration.pgbouncer)
+            (private / "userlist.txt").write_text('"savepoint" "change-me"\n')
+            self.start("pgbouncer", "pgbouncer", f"{PGBOUNCER}/pgbouncer.ini", user="postgres")
         self.etcd: dict[str, str] = {}
         for line in configuration.etcd.splitlines():
             if not line.startswith("#"):
@@ -85,7 +99,7 @@ class Node(Machine):
         self.start("haproxy", "haproxy", "-db", "-f", HAPROXY)
 
     def start_patroni(self) -> None:
-        self.start("patroni", "patroni", PATRONI, user="postgres")
+        self.start("patroni", "/opt/bin/python", "-m", "patroni", PATRONI, user="postgres")
 
     def kill_database(self) -> None:
         """Kill Patroni and PostgreSQL, as systemd does with KillMode=mixed when Patroni has died."""
@@ -163,7 +177,8 @@ class Cluster:
 
     def python(self, *words: str) -> str:
         """Run Python in the repository, on the service's machine, with the service's settings."""
-        settings = [f"DATABASE_URL={self.configuration.url}", f"PATH={os.environ['PATH']}"]
+        settings = [f"{name}={value}" for name, value in self.configuration.service.items()]
+        settings.append(f"PATH={os.environ['PATH']}")
         return self.home.run("env", "-C", str(ROOT), *settings, sys.executable, *words)
 
     def serve(self) -> Path:
@@ -173,7 +188,7 @@ class Cluster:
             "service",
             *(sys.executable, "-m", "uvicorn", "--app-dir", ROOT, "main:app", "--uds", path, "--no-access-log"),
             *("--http", "server.protocol:BoundedProtocol"),
-            DATABASE_URL=self.configuration.url,
+            **self.configuration.service,
             OPERATOR_TOKEN=OPERATOR_TOKEN,
         )
         wait_until(lambda: "Application startup complete" in self.home.log("service"), "the service to start")
