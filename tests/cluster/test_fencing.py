@@ -1,4 +1,4 @@
-"""Patroni dies or freezes beside a PostgreSQL that lives on: with the prescribed fencing nothing is lost, without it is."""
+"""Patroni dies or freezes beside a PostgreSQL that lives on: behind the doors nothing is lost, without them it is."""
 
 import time
 from dataclasses import replace

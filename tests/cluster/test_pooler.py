@@ -1,28 +1,33 @@
 """The same with a PgBouncer between each door and its PostgreSQL."""
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from tests.support.attack import attacking
-from tests.support.cluster import Configuration, reason_to_skip, written
+from tests.support.attack import Attack
 
 
-def test_a_leader_behind_a_pooler_is_killed(tmp_path: Path) -> None:
-    if reason := reason_to_skip():
-        pytest.skip(reason)
-    prescribed = Configuration.prescribed()
-    pooled = replace(
-        prescribed,
-        haproxy=prescribed.haproxy.replace("here 127.0.0.1:5432", "here 127.0.0.1:6432"),
-        pgbouncer=written("ini", "[pgbouncer]"),
-    )
-    with attacking(pooled, tmp_path) as attack:
-        with attack("leader killed, through PgBouncer") as cluster:
-            leader = cluster.node_as("leader")
-            leader.kill_database()
-            cluster.wait_for_leader_besides(leader)
-            leader.start_patroni()
+@pytest.fixture
+def pooled(attack: Attack) -> Iterator[Attack]:
+    """The cluster, with doors that lead to poolers while the test lasts."""
+    for node in attack.cluster.nodes:
+        node.start_pgbouncer()
+        node.kill("haproxy")
+        node.start_door(6432)
+    yield attack
+    for node in attack.cluster.nodes:
+        node.kill("haproxy")
+        node.start_door()
 
-        attack.assert_nothing_lost()
+
+def test_a_leader_behind_a_pooler_is_killed(pooled: Attack) -> None:
+    with pooled("leader killed, through PgBouncer") as cluster:
+        leader = cluster.node_as("leader")
+        leader.kill_database()
+        cluster.wait_for_leader_besides(leader)
+        leader.start_pgbouncer()
+        leader.start_patroni()
+        pooled_by = leader.log("pgbouncer")
+
+    assert "login attempt" in pooled_by
+    pooled.assert_nothing_lost()

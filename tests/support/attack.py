@@ -1,4 +1,4 @@
-"""Scenarios: something is done to a cluster while clients write; then what they were told is compared with what is there."""
+"""Scenarios: something is done to a cluster while clients write; what they were told is compared with what is there."""
 
 import time
 from collections.abc import Iterator

@@ -52,8 +52,7 @@ class Configuration:
     roles: str
     service: dict[str, str]
     """The service's settings."""
-    pgbouncer: str = ""
-    """Where empty, there is none."""
+    pgbouncer: str
 
     @classmethod
     def prescribed(cls) -> "Configuration":
@@ -61,6 +60,7 @@ class Configuration:
             patroni=written("yaml", PATRONI),
             etcd=written("ini", "ETCD_NAME"),
             haproxy=written("haproxy", "listen door"),
+            pgbouncer=written("ini", "[pgbouncer]"),
             roles=written("sql", "CREATE DATABASE savepoint"),
             service=dict(line.split("=", 1) for line in written("sh", "DATABASE_URL").splitlines()),
         )
@@ -78,12 +78,10 @@ class Node(Machine):
         patroni = configuration.patroni.replace("name: node1", f"name: {self.name}")
         patroni = patroni.replace("connect_address: 10.0.0.1", f"connect_address: {self.address}")
         (folder / self.name / PATRONI.strip("/")).write_text(patroni)
-        (folder / self.name / HAPROXY.strip("/")).write_text(configuration.haproxy)
-        if configuration.pgbouncer:
-            private = folder / self.name / PGBOUNCER.strip("/")
-            (private / "pgbouncer.ini").write_text(configuration.pgbouncer)
-            (private / "userlist.txt").write_text('"savepoint" "change-me"\n')
-            self.start("pgbouncer", "pgbouncer", f"{PGBOUNCER}/pgbouncer.ini", user="postgres")
+        self.haproxy = configuration.haproxy
+        private = folder / self.name / PGBOUNCER.strip("/")
+        (private / "pgbouncer.ini").write_text(configuration.pgbouncer)
+        (private / "userlist.txt").write_text('"savepoint" "change-me"\n')
         self.etcd: dict[str, str] = {}
         for line in configuration.etcd.splitlines():
             if not line.startswith("#"):
@@ -95,8 +93,15 @@ class Node(Machine):
     def start_etcd(self) -> None:
         self.start("etcd", "etcd", **self.etcd)
 
-    def start_door(self) -> None:
+    def start_door(self, port: int = 5432) -> None:
+        """Start HAProxy, leading to PostgreSQL, or to the PgBouncer before it."""
+        assert "127.0.0.1:5432" in self.haproxy
+        configuration = self.haproxy.replace("127.0.0.1:5432", f"127.0.0.1:{port}")
+        (self.folder / HAPROXY.strip("/")).write_text(configuration)
         self.start("haproxy", "haproxy", "-db", "-f", HAPROXY)
+
+    def start_pgbouncer(self) -> None:
+        self.start("pgbouncer", "pgbouncer", f"{PGBOUNCER}/pgbouncer.ini", user="postgres")
 
     def start_patroni(self) -> None:
         self.start("patroni", "/opt/bin/python", "-m", "patroni", PATRONI, user="postgres")
@@ -214,4 +219,3 @@ def running_cluster(folder: Path, configuration: Configuration) -> Iterator[Clus
         cluster.node_as("leader").postgresql(configuration.roles)
         cluster.python("-m", "alembic", "upgrade", "head")
         yield cluster
-

@@ -1,10 +1,11 @@
-"""Clients that write without a pause, each call until it has a definite answer, and what became of what they were told."""
+"""Clients that write without a pause, each call until it has a definite answer, and what became of their writes."""
 
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -105,10 +106,10 @@ class Writers:
 
     def silence(self) -> float:
         """Seconds, the longest in which no write of one kind was acknowledged."""
-        silences = []
+        silences: list[float] = []
         for kind in ("deposit", "transfer", "registration"):
             times = [self.since, *self.acknowledged(kind)]
-            silences.extend(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+            silences.extend(later - earlier for earlier, later in pairwise(times))
         return max(silences)
 
     def judge(self, stored: Iterable[str]) -> Figures:
