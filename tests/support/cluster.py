@@ -150,8 +150,12 @@ class Cluster:
         return self.home.run("curl", "-sS", "-m", "60", "-u", login, "-X", method, "-d", json.dumps(content), url)
 
     def is_whole(self) -> bool:
-        """True if there are a leader, a synchronous standby and a replica, all of them alike."""
-        members = self.members().values()
+        """True if there are a leader, a synchronous standby and a replica, all of them alike, and all nodes say so."""
+        views = [self.members(node) for node in self.nodes]
+        # A node that was cut off remembers for a moment who was what before.
+        if any(roles_in(view) != roles_in(views[0]) for view in views):
+            return False
+        members = views[0].values()
         roles = sorted(member["role"] for member in members)
         alike = {member.get("timeline") for member in members}
         is_behind = any(member.get("lag") not in (None, 0) for member in members if member["role"] != "leader")
@@ -198,6 +202,10 @@ class Cluster:
         )
         wait_until(lambda: "Application startup complete" in self.home.log("service"), "the service to start")
         return path
+
+
+def roles_in(view: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {name: member["role"] for name, member in view.items()}
 
 
 @contextmanager
