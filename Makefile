@@ -76,7 +76,7 @@ chaos: .venv/dev ## Kill, freeze and fill what there is while clients move money
 cluster: .venv/dev .patroni ## Attack three PostgreSQL nodes under Patroni (needs root, Debian's postgresql-15, etcd-server, haproxy)
 	$(BIN)/pytest tests/cluster
 
-# A Python that PostgreSQL's user may run. Debian 12's own Patroni loses writes: docs/cluster.md says how.
+# A Python that PostgreSQL's user may run. Why not Debian 12's own Patroni, docs/cluster.md says.
 .patroni:
 	/usr/bin/python3 -m venv $@
 	$@/bin/pip install --quiet --disable-pip-version-check 'patroni[etcd3,psycopg3]==4.1.5'
