@@ -76,10 +76,13 @@ chaos: .venv/dev ## Kill, freeze and fill what there is while clients move money
 cluster: .venv/dev .patroni ## Attack three PostgreSQL nodes under Patroni (needs root, Debian's postgresql-15, etcd-server, haproxy)
 	$(BIN)/pytest tests/cluster
 
+cluster: .venv/dev .patroni/bin/patroni ## Attack three PostgreSQL nodes under Patroni (needs root, Debian's postgresql-15, etcd-server, haproxy)
+	$(BIN)/pytest tests/cluster $(OPTIONS)
+
 # A Python that PostgreSQL's user may run. Why not Debian 12's own Patroni, docs/cluster.md says.
-.patroni:
-	/usr/bin/python3 -m venv $@
-	$@/bin/pip install --quiet --disable-pip-version-check 'patroni[etcd3,psycopg3]==4.1.5'
+.patroni/bin/patroni:
+	/usr/bin/python3 -m venv .patroni
+	.patroni/bin/pip install --quiet --disable-pip-version-check 'patroni[etcd3,psycopg3]==4.1.5'
 
 foreign: .venv/dev ## Run the migration tool on public packages' histories; some of them: make foreign PROJECTS=optuna
 	$(BIN)/python alembic_savepoint/tests/foreign.py .foreign $(PROJECTS)

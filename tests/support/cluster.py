@@ -32,7 +32,7 @@ def reason_to_skip() -> str:
         return missing
     if not POSTGRES.exists():
         return "needs Debian's postgresql-15"
-    return "" if VENV.exists() else "needs Patroni, which make cluster installs"
+    return "" if (VENV / "bin" / "patroni").exists() else "needs Patroni, which make cluster installs"
 
 
 def written(language: str, about: str) -> str:
