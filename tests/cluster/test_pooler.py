@@ -20,6 +20,7 @@ def pooled(attack: Attack) -> Iterator[Attack]:
         node.start_door()
 
 
+@pytest.mark.xfail(reason="PgBouncer may go on telling clients that its server is a standby", strict=False)
 def test_a_leader_behind_a_pooler_is_killed(pooled: Attack) -> None:
     with pooled("leader killed, through PgBouncer") as cluster:
         leader = cluster.node_as("leader")
