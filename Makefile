@@ -73,16 +73,13 @@ poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (
 chaos: .venv/dev ## Kill, freeze and fill what there is while clients move money, and look for what is lost: make chaos SECONDS=600
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-cluster: .venv/dev .patroni ## Attack three PostgreSQL nodes under Patroni (needs root, Debian's postgresql-15, etcd-server, haproxy)
-	$(BIN)/pytest tests/cluster
-
 cluster: .venv/dev .patroni/bin/patroni ## Attack three PostgreSQL nodes under Patroni (needs root, Debian's postgresql-15, etcd-server, haproxy)
 	$(BIN)/pytest tests/cluster $(OPTIONS)
 
 # A Python that PostgreSQL's user may run. Why not Debian 12's own Patroni, docs/cluster.md says.
-.patroni/bin/patroni:
-	/usr/bin/python3 -m venv .patroni
-	.patroni/bin/pip install --quiet --disable-pip-version-check 'patroni[etcd3,psycopg3]==4.1.5'
+.patroni/bin/patroni: tests/cluster/requirements.txt
+	/usr/bin/python3 -m venv --clear .patroni
+	.patroni/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/cluster/requirements.txt
 
 foreign: .venv/dev ## Run the migration tool on public packages' histories; some of them: make foreign PROJECTS=optuna
 	$(BIN)/python alembic_savepoint/tests/foreign.py .foreign $(PROJECTS)
@@ -107,6 +104,7 @@ PIN = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --quie
 requirements: .venv/dev ## Pin what requirements.in and requirements-dev.in ask for, with hashes
 	$(PIN) requirements.in --output-file requirements.txt
 	$(PIN) requirements-dev.in --constraints requirements.txt --output-file requirements-dev.txt
+	$(PIN) tests/cluster/requirements.in --output-file tests/cluster/requirements.txt
 
 newest: .venv/dev ## Run the tests with the newest versions of everything, or some: make newest TESTS=tests/test_ledger.py
 	@UV=$(BIN)/uv bash .ci/newest $(TESTS)

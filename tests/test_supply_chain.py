@@ -18,7 +18,7 @@ from tests.support.service import ROOT, free_port
 pytestmark = pytest.mark.slow
 
 VULNERABILITIES = ROOT / ".ci" / "vulnerabilities.py"
-LISTS = ("requirements.txt", "requirements-dev.txt")
+LISTS = ("requirements.txt", "requirements-dev.txt", "tests/cluster/requirements.txt")
 FINDING = {"vulns": [{"id": "TEST-1", "summary": "Anyone gets in", "affected": []}]}
 
 
@@ -102,7 +102,7 @@ def test_every_package_is_pinned_with_hashes() -> None:
     for name in LISTS:
         text = re.sub(r" *#.*", "", (ROOT / name).read_text()).replace("\\\n", " ")
         pins = [line for line in text.splitlines() if line.strip()]
-        assert len(pins) > 20
+        assert len(pins) >= 20
         assert [pin for pin in pins if "==" not in pin or "--hash=sha256:" not in pin] == []
 
 
@@ -112,4 +112,4 @@ def test_what_installs_pins_asks_for_their_hashes() -> None:
     installing = [line for line in recipes if "pip install" in line]
 
     assert len(installing) == len(LISTS)
-    assert all("--require-hashes -r requirements" in line for line in installing)
+    assert all("--require-hashes -r " in line for line in installing)
