@@ -16,7 +16,7 @@ PATIENCE = 60
 ANSWER_TIMEOUT = 5
 """Seconds to wait for an answer; servers answer after REQUEST_TIMEOUT, which is less."""
 
-LOST = 0.03
+LOST = 0.1
 """The share of calls whose first answer the client does not wait for, as when a proxy or a network loses it."""
 
 UNKNOWN = frozenset(["outcome-unknown", "internal-error"])

@@ -42,6 +42,10 @@ def written(language: str, about: str) -> str:
     return str(block)
 
 
+STARTED = "Application startup complete"
+"""What the service logs once it answers."""
+
+
 @dataclass(frozen=True)
 class Configuration:
     """What the document prescribes, for its node1, or a change of it."""
@@ -190,17 +194,18 @@ class Cluster:
         settings.append(f"PATH={os.environ['PATH']}")
         return self.home.run("env", "-C", str(ROOT), *settings, sys.executable, *words)
 
-    def serve(self) -> Path:
-        """Start the service on its machine; the socket that it listens to."""
+    def serve(self, more: str = "") -> Path:
+        """Start the service on its machine, with `more` in its URL; the socket that it listens to."""
         path = self.home.folder / "service"
+        starts = self.home.log("service").count(STARTED)
         self.home.start(
             "service",
             *(sys.executable, "-m", "uvicorn", "--app-dir", ROOT, "main:app", "--uds", path, "--no-access-log"),
             *("--http", "server.protocol:BoundedProtocol"),
-            **self.configuration.service,
+            **self.configuration.service | {"DATABASE_URL": self.configuration.service["DATABASE_URL"] + more},
             OPERATOR_TOKEN=OPERATOR_TOKEN,
         )
-        wait_until(lambda: "Application startup complete" in self.home.log("service"), "the service to start")
+        wait_until(lambda: self.home.log("service").count(STARTED) > starts, "the service to start")
         return path
 
 
