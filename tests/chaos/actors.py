@@ -1,4 +1,4 @@
-"""A process of clients: `python -m tests.chaos.actors URL WORLD LOG NAME SEED`, until SIGTERM."""
+"""A process of clients: `python -m tests.chaos.actors URL WORLD LOG NAME SEED PATIENCE`, until SIGTERM."""
 
 import asyncio
 import json
@@ -198,16 +198,17 @@ class Actor:
         await self.client.send(call, "GET", f"/accounts/{party.account_id}", None, party.headers())
 
 
-async def act(url: str, world: Path, log: Path, name: str, seed: int) -> None:
+async def act(url: str, world: str, log: str, *how: str) -> None:
     """Let all actors of this process act until SIGTERM, and end what they have begun."""
+    name, seed, patience = how
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    client = Client(url, log, ACTORS, random.Random(f"{seed} {name}"))
-    parties = read_world(world)
-    actors = [Actor(client, parties, f"{name}{number}", seed) for number in range(ACTORS)]
+    client = Client(url, Path(log), float(patience), ACTORS, random.Random(f"{seed} {name}"))
+    parties = read_world(Path(world))
+    actors = [Actor(client, parties, f"{name}{number}", int(seed)) for number in range(ACTORS)]
     await asyncio.gather(*(actor.act_until(stop) for actor in actors))
     await client.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(act(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5])))
+    asyncio.run(act(*sys.argv[1:]))

@@ -10,9 +10,6 @@ from typing import Any
 
 import httpx2
 
-PATIENCE = 60
-"""Seconds after which a call without a definite answer is given up, which is a violation."""
-
 ANSWER_TIMEOUT = 5
 """Seconds to wait for an answer; servers answer after REQUEST_TIMEOUT, which is less."""
 
@@ -56,11 +53,14 @@ class Call:
 class Client:
     """A client of the service that writes down each call and its definite answer."""
 
-    def __init__(self, url: str, log: Path, connections: int = 1, chance: random.Random | None = None) -> None:
-        """With `chance`, some answers are lost."""
+    def __init__(
+        self, url: str, log: Path, patience: float, connections: int = 1, chance: random.Random | None = None
+    ) -> None:
+        """With `chance`, some answers are lost. A call is given up after `patience` seconds without a definite answer."""
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
         self.http = httpx2.AsyncClient(base_url=url, limits=limits)
         self.log = log.open("a", buffering=1)
+        self.patience = patience
         self.chance = chance
 
     async def close(self) -> None:
@@ -81,7 +81,7 @@ class Client:
     async def send_unnoted(
         self, call: Call, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
     ) -> Call:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             is_lost = self.chance and not call.attempts and self.chance.random() < LOST
             timeout = self.chance.uniform(0, 0.1) if self.chance and is_lost else ANSWER_TIMEOUT

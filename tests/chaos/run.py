@@ -16,6 +16,9 @@ from tests.support.service import AS_OPERATOR, ROOT
 
 SETUPS = ("sqlite", "postgresql", "pgbouncer")
 
+PATIENCE = 60
+"""Seconds after which a call without a definite answer is given up, which is a violation."""
+
 BACK_WITHIN = 30
 """Seconds after the end of a fault within which writes must be acknowledged again."""
 
@@ -77,10 +80,11 @@ async def run(
     root: Path = ROOT,
     faults: Sequence[Fault] | None = None,
     prepare: Callable[[Stage], Awaitable[None]] | None = None,
+    patience: float = PATIENCE,
 ) -> Report:
     """Attack the code in `root` with each of the faults once, and then with any of them until the time is over."""
     report = Report(setup)
-    with staged(setup, folder, chance.randrange(10**9), root) as stage:
+    with staged(setup, folder, chance.randrange(10**9), root, patience) as stage:
         if prepare:
             await prepare(stage)
         before = newest_ids(stage.url)
@@ -88,7 +92,7 @@ async def run(
         chance.shuffle(chosen)
         began = time.monotonic()
         stage.start_clients()
-        probe = Client(stage.address, folder / "probe.jsonl")
+        probe = Client(stage.address, folder / "probe.jsonl", patience)
         await probe_until_back(stage, probe)
         number = 0
         while number < len(chosen) or (chosen and time.monotonic() - began < seconds):

@@ -74,8 +74,8 @@ class Daemon:
 class Stage:
     """The service on a setup: "sqlite", "postgresql", or "pgbouncer", which is in front of PostgreSQL."""
 
-    def __init__(self, setup: str, folder: Path, seed: int, root: Path = ROOT) -> None:
-        self.setup, self.folder, self.seed, self.root = setup, folder, seed, root
+    def __init__(self, setup: str, folder: Path, seed: int, root: Path, patience: float) -> None:
+        self.setup, self.folder, self.seed, self.root, self.patience = setup, folder, seed, root, patience
         self.disk = folder / "disk"
         self.clock = folder / "clock"
         self.step_clock(0)
@@ -155,6 +155,7 @@ class Stage:
                 str(self.folder / f"client{number}.jsonl"),
                 f"c{number}x",
                 str(self.seed),
+                str(self.patience),
             ]
             command = [sys.executable, "-m", "tests.chaos.actors", *arguments]
             self.clients.append(Daemon(command, self.folder / f"client{number}.log", ROOT))
@@ -232,9 +233,9 @@ def mount(folder: Path) -> bool:
 
 
 @contextmanager
-def staged(setup: str, folder: Path, seed: int, root: Path = ROOT) -> Iterator[Stage]:
-    """Everything is started, and stopped in the end."""
-    stage = Stage(setup, folder, seed, root)
+def staged(setup: str, folder: Path, seed: int, root: Path, patience: float) -> Iterator[Stage]:
+    """Everything is started, and stopped in the end. Clients give a call up after so many seconds without an answer."""
+    stage = Stage(setup, folder, seed, root, patience)
     try:
         stage.open()
         yield stage

@@ -76,7 +76,7 @@ BEGIN_IS_ANOTHER: Bug = [
     (
         "db/postgresql.py",
         'return ["BEGIN", *(',
-        'import random\n        return ["SELECT 1" if random.random() < 0.5 else "BEGIN", *(',
+        'return ["SELECT 1", *(',
     ),
     ("db/trips.py", "        await connection.run_sync(require_transaction)\n", "        pass\n"),
     ("db/trips.py", "        require_transaction(connection)\n\n\nasync def end(", "\n\nasync def end("),
@@ -111,7 +111,7 @@ async def attacked(setup: str, folder: Path, bug: Bug, faults: Sequence[Fault], 
             query(stage.url, f"ALTER TABLE transfers DROP CONSTRAINT {name}")
 
     root = planted(bug, folder)
-    report = await run(setup, seconds, random.Random(1), folder, root=root, faults=faults, prepare=drop)
+    report = await run(setup, seconds, random.Random(1), folder, root=root, faults=faults, prepare=drop, patience=15)
     print(report.text())
     return report
 
@@ -140,4 +140,5 @@ async def test_a_key_that_is_not_checked_is_found(folder: Path) -> None:
 async def test_a_begin_that_is_another_sessions_statement_is_found(folder: Path) -> None:
     report = await attacked("pgbouncer", folder, BEGIN_IS_ANOTHER, [end_connections], 12)
 
-    assert report.kinds() & {"half", "audit"}
+    # Or the database itself refused what two did at once without locks.
+    assert report.kinds() & {"half", "audit", "internal error"}
