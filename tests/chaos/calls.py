@@ -56,7 +56,7 @@ class Client:
     def __init__(
         self, url: str, log: Path, patience: float, connections: int = 1, chance: random.Random | None = None
     ) -> None:
-        """With `chance`, some answers are lost. A call is given up after `patience` seconds without a definite answer."""
+        """With `chance`, answers get lost. After `patience` seconds without a definite answer, a call is given up."""
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
         self.http = httpx2.AsyncClient(base_url=url, limits=limits)
         self.log = log.open("a", buffering=1)
