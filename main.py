@@ -24,6 +24,7 @@ from api import (
     transfers,
     users,
 )
+from api.access_log import cut_query
 from api.address_limits import limit_of
 from api.errors import handle_refusal
 from api.openapi import OWN_MIDDLEWARE, DescribedAPI
@@ -49,6 +50,7 @@ VERSION = "0.2.0"
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Connect, migrate the SQLite default to head, and at the end finish what was accepted. Raises StartRefused."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
+    logging.getLogger("uvicorn.access").addFilter(cut_query)
     try:
         settings = settings_from_environment()
         operations = Operations(Database(settings, lock_patience=LOCK_PATIENCE), settings)

@@ -252,6 +252,13 @@ def test_answers_do_not_name_the_server(server: Server) -> None:
         assert b"server:" not in exchange(server, request)[0].lower()
 
 
+def test_the_access_log_has_no_queries(server: Server) -> None:
+    exchange(server, HEALTHZ.replace(b"/healthz", b"/users?email=alice@example.com"))
+
+    assert '"GET /users HTTP/1.1" 401' in server.log
+    assert "alice" not in server.log
+
+
 async def test_a_path_writes_no_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async def fail(*_: object) -> None:
         raise RuntimeError
