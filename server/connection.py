@@ -213,11 +213,25 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
             return
         is_answerable = self.stage is not Stage.BODY
-        if self.is_answering:
-            is_answerable = not self.cycle.response_started and not self.pipeline
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
         self.stage = Stage.BETWEEN
+        if self.pipeline:
+            # The requests before are complete, and get their answers first; this one makes none of its own.
+            self.cycle.disconnected = True
+            self.pipeline[0] = (self.cycle, partial(self._end_in_turn, answer))
+            self.flow.pause_reading()
+            return
+        if self.is_answering:
+            is_answerable = not self.cycle.response_started
+            self.cycle.disconnected = self.cycle.response_complete = True
+            self.cycle.message_event.set()
+        self._end_now(answer, is_answerable=is_answerable)
+
+    async def _end_in_turn(self, answer: bytes, *_: object) -> None:
+        """Send this answer, and close the connection: an application for uvicorn."""
+        self.cycle.response_complete = True
+        self._end_now(answer, is_answerable=True)
+
+    def _end_now(self, answer: bytes, *, is_answerable: bool) -> None:
         if is_answerable:
             self.transport.write(answer)
         if is_answerable and self.transport.can_write_eof() and not self.transport.is_closing():

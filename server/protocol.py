@@ -104,6 +104,12 @@ class BoundedProtocol(Connection):
         if self.awaits_refusal:
             self.refuse(BUSY_CLOSING)
             return False
+        if self.is_refused and self.is_answering:
+            return True
+        if self.stage and self.is_answering and (self.stage is Stage.HEAD or self.pipeline):
+            # A request that breaks off loses no answer to those before it.
+            self.refuse(INVALID)
+            return True
         return super().eof_received()
 
     def on_headers_complete(self) -> None:
@@ -176,7 +182,7 @@ class BoundedProtocol(Connection):
     def time_out(self) -> tuple[Callable[[], None], float] | None:
         """Return the action of the time-out that runs, and its seconds; None while the client waits for its answer."""
         settings = self.worker.settings
-        if self.is_refused and not self.transport.is_closing() and not self.is_unheard:
+        if self.is_refused and not self.is_answering and not self.transport.is_closing() and not self.is_unheard:
             return self.transport.abort, DISCARD_SECONDS
         if self.transport.is_closing() or self.is_unread:
             return self.transport.abort, settings.answer_timeout

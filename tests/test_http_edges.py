@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from starlette.testclient import TestClient
@@ -206,6 +207,39 @@ def test_what_is_invalid_after_a_request_leaves_that_requests_answer_alone(serve
 
     assert answer.startswith(b"HTTP/1.1 201 ")
     assert end == b""
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("is_closed", [False, True], ids=["open", "closed by the client"])
+@pytest.mark.parametrize(
+    "broken",
+    [chunked(b"nonsense\r\n"), b"nonsense\r\n\r\n", register("broken")[:-5], HEALTHZ[:-5]],
+    ids=["body", "head", "half a body", "half a head"],
+)
+def test_a_request_that_is_broken_costs_those_before_it_no_answer(
+    server: Server, broken: bytes, is_closed: bool, number: int, request: pytest.FixtureRequest
+) -> None:
+    names = [f"before{abs(hash(request.node.name))}{index}" for index in range(number)]
+    sent = b"".join(register(name) for name in names) + broken
+    with connect(server) as connection:
+        connection.sendall(sent)
+        if is_closed:
+            connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(1)
+        received = b""
+        with suppress(TimeoutError):  # Without the end, half a request is waited for.
+            while piece := connection.recv(2**16):
+                received += piece
+
+    assert received.count(b"HTTP/1.1 201 ") == number
+    assert [f'"{name}"'.encode() in received for name in names] == [True] * number
+
+
+def test_a_body_that_is_broken_is_refused_after_the_answers_before_it(server: Server) -> None:
+    answers = exchange(server, register("whole") + chunked(b"nonsense\r\n"))
+
+    assert statuses(answers) == [201, 400]
+    assert answers[-1] == b""
 
 
 def test_a_trailer_is_no_header(server: Server, database_url: str) -> None:

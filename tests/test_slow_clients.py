@@ -2,9 +2,10 @@
 
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx2
@@ -172,3 +173,14 @@ def test_a_server_told_to_stop_waits_a_few_seconds_for_those_who_hold_it_up(tmp_
         assert read_to_the_end(half_a_body).startswith(b"HTTP/1.1 503 ")
         server.process.wait(20)
         assert "Application shutdown complete" in server.log
+
+
+def test_a_slow_answer_is_not_lost_to_what_is_invalid_after_its_request(tmp_path: Path) -> None:
+    with impatient_server(tmp_path) as server, closing(sqlite3.connect(tmp_path / "savepoint.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with connect(server) as connection:
+            connection.sendall(register("alice") + b"nonsense\r\n\r\n")
+            time.sleep(4)
+            other.rollback()
+
+            assert read_to_the_end(connection).startswith(b"HTTP/1.1 201 ")
