@@ -133,7 +133,8 @@ class Connection(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             # httptools has skipped the body: parse the head again, without the offer.
-            head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+            version = self.parser.get_http_version().encode()
+            head = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n"]
             for name, value in self.headers:
                 if name == b"connection":
                     value = b"close" if b"close" in value.lower() else b"keep-alive"  # noqa: PLW2901

@@ -124,6 +124,8 @@ def answers_in(data: bytes, methods: list[bytes]) -> list[int]:
 @given(streams())
 @example([CHUNKED.replace(b"Host: a", b"Host: a\r\nContent-Length: 5") + GET])
 @example([POST[:-5] + GET])
+@example([GET + CHUNKED[:-9] + b"nonsense"])
+@example([UPGRADE.replace(b" HTTP/1.1", b"HTTP/1.1")])
 @example([CHUNKED.replace(b"X: y", b"Connection: close"), GET])
 def test_no_request_is_read_that_a_strict_proxy_would_not_have_read(pieces: list[bytes]) -> None:
     seen, written, is_closed = asyncio.run(exchange(pieces))
@@ -132,7 +134,6 @@ def test_no_request_is_read_that_a_strict_proxy_would_not_have_read(pieces: list
     assert seen == read[: len(seen)], pieces
     assert is_closed or len(seen) == len(read)
     statuses = answers_in(written, [request.method for request in seen])
-    # An answer may be lost with the connection, if the request behind it breaks off in its body.
-    assert {*statuses[: len(seen)]} <= {200}
+    assert statuses[: len(seen)] == [200] * len(seen)
     assert statuses[len(seen) :] in ([], [400])
     assert is_closed or len(statuses) == len(seen)
