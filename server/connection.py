@@ -182,6 +182,9 @@ class Connection(HttpToolsProtocol):
         # The parser takes a request line without a version for one of HTTP/0.9.
         if version not in ("1.1", "1.0"):
             return False
+        # A URL in a request has no fragment (RFC 9112, 3.2); some servers take it for a part of the path.
+        if b"#" in self.url:
+            return False
         names = [name for name, _ in self.headers]
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) != 1 and (hosts or version != "1.0"):

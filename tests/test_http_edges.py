@@ -171,6 +171,7 @@ def test_an_offer_to_upgrade_that_ends_the_connection_ends_it(server: Server) ->
         chunked(b"2\r\n{}\r\n0\r\n\r\n").replace(b"Host: a", b"Transfer-Encoding: gzip\r\nHost: a"),
         HEALTHZ.replace(b"Host: a\r\n", b""),
         HEALTHZ.replace(b"Host: a", b"Host: a\r\nHost: b"),
+        HEALTHZ.replace(b"/healthz", b"/healthz#/docs"),
     ],
 )
 def test_what_two_servers_could_read_differently_is_refused_once_and_the_connection_closed(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # Empty lines may come before, and more than one space between (RFC 9112, 2.2 and 3). A bare CR before the first letter
 # is not the RFC's, but it is no part of any request either.
-REQUEST_LINE = re.compile(rb"[\r\n]*(%b) +[\x21-\x7e]+ +HTTP/1\.([01])\r\n" % TOKEN)
+REQUEST_LINE = re.compile(rb"[\r\n]*(%b) +[\x21\x22\x24-\x7e]+ +HTTP/1\.([01])\r\n" % TOKEN)
 FIELD = re.compile(rb"(%b):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*\r\n" % TOKEN)
 CHUNK = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 
