@@ -71,6 +71,15 @@ def test_unread_answers_make_room_for_others(tmp_path: Path) -> None:
         assert [is_alive(server) for _ in range(5)] == [True] * 5
 
 
+def test_the_system_keeps_little_for_a_client_that_does_not_read(tmp_path: Path) -> None:
+    with impatient_server(tmp_path, ANSWER_TIMEOUT=60) as server, connect_unread(server) as connection:
+        connection.sendall(ASSET * 10)
+        time.sleep(2)
+
+        # Each is over 1 MB: none is begun before the one before it has left.
+        assert server.log.count("GET /docs/assets/") == 1
+
+
 def test_unread_answers_use_up_no_calls(tmp_path: Path) -> None:
     with impatient_server(tmp_path, CALL_LIMIT=5, ANSWER_TIMEOUT=60) as server, ExitStack() as stack:
         for _ in range(10):
