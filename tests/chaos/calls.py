@@ -32,6 +32,8 @@ class Call:
     is_unknown: bool = False
     """Whether an attempt before the last may have been stored."""
     internal_errors: int = 0
+    is_replayed: bool = False
+    """Whether the answer says that an earlier attempt was done."""
     status: int | None = None
     """None where there was no definite answer in time."""
     problem: str = ""
@@ -97,6 +99,7 @@ class Client:
                 call.problem = problem_of(call.answer)
                 if response.status_code < 500 and not must_be_sent_again(call.answer):
                     call.status = response.status_code
+                    call.is_replayed = response.headers.get("Idempotency-Replayed") == "true"
                     break
                 call.internal_errors += response.status_code == 500
                 call.is_unknown |= call.problem in UNKNOWN or response.status_code == 200

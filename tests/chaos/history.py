@@ -112,6 +112,7 @@ class History:
         yield from self.find_no_answers()
         yield from self.find_lost()
         yield from self.find_doubled()
+        yield from self.find_done_before()
         yield from self.find_refused_but_stored()
         yield from self.find_halves()
         yield from self.find_out_of_order()
@@ -173,6 +174,15 @@ class History:
         for id, times in [*reversed_ids.items(), *captured.items()]:
             if times > 1:
                 yield Violation("doubled", f"{id} was reversed, or captured, {times} times")
+
+    def find_done_before(self) -> Iterator[Violation]:
+        """No call is a replay unless an attempt before was unknown: the others were answered that nothing was done.
+
+        So the service itself ran nothing again that was done; without a key, that would be done twice.
+        """
+        for call in self.writes:
+            if call.is_replayed and not call.is_unknown:
+                yield Violation("done before", f"{call}")
 
     def find_refused_but_stored(self) -> Iterator[Violation]:
         """A refusal stores nothing; an earlier attempt whose outcome was unknown may still have."""

@@ -83,6 +83,18 @@ BEGIN_IS_ANOTHER: Bug = [
     ("db/trips.py", "        require_transaction(connection)\n\n\ndef drop", "        pass\n\n\ndef drop"),
 ]
 
+COMMIT_IS_RUN_AGAIN: Bug = [
+    # What is lost with the answer to a COMMIT is taken for a conflict.
+    (
+        "db/database.py",
+        "                if connection.info.pop(UNCONFIRMED, False):\n",
+        "                import random\n"
+        "                if random.random() < 0.05:\n"
+        "                    raise Conflict\n"
+        "                if connection.info.pop(UNCONFIRMED, False):\n",
+    )
+]
+
 
 def planted(bug: Bug, folder: Path) -> Path:
     """A copy of the service with this bug."""
@@ -134,6 +146,12 @@ async def test_a_key_that_is_not_checked_is_found(folder: Path) -> None:
     report = await attacked("postgresql", folder, NO_KEY_CHECK, faults, 12, unique)
 
     assert "doubled" in report.kinds()
+
+
+async def test_what_is_run_again_after_its_commit_is_found(folder: Path) -> None:
+    report = await attacked("sqlite", folder, COMMIT_IS_RUN_AGAIN, [], 3)
+
+    assert "done before" in report.kinds()
 
 
 @needs_pgbouncer
