@@ -292,3 +292,27 @@ async def test_a_failure_that_nobody_foresaw_harms_no_neighbour(
     assert rows("SELECT count(*) FROM users WHERE username LIKE 'cursed%'") == [(0,)]
     assert count(rows) == (32 - len(cursed),) * 3
     assert metrics.BATCHES_HALVED._value.get() > halved
+
+
+async def test_a_failure_between_two_statements_harms_no_neighbour(
+    operations: Operations, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = crud._show
+
+    def fail_for_the_cursed(model: Any, row: Any, **others: Any) -> Any:
+        # The profile and the account wait for the next round trip by now.
+        if row.username.startswith("cursed"):
+            raise RuntimeError
+        return show(model, row, **others)
+
+    monkeypatch.setattr(crud, "_show", fail_for_the_cursed)
+    names = ["user0", "user1", "cursed2", "user3", "user4"]
+
+    outcomes = await asyncio.gather(
+        *(operations.write(crud.register_users, registration(name)) for name in names), return_exceptions=True
+    )
+
+    assert [name for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, Exception)] == [
+        "cursed2"
+    ]
+    assert count(rows) == (4, 4, 4)
