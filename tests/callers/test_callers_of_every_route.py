@@ -274,6 +274,22 @@ def test_a_known_caller_is_answered_as_the_table_says(world: World, caller: str)
     assert seen == {route: getattr(row, caller) for route, row in TABLE.items()}
 
 
+def test_the_other_party_sees_what_it_sent_and_cannot_take_it_back(world: World) -> None:
+    answers = {
+        "GET /transfers/{id}": "200",
+        "GET /holds/{id}": "200",
+        "POST /transfers/{id}/reversal": "403 receiver-only",
+        "POST /holds/{id}/capture": "403 receiver-only",
+        "POST /holds/{id}/void": "403 receiver-only",
+    }
+    things = with_things(world)
+
+    with unchanged(world):
+        seen = {route: outcome_of(call(world.client, route, world.bob.headers, things)) for route in answers}
+
+    assert seen == answers
+
+
 def test_a_server_without_an_operators_token_has_no_operator(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     things = with_things(world)
     monkeypatch.setattr(app.state, "operator_token_hash", None)
