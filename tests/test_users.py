@@ -1,9 +1,12 @@
 """What users do with themselves and their tokens, and the operator with users."""
 
 import asyncio
+import logging
+import re
 from typing import Any
 
 import pytest
+from sqlmodel import SQLModel
 from starlette.testclient import TestClient
 
 import crud
@@ -12,6 +15,7 @@ from operations import Operations
 from refusals import UserNotActive
 from tests.support.registration import CURSED, count, named
 from tests.support.service import AS_OPERATOR, Rows
+from tokens import hash_secret
 
 NO_RECORD = {"reference": None, "metadata": None}
 """What only the operator sees of a user, where it has stored nothing."""
@@ -138,13 +142,41 @@ def test_another_users_token_cannot_be_revoked_and_is_not_shown_to_exist(client:
     assert rows("SELECT count(*) FROM access_tokens WHERE revoked_at IS NOT NULL") == [(0,)]
 
 
+def secrets_of(client: TestClient, key: str) -> list[str]:
+    """The tokens of a user who registers with this key, and is issued one by itself and one by the operator."""
+    first = client.post("/register", json=named("alice"), headers={"Idempotency-Key": key}).json()
+    as_user = {"Authorization": f"Bearer {first['access_token']}"}
+    second = client.post("/tokens", json={}, headers=as_user).json()
+    third = client.post(f"/users/{first['user']['id']}/tokens", json={}, headers=AS_OPERATOR).json()
+    return [each["access_token"] for each in (first, second, third)]
+
+
+KEY = "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11"
+
+
 def test_no_secret_is_stored(client: TestClient, rows: Rows) -> None:
-    _, as_user = register(client)
-    client.post("/tokens", json={}, headers=as_user)
+    secrets = secrets_of(client, KEY)
 
-    stored = rows("SELECT * FROM access_tokens") + rows("SELECT * FROM users")
+    stored = str([rows(f"SELECT * FROM {table}") for table in SQLModel.metadata.tables])
 
-    assert "svp_" not in str(stored)
+    assert len({*secrets}) == 3
+    for secret in secrets:
+        # 43 characters of 6 bits each have 256 bits.
+        assert re.fullmatch("svp_[A-Za-z0-9_-]{43}", secret)
+        assert secret.removeprefix("svp_") not in stored
+        assert hash_secret(secret) in stored
+    assert KEY not in stored
+
+
+def test_no_log_has_secrets_or_personal_data(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    # The drivers', too: at this level they write what they send.
+    caplog.set_level(logging.DEBUG)
+
+    secrets = secrets_of(client, KEY)
+
+    assert caplog.records
+    for told in (*(secret.removeprefix("svp_") for secret in secrets), KEY, named("alice")["email"]):
+        assert told not in caplog.text
 
 
 @pytest.mark.parametrize("status", ["suspended", "closed"])
