@@ -33,6 +33,7 @@ from refusals import (
     CurrencyMismatch,
     IdempotencyKeyReused,
     InsufficientFunds,
+    Locked,
     Refusal,
     SameAccount,
 )
@@ -328,3 +329,14 @@ def assert_entries_follow(ledger: Ledger, start: dict[int, tuple[int, int]]) -> 
             assert (seq, balance_after) == (version + 1, balance + amount)
             start[id] = balance_after, seq
     assert start == {id: (holding.balance, holding.version) for id, holding in ledger.holdings.items()}
+
+
+def test_a_transaction_that_needs_a_locked_account_leaves_nothing_of_its_other_legs() -> None:
+    ledger = open_ledger()
+    ledger.locked = {EVES}
+    before = deepcopy(ledger.holdings)
+
+    outcome = ledger.post(LinkedOrders(ALICE, [Order(ALICE, ALICES, BOBS, 1), Order(ALICE, ALICES, EVES, 1)]))
+
+    assert isinstance(outcome, Locked)
+    assert (ledger.holdings, ledger.postings, ledger.changed) == (before, [], [])
