@@ -102,6 +102,12 @@ CALLS = [
         for body in (lambda has: None, lambda has: {"amount": 1}, lambda has: {"amount": 999})
         for headers in ({}, KEY)
     ),
+    *(
+        Call("transfer", "GET", f"/transfers?{filters}", "200")
+        for filters in (f"reference={MARK}", f"metadata.of={MARK}", f"reference={MARK}&from=2000-01-01T00:00:00Z", "")
+    ),
+    Call("hold", "GET", "/holds", "200"),
+    Call("hold", "GET", "/holds?status=open", "200"),
     Call("token", "DELETE", "/tokens/{token}", "404 token-not-found"),
     Call("user", "GET", "/accounts?user_id={user}", "200"),
     Call("user", "GET", "/transfers?user_id={user}", NO_OPERATOR),
