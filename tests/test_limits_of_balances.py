@@ -1,5 +1,8 @@
 """No transfer takes a balance past 2^53 - 1, so that every JSON reader reads it exactly; a larger one may come back."""
 
+import sqlite3
+
+import psycopg
 import pytest
 from starlette.testclient import TestClient
 
@@ -15,6 +18,7 @@ from tests.support.accounts import (
     register_all,
     send,
 )
+from tests.support.holds import hold, try_hold
 from tests.support.service import AS_OPERATOR, Rows
 from tests.support.transfers import MOST, set_balance, system_account, try_transfer
 
@@ -76,3 +80,26 @@ def test_a_balance_at_the_limit_is_shown_exactly(client: TestClient) -> None:
     deposit(client, alice.account_id, MOST)
 
     assert f'"balance":{MOST},' in client.get(f"/accounts/{alice.account_id}", headers=alice.headers).text
+
+
+def test_what_is_held_passes_the_limit_no_more_than_a_balance(client: TestClient) -> None:
+    alice, bob = register_all(client, alice=0, bob=0)
+    deposit(client, alice.account_id, MOST)
+    credit = {"credit_limit": MOST}
+    assert client.patch(f"/accounts/{alice.account_id}", json=credit, headers=AS_OPERATOR).status_code == 200
+    hold(client, alice, bob, MOST)
+
+    refused = try_hold(client, alice.headers, alice.account_id, bob.account_id, 1)
+
+    assert refusal_of(refused) == (409, "balance-limit")
+
+
+@pytest.mark.parametrize("change", ["balance = -1", "balance = 4, held = 5", "credit_limit = -1", "held = -1"])
+def test_the_database_itself_refuses_a_balance_below_its_limit(client: TestClient, rows: Rows, change: str) -> None:
+    alice = register(client)
+    before = books(rows)
+
+    with pytest.raises((sqlite3.IntegrityError, psycopg.errors.CheckViolation)):
+        rows(f"UPDATE accounts SET {change} WHERE id = {alice.account_id}")
+
+    assert books(rows) == before
