@@ -20,6 +20,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 import crud
 from db.database import ATTEMPTS, Database
+from ledger import OPERATOR, Order, Posted
 from operations import Operations
 from refusals import Conflict, DatabaseUnavailable
 from settings import Settings
@@ -81,6 +82,27 @@ async def test_a_deadlock_is_run_again(database: Database, rows: Rows) -> None:
 
     assert rows("SELECT number FROM counters") == [(2,), (2,)]
     assert retried() - before == 1
+
+
+@on_postgresql
+async def test_opposite_transfers_of_two_processes_lock_their_accounts_in_one_order(
+    database: Database, url: str, rows: Rows
+) -> None:
+    await database.write(crud.register_users, [registration("alice"), registration("bob")], "EUR")
+    rows("UPDATE accounts SET credit_limit = 1000")
+    before = retried()
+
+    async def transfer(process: Database, debit: int, credit: int) -> None:
+        for _ in range(50):
+            # Unlike the service, which soon looks for other ways, it waits for as long as a deadlock takes to be found.
+            [posted] = await process.write(crud.make_transfers, [Order(OPERATOR, debit, credit, 1)])
+            assert isinstance(posted, Posted)
+
+    other = Database(Settings(database_url=url))
+    await asyncio.gather(*(transfer(each, *pair) for each in (database, other) for pair in ((1, 2), (2, 1))))
+    await other.close()
+
+    assert retried() == before
 
 
 @on_postgresql
