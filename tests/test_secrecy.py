@@ -1,9 +1,13 @@
 """The sender's own side is judged first: whoever cannot send learns nothing of other accounts."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.accounts import answer_of, books, refusal_of, register_all, send
+from tests.support.accounts import answer_of, books, order, refusal_of, register_all, send
+from tests.support.holds import capture, hold
 from tests.support.service import AS_OPERATOR, Rows
 from tests.support.transfers import reverse, set_status, system_account, try_transfer
 
@@ -74,3 +78,44 @@ def test_a_user_cannot_reverse_what_the_operator_moved(client: TestClient, rows:
     assert refusal_of(reverse(client, {"id": paid_in[0]}, alice.headers)) == (404, "transfer-not-found")
     assert books(rows) == before
     assert answer_of(reverse(client, moved, AS_OPERATOR))["reverses_id"] == moved["id"]
+
+
+def numbers_in(value: Any) -> Iterator[int]:
+    """The numbers in an answer, however deep."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(each)
+    elif isinstance(value, int):
+        yield value
+
+
+def test_no_answer_tells_either_party_what_the_other_has(client: TestClient) -> None:
+    alice, bob = register_all(client, alice=5_000_000, bob=7_000_000)
+    one = order(alice.account_id, bob.account_id, 1)
+    sent, held = send(client, alice, bob, 1), hold(client, alice, bob, 1)
+    lists = ("/transfers", f"/transfers/{sent['id']}", "/holds", f"/holds/{held['id']}", "/accounts")
+    to_alice = [
+        sent,
+        held,
+        *(
+            client.post(path, json={"transfers": [one], **more}, headers=alice.headers).json()
+            for path, more in (
+                ("/transfers/batch", {"on_error": "rollback"}),
+                ("/transfers/batch", {"on_error": "continue"}),
+                ("/transactions", {}),
+            )
+        ),
+        *(client.get(path, headers=alice.headers).json() for path in lists),
+        client.get(f"/accounts/{alice.account_id}/entries", headers=alice.headers).json(),
+    ]
+    to_bob = [
+        answer_of(capture(client, held["id"], bob.headers)),
+        answer_of(reverse(client, sent, bob.headers)),
+        *(client.get(path, headers=bob.headers).json() for path in lists),
+        client.get(f"/accounts/{bob.account_id}/entries", headers=bob.headers).json(),
+    ]
+
+    for seen, own, others in ((to_alice, 5_000_000, 7_000_000), (to_bob, 7_000_000, 5_000_000)):
+        numbers = [*numbers_in(seen)]
+        assert any(abs(number - own) < 100 for number in numbers)
+        assert not any(abs(number - others) < 100 for number in numbers)
