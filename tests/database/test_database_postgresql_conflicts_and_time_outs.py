@@ -93,13 +93,14 @@ async def test_opposite_transfers_of_two_processes_lock_their_accounts_in_one_or
     before = retried()
 
     async def transfer(process: Database, debit: int, credit: int) -> None:
-        for _ in range(50):
+        for _ in range(20):
             # Unlike the service, which soon looks for other ways, it waits for as long as a deadlock takes to be found.
             [posted] = await process.write(crud.make_transfers, [Order(OPERATOR, debit, credit, 1)])
             assert isinstance(posted, Posted)
 
     other = Database(Settings(database_url=url))
-    await asyncio.gather(*(transfer(each, *pair) for each in (database, other) for pair in ((1, 2), (2, 1))))
+    # Several of each, so that some wait for either account while another transaction holds both.
+    await asyncio.gather(*(transfer(each, *pair) for each in (database, other) for pair in [(1, 2), (2, 1)] * 4))
     await other.close()
 
     assert retried() == before
