@@ -565,8 +565,8 @@ async def revoke_tokens(session: AsyncSession, revocations: Sequence[Revocation]
 async def revoke_users_tokens(session: AsyncSession, user_ids: Sequence[int]) -> list[Refusal | None]:
     """Revoke all tokens of these users. Refusal: UserNotFound."""
     async with begin(session):
-        # Locked, so that no token is issued meanwhile.
-        users = select(User.id).where(col(User.id).in_(user_ids)).order_by(col(User.id))
+        # Locked, so that no token is issued meanwhile: their profiles, since who opens accounts locks users.
+        users = select(Profile.user_id).where(col(Profile.user_id).in_(user_ids)).order_by(col(Profile.user_id))
         existing = {*await session.exec(users.with_for_update(key_share=True))}
         await _revoke_all_tokens(session, existing)
         return [None if user_id in existing else UserNotFound() for user_id in user_ids]
