@@ -89,7 +89,7 @@ COMMIT_IS_RUN_AGAIN: Bug = [
         "db/database.py",
         "                if connection.info.pop(UNCONFIRMED, False):\n",
         "                import random\n"
-        "                if random.random() < 0.05:\n"
+        '                if operation.__name__ == "make_transfers" and random.random() < 0.1:\n'
         "                    raise Conflict\n"
         "                if connection.info.pop(UNCONFIRMED, False):\n",
     )
