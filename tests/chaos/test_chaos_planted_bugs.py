@@ -89,7 +89,7 @@ COMMIT_IS_RUN_AGAIN: Bug = [
         "db/database.py",
         "                if connection.info.pop(UNCONFIRMED, False):\n",
         "                import random\n"
-        '                if operation.__name__ == "make_transfers" and random.random() < 0.1:\n'
+        '                if operation.__name__ == "make_transfers" and random.random() < 0.3:\n'
         "                    raise Conflict\n"
         "                if connection.info.pop(UNCONFIRMED, False):\n",
     )
@@ -149,7 +149,7 @@ async def test_a_key_that_is_not_checked_is_found(folder: Path) -> None:
 
 
 async def test_what_is_run_again_after_its_commit_is_found(folder: Path) -> None:
-    report = await attacked("sqlite", folder, COMMIT_IS_RUN_AGAIN, [], 3)
+    report = await attacked("sqlite", folder, COMMIT_IS_RUN_AGAIN, [], 5)
 
     assert "done before" in report.kinds()
 
