@@ -102,8 +102,12 @@ def faults_of(stage: Stage) -> list[Fault]:
     faults: list[Fault] = [kill_server, kill_worker, freeze_worker, freeze_client]
     if CC:
         faults.append(step_clock)
+    else:
+        print("step clock: left out, since there is no C compiler")
     if stage.can_fill_disk:
         faults.append(fill_disk)
+    else:
+        print("fill disk: left out, since only root can mount one")
     if stage.setup != "sqlite":
         faults += [kill_postgresql, kill_backend, freeze_backends, end_connections]
     if stage.setup == "pgbouncer":

@@ -91,6 +91,7 @@ class Stage:
         self.pooler: Daemon | None = None
         through = self.url
         if self.setup == "pgbouncer":
+            # As docs/cluster.md has it: a PostgreSQL that was down is asked again after a second, and not 15.
             command, through = configure_pooler(self.url, self.folder, more="server_login_retry = 1\n")
             self.pooler = Daemon(command, self.folder / "pgbouncer.log", self.folder)
             wait_until(lambda: accepts(through), "PgBouncer to start")
