@@ -266,7 +266,9 @@ def select_transfers(dialect: str, filters: tuple[str, ...]) -> Any:
             is_sought = [id <= _search_transfers("until", is_older & (moment < sa.bindparam("latest")))]
         if not index and "since" in filters:
             is_sought.append(id > _search_transfers("past", moment < sa.bindparam("earliest")))
-        found = sa.select(id).where(*is_sought).order_by(id.desc()).limit(most).cte("found")
+        # A transaction has few: + 0, so that PostgreSQL does not go through all in order of id until it has met them.
+        order = id + 0 if index == "transaction_id" else id
+        found = sa.select(id).where(*is_sought).order_by(order.desc()).limit(most).cte("found")
         lowest = sa.select(sa.func.min(found.c.id)).having(sa.func.count() == most).scalar_subquery()
     # An outer join and OFFSET, so that each candidate is looked up by its id, whatever is expected of the filters.
     lookups = sa.select(transfers, found.c.id.label("position")).order_by(found.c.id.desc()).offset(0)

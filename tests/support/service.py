@@ -142,7 +142,7 @@ def query(url: str, sql: str) -> list[tuple[Any, ...]]:
                 return connection.execute(sql).fetchall()
         finally:
             connection.close()
-    with psycopg.connect(url) as postgresql:
+    with psycopg.connect(url, autocommit=True) as postgresql:
         cursor = postgresql.execute(sql.encode())
         return cursor.fetchall() if cursor.description else []
 
