@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The operator's commands: `python manage.py --help`."""
 
 import os
@@ -15,13 +16,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 import importing
+from alembic_savepoint.backup.saves import list_saves
 from alembic_savepoint.commands.main import mount, run
 from alembic_savepoint.commands.shared import (
     AsDocument,
     Commands,
     fail,
+    first_line,
     make_table,
     messages,
     os_error_text,
@@ -29,9 +33,10 @@ from alembic_savepoint.commands.shared import (
     program,
     progress_bar,
 )
-from alembic_savepoint.terminal import plural, printable
+from alembic_savepoint.terminal import plural, printable, url_text
 from audit import Totals, open_books
 from db.sqlite_file import is_part_of
+from overview import look
 from private_files import FileRefused, older_name
 from refusals import Interruption
 from schema import chosen_project, chosen_settings, spelling, url_setting
@@ -60,10 +65,52 @@ app = program(
 )
 
 
-@app.callback()
+@app.callback(invoke_without_command=True, no_args_is_help=False)
 def choose(context: typer.Context) -> None:
-    """Tell the commands of migrations which project is meant."""
+    """Tell the commands of migrations which project is meant; without a command, show how the database is."""
     context.obj = cache(chosen_project)
+    if context.invoked_subcommand is None:
+        _show_overview()
+
+
+def _show_overview() -> None:
+    settings = _require_database()
+    try:
+        found = look(settings.database_url)
+    except SQLAlchemyError as error:
+        fail(f"{url_text(settings.database_url)} cannot be read: {first_line(error)}")
+    saved = next(iter(list_saves(settings.saves_dir)), None)
+    schema, users = found.schema, sum(found.users.values())
+    by_status = ", ".join(f"{count:,} {status}" for status, count in found.users.items())
+    lines = {
+        "database": url_text(settings.database_url),
+        "revision": f"{schema.revision or 'none'} ({schema.status}; this code's head is {schema.head})",
+        "users": f"{users:,}{by_status and f': {by_status}'}",
+        "last save": f"{saved.created_at:%F %T} UTC, {saved.name}" if saved else f"none in {settings.saves_dir}",
+    }
+    if schema.status == "behind":
+        del lines["users"]
+    for name, value in lines.items():
+        output.print_line(f"{name:<11}{printable(value)}")
+    if found.totals:
+        table = make_table("currency", numbers=("accounts", "balance", "held"), title="Users' money, in minor units")
+        for each in found.totals:
+            table.add_row(printable(each.currency), f"{each.accounts:,}", f"{each.balance:,}", f"{each.held:,}")
+        output.print(table)
+    output.print_line(f"Next: {_next_step(schema.status, is_saved=saved is not None)}")
+
+
+def _next_step(status: str, *, is_saved: bool) -> str:
+    spelled = spelling().of
+    if status == "behind":
+        return spelled("alembic-savepoint rehearse") + ", then alembic upgrade head."
+    if status == "ahead":
+        return (
+            "start newer code; this one serves meanwhile. " + spelled("alembic-savepoint doctor") + " looks for faults."
+        )
+    if not is_saved:
+        return spelled("alembic-savepoint save") + ", and copy it to another machine."
+    return "nothing. All commands: python manage.py --help"
 
 
 @app.command()

@@ -55,7 +55,6 @@ def program(commands: type[Commands], words: str) -> typer.Typer:
     return typer.Typer(
         cls=commands,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_show_locals=False,
         rich_markup_mode="markdown",
         help=f"{words} Exit code 74: the output could not be written.",
