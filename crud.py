@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -25,12 +25,13 @@ from db.isolation import Write, all_or_nothing, begin, isolating_failures
 from db.prepared import Prepared
 from db.statements import dialect_of, insert_free, insert_rows, update_rows
 from db.trips import Call, Rows, call, execute, execute_together
-from fields import HoldStatus, Status
+from fields import ActionName, HoldStatus, KeyScope, Status
 from ledger import (
     BALANCE_MAX,
     CONTENT,
     OPERATOR,
     PLAIN,
+    Actor,
     AnyOrder,
     Holding,
     HoldOrder,
@@ -51,8 +52,12 @@ from models import (
     Entry,
     Hold,
     HoldPublic,
+    IssuedKey,
     IssuedToken,
     KeyedRegistration,
+    KeyPublic,
+    OperatorAction,
+    OperatorKey,
     Profile,
     Registration,
     TokenPublic,
@@ -73,6 +78,9 @@ from refusals import (
     CreditInUse,
     HoldNotFound,
     IdempotencyKeyReused,
+    KeyExceeded,
+    KeyNameTaken,
+    KeyNotFound,
     Locked,
     OperatorTransfer,
     ReceiverOnly,
@@ -88,7 +96,7 @@ from refusals import (
     UserNotActive,
     UserNotFound,
 )
-from tokens import hash_secret, make_token
+from tokens import hash_secret, make_operator_key, make_token
 
 Shown = TypeVar("Shown", bound=SQLModel)
 Item = TypeVar("Item")
@@ -109,7 +117,7 @@ _values_of: Callable[[UserFields], tuple[Any, ...]] = attrgetter(*USER_FIELDS)
 PART = 500
 """Items of a large batch that are worked on at a time."""
 
-UNDESCRIBED = (None,) * len((*CONTENT[PLAIN:], "transaction_id"))
+UNDESCRIBED = (None,) * len((*CONTENT[PLAIN:], "transaction_id", "operator_key_id"))
 """The values of the columns that most transfers leave out."""
 
 LOOKED = 10_000
@@ -127,7 +135,61 @@ REPLAY_WINDOW = timedelta(minutes=15)
 """How long a registration can be replayed with its idempotency key."""
 
 
+# --- what the operator did --------------------------------------------------------------------------------------------
+
+
+def _action(
+    actor: Actor,
+    action: ActionName,
+    user_id: int | None = None,
+    *,
+    account_id: int | None = None,
+    transfer_id: int | None = None,
+    **details: Any,
+) -> dict[str, Any]:
+    """Return the row of an action. No personal data is among the details."""
+    return {
+        "action": action,
+        "key_id": actor.key_id,
+        "request_id": actor.request_id,
+        "user_id": user_id,
+        "account_id": account_id,
+        "transfer_id": transfer_id,
+        "details": details or None,
+    }
+
+
+def _record(session: AsyncSession, actions: Sequence[dict[str, Any]], moment: datetime) -> None:
+    """Store what the operator did, in the transaction that does it; it is sent with COMMIT."""
+    if actions:
+        insert_rows(session, OperatorAction, actions, created_at=moment)
+
+
+async def list_actions(session: AsyncSession, filters: Mapping[str, Any], *, after: int, limit: int) -> Part:
+    """Return up to `limit` actions (ActionPublic), newest first, from the first id less than `after`.
+
+    The filters, which are values by name, are action, request_id, and key_id, user_id, account_id and transfer_id; None
+    is no filter. Where a part would need more than LOOKED actions, it is short.
+    """
+    values = {name: value for name, value in filters.items() if value is not None}
+    query = queries.select_actions(dialect_of(session), tuple(sorted(values)))
+    return await _read_part(session, query, after=after, limit=limit, looked=LOOKED, **values)
+
+
 # --- registration -----------------------------------------------------------------------------------------------------
+
+
+class OperatorRegistration(KeyedRegistration):
+    """A registration that the operator makes."""
+
+    actor: Actor
+
+
+def with_actor(registration: KeyedRegistration, actor: Actor | None) -> KeyedRegistration:
+    """Return the registration as this operator makes it, or as it is."""
+    if actor is None:
+        return registration
+    return OperatorRegistration.model_construct(**registration.__dict__, actor=actor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +238,13 @@ async def _insert_part(
         for index, (registration, (key_hash, content_hash)) in enumerate(zip(registrations, hashes, strict=True))
     ]
     secrets = iter(_insert_tokens(session, [each.id for each in judged if isinstance(each, UserPublic)], moment))
+    by_operator = [
+        # A replay issues another token.
+        _action(registration.actor, "user.register" if index in created else "token.issue", user.id)
+        for index, (registration, user) in enumerate(zip(registrations, judged, strict=True))
+        if isinstance(registration, OperatorRegistration) and isinstance(user, UserPublic)
+    ]
+    _record(session, by_operator, moment)
     return [
         each if isinstance(each, Refusal) else Registered(each, next(secrets), replayed=index not in created)
         for index, each in enumerate(judged)
@@ -345,6 +414,7 @@ class UserChange:
     user_id: int
     fields: dict[str, Any]
     by_operator: bool = False
+    actor: Actor | None = None
 
 
 @isolating_failures
@@ -367,9 +437,12 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
             query = queries.select_references(dialect_of(session))
             owners = dict(await execute(session, query, references=[*references]))  # type: ignore[arg-type]
         before = {id: user.reference for id, (user, _) in found.items()}
+        actions: list[dict[str, Any]] = []
         outcomes = [
-            _update_user(change, holders, owners, *found.get(change.user_id, (None, None))) for change in changes
+            _update_user(change, holders, owners, *found.get(change.user_id, (None, None)), actions=actions)
+            for change in changes
         ]
+        _record(session, actions, now())
         freed = [
             {"id": id, "reference": None} for id, (user, _) in found.items() if before[id] not in (None, user.reference)
         ]
@@ -403,8 +476,10 @@ def _update_user(
     owners: dict[str | None, int],
     user: User | None,
     profile: Profile | None,
+    *,
+    actions: list[dict[str, Any]],
 ) -> UserPublic | Refusal:
-    """Apply one change to the locked rows of its user, and to the `owners` of references.
+    """Apply one change to the locked rows of its user, and to the `owners` of references; add it to the `actions`.
 
     The session writes the rows at COMMIT.
     """
@@ -420,9 +495,32 @@ def _update_user(
         owners.pop(user.reference, None)
         if reference is not None:
             owners[reference] = change.user_id
+    if change.actor is not None:
+        actions += _action_of_change(change.actor, change.fields, user, profile)
     for name, value in change.fields.items():
         setattr(profile if name == "status" else user, name, value)
     return _show(UserRecord if change.by_operator else UserPublic, user, status=profile.status)
+
+
+ACTION_OF_STATUS: dict[Status, ActionName] = {
+    "active": "user.reopen",
+    "suspended": "user.suspend",
+    "closed": "user.close",
+}
+
+
+def _action_of_change(
+    actor: Actor, fields: Mapping[str, Any], user: User, profile: Profile
+) -> Iterator[dict[str, Any]]:
+    """Return what the operator changes of a user, if it changes anything: the status, and the names of fields."""
+    status = fields.get("status", profile.status)
+    changed = sorted(name for name, value in fields.items() if name != "status" and getattr(user, name) != value)
+    if status != profile.status:
+        yield _action(actor, ACTION_OF_STATUS[status], user.id, old=profile.status, new=status)
+    if changed:
+        yield _action(
+            actor, "user.update", user.id, fields=["metadata" if each == "details" else each for each in changed]
+        )
 
 
 async def get_user(session: AsyncSession, user_id: int) -> UserRecord:
@@ -490,6 +588,7 @@ class TokenIssue:
     name: str | None
     expires_in_days: int | None
     asked_with: str | None = None
+    actor: Actor | None = None
 
 
 @isolating_failures
@@ -521,6 +620,12 @@ async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> l
         refused = [_refuse_issue(statuses.get(issue.user_id), issue.asked_with in valid) for issue in issues]
         session.add_all(token for token, refusal in zip(tokens, refused, strict=True) if refusal is None)
         await session.flush()
+        issued = [
+            _action(issue.actor, "token.issue", issue.user_id, token_id=token.id)
+            for issue, token, refusal in zip(issues, tokens, refused, strict=True)
+            if issue.actor is not None and refusal is None
+        ]
+        _record(session, issued, moment)
         return [
             refusal or _show_issued(token, secret)
             for token, secret, refusal in zip(tokens, secrets, refused, strict=True)
@@ -543,6 +648,15 @@ class Revocation:
 
     user_id: int
     token_id: int
+    actor: Actor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationOfAll:
+    """A user whose tokens are all to be revoked."""
+
+    user_id: int
+    actor: Actor | None = None
 
 
 @isolating_failures
@@ -558,17 +672,33 @@ async def revoke_tokens(session: AsyncSession, revocations: Sequence[Revocation]
         rows = await session.exec(TOKENS.where(is_asked).with_for_update())
         found = {(token.user_id, token.id): token for token in rows}
         existing = await _find_users(session, {user_id for user_id, _ in pairs})
-        return [_revoke(found.get(pair)) if pair[0] in existing else UserNotFound() for pair in pairs]
+        actions: list[dict[str, Any]] = []
+        outcomes: list[TokenPublic | Refusal] = []
+        for each, pair in zip(revocations, pairs, strict=True):
+            token = found.get(pair)
+            if each.actor is not None and token is not None and token.revoked_at is None:
+                actions.append(_action(each.actor, "token.revoke", each.user_id, token_id=each.token_id))
+            outcomes.append(_revoke(token) if each.user_id in existing else UserNotFound())
+        _record(session, actions, now())
+        return outcomes
 
 
 @isolating_failures
-async def revoke_users_tokens(session: AsyncSession, user_ids: Sequence[int]) -> list[Refusal | None]:
+async def revoke_users_tokens(session: AsyncSession, revocations: Sequence[RevocationOfAll]) -> list[Refusal | None]:
     """Revoke all tokens of these users. Refusal: UserNotFound."""
+    user_ids = [each.user_id for each in revocations]
     async with begin(session):
         # Locked, so that no token is issued meanwhile: their profiles, since who opens accounts locks users.
         users = select(Profile.user_id).where(col(Profile.user_id).in_(user_ids)).order_by(col(Profile.user_id))
         existing = {*await session.exec(users.with_for_update(key_share=True))}
-        await _revoke_all_tokens(session, existing)
+        counts = await _revoke_all_tokens(session, existing)
+        # Of several that revoke the same tokens, the first one does.
+        revoked = [
+            _action(each.actor, "token.revoke", each.user_id, count=count)
+            for each in revocations
+            if each.actor is not None and (count := counts.pop(each.user_id, 0))
+        ]
+        _record(session, revoked, now())
         return [None if user_id in existing else UserNotFound() for user_id in user_ids]
 
 
@@ -576,10 +706,13 @@ async def _find_users(session: AsyncSession, user_ids: set[int]) -> set[int | No
     return {*await session.exec(select(User.id).where(col(User.id).in_(user_ids)))}
 
 
-async def _revoke_all_tokens(session: AsyncSession, user_ids: Collection[int | None]) -> None:
+async def _revoke_all_tokens(session: AsyncSession, user_ids: Collection[int | None]) -> Counter[int]:
+    """Revoke all tokens of these users; return how many these were of each."""
     tokens = TOKENS.where(col(AccessToken.user_id).in_(user_ids), col(AccessToken.revoked_at).is_(None))
-    for token in await session.exec(tokens.with_for_update()):
+    valid = (await session.exec(tokens.with_for_update())).all()
+    for token in valid:
         _revoke(token)
+    return Counter(token.user_id for token in valid)
 
 
 def _revoke(token: AccessToken | None) -> TokenPublic | Refusal:
@@ -602,6 +735,122 @@ async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit:
     return await _read_part(session, query, user_id=user_id, after=after, limit=limit)
 
 
+# --- the operator's keys ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedKey:
+    """A key that is valid now."""
+
+    id: int
+    scopes: Sequence[KeyScope]
+
+
+async def authenticate_keys(session: AsyncSession, key_hashes: Sequence[str]) -> list[AdmittedKey | Refusal]:
+    """Return the key with each hash. Refusal: Unauthenticated."""
+    rows = await execute(session, queries.select_admitted_keys(dialect_of(session)), hashes=[*set(key_hashes)])
+    moment = now()
+    keys = {
+        key_hash: AdmittedKey(id, scopes)
+        for key_hash, revoked_at, expires_at, id, scopes in rows
+        if _is_valid(revoked_at, expires_at, moment)
+    }
+    return [keys.get(key_hash) or Unauthenticated() for key_hash in key_hashes]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyIssue:
+    """A key to issue."""
+
+    name: str
+    scopes: Sequence[KeyScope]
+    expires_in_days: int | None
+    actor: Actor | None = None
+
+
+@isolating_failures
+async def issue_keys(session: AsyncSession, issues: Sequence[KeyIssue]) -> list[IssuedKey | Refusal]:
+    """Issue the keys in order of name; their secrets are only in what is returned.
+
+    Refusals: KeyNameTaken, and for a key that issues another, Unauthenticated and KeyExceeded.
+    """
+    outcomes: dict[int, IssuedKey | Refusal] = {}
+    async with begin(session):
+        # Locked, so that none of them is revoked meanwhile: who holds a stolen one would be left with another.
+        ids = {issue.actor.key_id for issue in issues if issue.actor is not None}
+        issuers = {
+            key.id: key
+            for key in await session.exec(KEYS.where(col(OperatorKey.id).in_(ids)).with_for_update(read=True))
+        }
+        moment = now()
+        # In order of name, so that two batches that share names cannot deadlock.
+        for index in sorted(range(len(issues)), key=lambda index: issues[index].name):
+            outcomes[index] = await _issue_key(session, issues[index], issuers, moment)
+        actions = [
+            _action(issue.actor, "key.issue", key_id=key.id, scopes=key.scopes)
+            for issue, key in ((issues[index], outcome) for index, outcome in sorted(outcomes.items()))
+            if issue.actor is not None and isinstance(key, IssuedKey)
+        ]
+        _record(session, actions, moment)
+    return [outcomes[index] for index in range(len(issues))]
+
+
+# In id order, so that two transactions that lock the same keys cannot deadlock.
+KEYS = select(OperatorKey).order_by(col(OperatorKey.id))
+
+
+async def _issue_key(
+    session: AsyncSession, issue: KeyIssue, issuers: Mapping[int | None, OperatorKey], moment: datetime
+) -> IssuedKey | Refusal:
+    expires_at = None if issue.expires_in_days is None else moment + timedelta(days=issue.expires_in_days)
+    if issue.actor is not None and issue.actor.key_id is not None:
+        issuer = issuers.get(issue.actor.key_id)
+        if issuer is None or not _is_valid(issuer.revoked_at, issuer.expires_at, moment):
+            return Unauthenticated()
+        lasts = issuer.expires_at is None or (expires_at is not None and expires_at <= issuer.expires_at)
+        if not lasts or not {*issue.scopes} <= {*issuer.scopes}:
+            return KeyExceeded()
+    secret = make_operator_key()
+    fields: dict[str, Any] = {"name": issue.name, "scopes": issue.scopes}
+    instants: dict[str, Any] = {"created_at": moment, "expires_at": expires_at}
+    row = {**fields, "key_hash": hash_secret(secret)}
+    for (id,) in await insert_free(session, OperatorKey, [row], returning=("id",), **instants):
+        return IssuedKey.model_construct(id=id, **fields, **instants, revoked_at=None, secret=secret)
+    return KeyNameTaken()
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRevocation:
+    """A key to revoke."""
+
+    key_id: int
+    actor: Actor | None = None
+
+
+@isolating_failures
+async def revoke_keys(session: AsyncSession, revocations: Sequence[KeyRevocation]) -> list[KeyPublic | Refusal]:
+    """Revoke the keys; one that is already revoked stays as it is. Refusal: KeyNotFound."""
+    actions = []
+    async with begin(session):
+        keys = KEYS.where(col(OperatorKey.id).in_({each.key_id for each in revocations}))
+        # Actions refer to keys, and do not wait for it.
+        found = {key.id: key for key in await session.exec(keys.with_for_update(key_share=True))}
+        moment = now()
+        for each in revocations:
+            key = found.get(each.key_id)
+            if key is not None and key.revoked_at is None:
+                key.revoked_at = moment
+                if each.actor is not None:
+                    actions.append(_action(each.actor, "key.revoke", key_id=key.id))
+        _record(session, actions, moment)
+        return [_show(KeyPublic, found[each.key_id]) if each.key_id in found else KeyNotFound() for each in revocations]
+
+
+async def list_keys(session: AsyncSession, *, after: int, limit: int) -> Part:
+    """Return up to `limit` keys (KeyPublic) in order of id, from the first id greater than `after`."""
+    return await _read_part(session, queries.select_keys(dialect_of(session)), after=after, limit=limit)
+
+
 # --- accounts ---------------------------------------------------------------------------------------------------------
 
 
@@ -612,6 +861,12 @@ class AccountOpening:
     user_id: int
     currency: str
     label: str = "main"
+    actor: Actor | None = field(default=None, compare=False)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The values of the account's columns."""
+        return {"user_id": self.user_id, "currency": self.currency, "label": self.label}
 
 
 @isolating_failures
@@ -629,12 +884,18 @@ async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening
         for row in accounts:
             taken[row[0]].add(AccountOpening(*row))
         refusals = [_judge_opening(each, statuses.get(each.user_id), taken[each.user_id]) for each in openings]
-        rows = [asdict(each) for each, refusal in zip(openings, refusals, strict=True) if refusal is None]
+        rows = [each.columns for each, refusal in zip(openings, refusals, strict=True) if refusal is None]
         returning = ("user_id", "currency", "label", "id")
         inserted = await insert_free(session, Account, rows, returning=returning) if rows else ()
+        ids_of = {AccountOpening(*key): id for *key, id in inserted}
+        by_operator = [
+            _action(each.actor, "account.open", each.user_id, account_id=ids_of[each])
+            for each, refusal in zip(openings, refusals, strict=True)
+            if each.actor is not None and refusal is None and each in ids_of
+        ]
+        _record(session, by_operator, now())
     opened: dict[AccountOpening, AccountPublic | Refusal] = {
-        (each := AccountOpening(*key)): AccountPublic.model_construct(id=id, available=0, **asdict(each))
-        for *key, id in inserted
+        each: AccountPublic.model_construct(id=id, available=0, **each.columns) for each, id in ids_of.items()
     }
     # What is in neither was opened meanwhile by a server that still runs older code, which locks no users.
     return [refusal or opened.get(each, AccountExists()) for each, refusal in zip(openings, refusals, strict=True)]
@@ -658,6 +919,7 @@ class CreditChange:
 
     account_id: int
     credit_limit: int
+    actor: Actor | None = None
 
 
 @isolating_failures
@@ -666,7 +928,10 @@ async def change_credit(session: AsyncSession, changes: Sequence[CreditChange]) 
     ids = {change.account_id for change in changes}
     async with begin(session):
         accounts = {account.id: account for account in await _lock_accounts(session, col(Account.id).in_(ids))}
-        return [_change_credit(change, accounts.get(change.account_id)) for change in changes]
+        actions: list[dict[str, Any]] = []
+        outcomes = [_change_credit(change, accounts.get(change.account_id), actions) for change in changes]
+        _record(session, actions, now())
+        return outcomes
 
 
 async def _lock_accounts(session: AsyncSession, condition: Any) -> Sequence[Account]:
@@ -695,8 +960,10 @@ async def _free_expired(session: AsyncSession, account_ids: Sequence[int], momen
     return freed
 
 
-def _change_credit(change: CreditChange, account: Account | None) -> AccountPublic | Refusal:
-    """Apply one change to the locked row of its account; the session writes it at COMMIT."""
+def _change_credit(
+    change: CreditChange, account: Account | None, actions: list[dict[str, Any]]
+) -> AccountPublic | Refusal:
+    """Apply one change to the locked row of its account; add it to the `actions`. The session writes it at COMMIT."""
     if account is None:
         return AccountNotFound()
     if account.user_id is None:
@@ -704,7 +971,18 @@ def _change_credit(change: CreditChange, account: Account | None) -> AccountPubl
     available = account.balance - account.held + change.credit_limit
     if available < 0:
         return CreditInUse()
-    account.credit_limit = change.credit_limit
+    old, account.credit_limit = account.credit_limit, change.credit_limit
+    if change.actor is not None and old != change.credit_limit:
+        actions.append(
+            _action(
+                change.actor,
+                "account.credit",
+                account.user_id,
+                account_id=account.id,
+                old=old,
+                new=change.credit_limit,
+            )
+        )
     return _show(AccountPublic, account, available=min(available, BALANCE_MAX))
 
 
@@ -779,6 +1057,8 @@ async def post_orders(
     _store_transactions(session, ledger.transactions, ledger.moment)
     async for postings in _in_parts(ledger.postings):
         _store_postings(session, postings, ledger.moment)
+        _record(session, [*_actions_of(postings, ledger)], ledger.moment)
+    _record(session, [*_actions_of_holds(ledger)], ledger.moment)
     # Most batches have no holds.
     columns = ("id", "balance", "version", "held") if ledger.holds_changed else ("id", "balance", "version")
     values_of = attrgetter(*columns)
@@ -994,10 +1274,13 @@ def _store_transactions(session: AsyncSession, transactions: Sequence[LinkedPost
 
 def _store_postings(session: AsyncSession, postings: Sequence[Posting], moment: datetime) -> None:
     """Write transfers and entries with one statement each, which are sent with COMMIT."""
-    contents = [(*content_of(each.order), each.transaction_id) for each in postings]
+    contents = [
+        (*content_of(each.order), each.transaction_id, each.order.actor and each.order.actor.key_id)
+        for each in postings
+    ]
     # Where all are plain, as most are, without the columns that would be null.
     is_plain = all(content[PLAIN:] == UNDESCRIBED for content in contents)
-    columns = CONTENT[:PLAIN] if is_plain else (*CONTENT, "transaction_id")
+    columns = CONTENT[:PLAIN] if is_plain else (*CONTENT, "transaction_id", "operator_key_id")
     transfers = [
         {"id": each.id, **dict(zip(columns, content, strict=False)), "currency": each.currency}
         for each, content in zip(postings, contents, strict=True)
@@ -1012,6 +1295,35 @@ def _store_postings(session: AsyncSession, postings: Sequence[Posting], moment: 
     ]
     insert_rows(session, Transfer, transfers, created_at=moment)
     insert_rows(session, Entry, entries, created_at=moment)
+
+
+def _actions_of(postings: Sequence[Posting], ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """Return the transfers that the operator made, each as an action on one user's account."""
+    for id, order in ((each.id, each.order) for each in postings if each.order.actor is not None):
+        debit, credit = ledger.holdings[order.debit_account_id], ledger.holdings[order.credit_account_id]
+        name: ActionName = "transfer.create"
+        if order.reverses_id is not None:
+            name = "transfer.reverse"
+        elif order.hold_id is not None:
+            name = "hold.capture"
+        elif debit.user_id is None:
+            name = "transfer.deposit"
+        elif credit.user_id is None:
+            name = "transfer.withdraw"
+        account = credit if debit.user_id is None else debit
+        assert order.actor is not None
+        yield _action(order.actor, name, account.user_id, account_id=account.id, transfer_id=id)
+
+
+def _actions_of_holds(ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """Return the holds that the operator made, and those that it voided."""
+    done: list[tuple[HoldPosting, Actor | None, ActionName]]
+    done = [(hold, hold.order.actor, "hold.create") for hold in ledger.new_holds]
+    done += [(hold, hold.voided_by, "hold.void") for hold in ledger.resolved]
+    for hold, actor, name in done:
+        if actor is not None:
+            account = ledger.holdings[hold.order.debit_account_id]
+            yield _action(actor, name, account.user_id, account_id=account.id, hold_id=hold.id)
 
 
 @isolating_failures
@@ -1079,6 +1391,7 @@ class Reversal:
     transfer_id: int
     caller: int
     idempotency_key: str | None = None
+    actor: Actor | None = None
 
 
 @isolating_failures
@@ -1115,6 +1428,7 @@ def _order_reversal(reversal: Reversal, found: FoundTransfer | None) -> Order | 
         amount=transfer.amount,
         idempotency_key=reversal.idempotency_key,
         reverses_id=transfer.id,
+        actor=reversal.actor,
     )
 
 
@@ -1127,6 +1441,7 @@ class HoldEnd:
     is_void: bool = False
     amount: int | None = None
     idempotency_key: str | None = None
+    actor: Actor | None = None
 
 
 @isolating_failures
@@ -1149,7 +1464,7 @@ def _order_end(end: HoldEnd, hold: HoldPosting | None, parties: Sequence[int | N
     if end.caller not in (OPERATOR, parties[1]):
         return ReceiverOnly()
     if end.is_void:
-        return VoidOrder(hold.id, hold.order.debit_account_id)
+        return VoidOrder(hold.id, hold.order.debit_account_id, end.actor)
     return Order(
         end.caller,
         hold.order.debit_account_id,
@@ -1160,6 +1475,7 @@ def _order_end(end: HoldEnd, hold: HoldPosting | None, parties: Sequence[int | N
         reference=hold.order.reference,
         metadata=hold.order.metadata,
         hold_id=hold.id,
+        actor=end.actor,
     )
 
 
@@ -1203,6 +1519,7 @@ class Payment:
     is_payout: bool
     reference: str | None = None
     metadata: dict[str, str] | None = None
+    actor: Actor | None = None
 
 
 @isolating_failures
@@ -1233,6 +1550,7 @@ def _order_payment(payment: Payment, system_account_id: int | None) -> Order | R
         payment.idempotency_key,
         reference=payment.reference,
         metadata=payment.metadata,
+        actor=payment.actor,
     )
 
 

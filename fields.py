@@ -172,6 +172,52 @@ TokenName = Annotated[
 Secret = Annotated[
     str, pydantic.Field(description="The bearer token, `svp_` and 43 characters; shown only once", examples=["svp_…"])
 ]
+KeyName = Annotated[
+    str,
+    pydantic.Field(
+        min_length=1,
+        max_length=50,
+        description="A name for the key: one line of text; free again once the key is revoked",
+        examples=["support"],
+    ),
+    AfterValidator(check_text),
+]
+KeySecret = Annotated[
+    str, pydantic.Field(description="The bearer token, `svo_` and 43 characters; shown only once", examples=["svo_…"])
+]
+KeyScope = Literal["read", "users", "money", "keys"]
+KeyScopes = Annotated[
+    list[KeyScope],
+    Field(sa_type=JSON),
+    pydantic.Field(
+        min_length=1,
+        max_length=4,
+        description="read: every GET but that of keys; users: users, their tokens and accounts; money: whatever moves, "
+        "holds or lends it; keys: the operator's keys",
+        examples=[["read", "users"]],
+    ),
+    AfterValidator(lambda scopes: sorted({*scopes})),
+]
+ActionName = Literal[
+    "account.credit",
+    "account.open",
+    "hold.capture",
+    "hold.create",
+    "hold.void",
+    "key.issue",
+    "key.revoke",
+    "token.issue",
+    "token.revoke",
+    "transfer.create",
+    "transfer.deposit",
+    "transfer.reverse",
+    "transfer.withdraw",
+    "user.close",
+    "user.register",
+    "user.reopen",
+    "user.suspend",
+    "user.update",
+]
 Status = Literal["active", "suspended", "closed"]
 HoldStatus = Literal["open", "captured", "voided", "expired"]
 RegistrationKey = Annotated[

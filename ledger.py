@@ -35,8 +35,16 @@ It is no CHECK constraint, so that a balance from before this limit may still be
 
 
 @dataclass(frozen=True, slots=True)
+class Actor:
+    """The operator as it made a call: with a key or, with None, with OPERATOR_TOKEN."""
+
+    key_id: int | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
-    """A transfer that its initiator (a user's id, or OPERATOR) asks for; all fields but if_version are columns.
+    """A transfer that its initiator (a user's id, or OPERATOR) asks for; all fields but the last two are columns.
 
     Where its key is used again, these must be the same. With asked_amount, the amount may be cut to what is
     available; in an order that was not judged yet, both are the same. With hold_id, it captures this hold.
@@ -54,6 +62,7 @@ class Order:
     asked_amount: int | None = None
     hold_id: int | None = None
     if_version: int | None = field(default=None, compare=False)
+    actor: Actor | None = field(default=None, compare=False)
 
     def as_asked(self) -> "Order":
         """Return it as it was before its amount was cut."""
@@ -82,6 +91,7 @@ class VoidOrder:
 
     hold_id: int
     debit_account_id: int
+    actor: Actor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +156,7 @@ class HoldPosting:
     created_at: datetime
     status: HoldStatus = "open"
     resolved_at: datetime | None = None
+    voided_by: Actor | None = None
 
     @property
     def expires_at(self) -> datetime:
@@ -299,6 +310,7 @@ class Ledger:
         if hold.status != "open":
             return HoldResolved(hold.status)
         self._resolve(hold, "voided")
+        hold.voided_by = order.actor
         return Posted(hold)
 
     def _post_legs(self, order: LinkedOrders) -> LinkedPostings | Refusal:

@@ -17,6 +17,7 @@ from api import (
     health,
     holds,
     me,
+    operator,
     payments,
     problems,
     registration,
@@ -131,6 +132,7 @@ app = DescribedAPI(
     openapi_tags=[
         {"name": "registration", "description": "Sign-up: the first call of a user."},
         {"name": "users", "description": "The operator's view of users."},
+        {"name": "operator", "description": "The operator's keys, and the record of what was done."},
         {"name": "accounts", "description": "Balances and statements."},
         {"name": "payments", "description": "The operator pays money in and out."},
         {"name": "transfers", "description": "Money moves between accounts."},
@@ -152,5 +154,17 @@ app = DescribedAPI(
 for middleware in OWN_MIDDLEWARE:
     app.add_middleware(middleware)
 # FastAPI looks for a route in this order: those that are called most stand first.
-for module in (accounts, transfers, holds, transactions, me, registration, payments, users, health, docs_pages):
+for module in (
+    accounts,
+    transfers,
+    holds,
+    transactions,
+    me,
+    registration,
+    payments,
+    users,
+    operator,
+    health,
+    docs_pages,
+):
     app.include_router(module.router)

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import ConfigDict, WithJsonSchema
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKeyConstraint, Index, String, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKeyConstraint, Index, String, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from fields import (
     INT64,
     AccountId,
     AccountLabel,
+    ActionName,
     Amount,
     AskedAmount,
     Balance,
@@ -24,6 +25,9 @@ from fields import (
     HoldStatus,
     Id,
     IdempotencyKey,
+    KeyName,
+    KeyScopes,
+    KeySecret,
     Memo,
     Metadata,
     PhoneNumber,
@@ -235,6 +239,116 @@ class RegistrationAnswer(Answer):
     token_type: Literal["bearer"] = "bearer"
 
 
+# --- the operator's keys, and what was done with them -----------------------------------------------------------------
+
+
+class KeyFields(SQLModel):
+    """The fields of an operator's key that can be shown again."""
+
+    name: KeyName
+    scopes: KeyScopes
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class OperatorKey(KeyFields, table=True):
+    """A key of the operator, kept as its SHA-256 only. It is never deleted, so that what it did stays known."""
+
+    __tablename__ = "operator_keys"
+    __table_args__ = (partial_index("uq_operator_keys_name", "name", where="revoked_at IS NULL", unique=True),)
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    key_hash: str = Field(max_length=64, unique=True)
+
+
+class KeyRequest(Strict):
+    """A key to issue."""
+
+    name: KeyName
+    scopes: KeyScopes
+    expires_in_days: Annotated[
+        int | None, pydantic.Field(ge=1, le=3650, description="Left out, the key does not expire", examples=[90])
+    ] = None
+
+
+class KeyPublic(KeyFields, Identified):
+    """An operator's key as the API lists it, without its secret."""
+
+
+class IssuedKey(KeyPublic):
+    """An operator's key just issued, with its secret, which is shown only once."""
+
+    secret: KeySecret
+
+
+class ActionFields(SQLModel):
+    """What the operator did, by its own call; stored with what it changed, and never changed itself."""
+
+    action: Annotated[ActionName, Field(sa_type=String(20))]
+    key_id: Annotated[
+        int | None,
+        Field(foreign_key="operator_keys.id", sa_type=Id),
+        pydantic.Field(
+            description="The key that was used; null for OPERATOR_TOKEN", examples=[None], json_schema_extra=INT64
+        ),
+    ] = None
+    request_id: Annotated[
+        str, Field(max_length=64), pydantic.Field(description="The call's X-Request-ID", examples=["5f0c9a524a551e9f"])
+    ]
+    user_id: Annotated[
+        int | None,
+        Field(sa_type=Id),
+        pydantic.Field(
+            description="The user whose data, tokens or money it was", examples=[1], json_schema_extra=INT64
+        ),
+    ] = None
+    account_id: Annotated[
+        int | None,
+        Field(sa_type=Id),
+        pydantic.Field(
+            description="That user's account; of a transfer the debit account, of a deposit the credit account",
+            examples=[2],
+            json_schema_extra=INT64,
+        ),
+    ] = None
+    transfer_id: Annotated[
+        int | None,
+        Field(sa_type=Id),
+        pydantic.Field(description="The transfer that was made", examples=[1], json_schema_extra=INT64),
+    ] = None
+    details: Annotated[
+        dict[str, Any] | None,
+        Field(sa_type=JSON(none_as_null=True)),
+        pydantic.Field(
+            description="Old and new value, changed fields, ids; never personal data",
+            examples=[{"old": 0, "new": 500}],
+        ),
+    ] = None
+    created_at: datetime
+
+
+class OperatorAction(ActionFields, table=True):
+    """A record of what the operator did. Only inserted: nothing in the service updates or deletes it.
+
+    Its user, account and transfer are no foreign keys, whose checks would lock their rows.
+    """
+
+    __tablename__ = "operator_actions"
+    __table_args__ = (
+        Index("ix_operator_actions_request_id", "request_id"),
+        partial_index("ix_operator_actions_key_id", "key_id", "id", where="key_id IS NOT NULL"),
+        partial_index("ix_operator_actions_user_id", "user_id", "id", where="user_id IS NOT NULL"),
+        partial_index("ix_operator_actions_transfer_id", "transfer_id", where="transfer_id IS NOT NULL"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+
+
+class ActionPublic(ActionFields, Identified):
+    """An action of the operator as the API lists it."""
+
+
 # --- money ------------------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +456,7 @@ class TransferFields(SQLModel):
 class Transfer(TransferFields, table=True):
     """Money that went from the debit account to the credit account; initiator is a user's id, or 0 for the operator.
 
+    operator_key_id is the key that the operator used; null for OPERATOR_TOKEN, and for users.
     asked_amount is what its caller asked for with on_short "cap"; the amount is that, or what was available.
     """
 
@@ -366,6 +481,8 @@ class Transfer(TransferFields, table=True):
     hold_id: HoldId = None
     initiator: int = Field(sa_type=BigInteger)
     idempotency_key: IdempotencyKey = None
+    # Without a foreign key, which would be checked for each transfer. Keys are never deleted.
+    operator_key_id: int | None = Field(default=None, sa_type=Id)
     created_at: datetime
 
 

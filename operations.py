@@ -104,6 +104,8 @@ class Operations:
             crud.issue_tokens: self._coalesce(crud.issue_tokens),
             crud.revoke_tokens: self._coalesce(crud.revoke_tokens),
             crud.revoke_users_tokens: self._coalesce(crud.revoke_users_tokens),
+            crud.issue_keys: self._coalesce(crud.issue_keys),
+            crud.revoke_keys: self._coalesce(crud.revoke_keys),
             crud.make_transfers: self._coalesce_postings(crud.make_transfers),
             crud.reverse_transfers: self._coalesce_postings(crud.reverse_transfers),
             crud.end_holds: self._coalesce_postings(crud.end_holds),
@@ -116,9 +118,14 @@ class Operations:
         self.authenticate: Batcher[str, UserPublic] = self._batcher(
             "authenticate", lambda hashes: database.read(crud.authenticate, hashes), too_late=DatabaseUnavailable
         )
+        self.authenticate_key: Batcher[str, crud.AdmittedKey] = self._batcher(
+            "authenticate_key",
+            lambda hashes: database.read(crud.authenticate_keys, hashes),
+            too_late=DatabaseUnavailable,
+        )
         # Not cancelled at the deadline: SQLite would wait for the query to end, however long that takes.
         self.query = self._query_batcher("query", tasks=4, together=READS_TOGETHER)
-        # They may read all users, or 10,000 transfers, where every other query reads a few rows by an index.
+        # They may read all users, or 10,000 transfers or actions, where every other query reads a few rows by an index.
         self.search = self._query_batcher("search", tasks=2, together=1)
 
     def write(self, write: IsolatedWrite[Item, ..., Outcome], item: Item) -> Coroutine[Any, Any, Outcome]:
@@ -143,7 +150,7 @@ class Operations:
         async def run(session: AsyncSession) -> T:
             return await query(session, *args, **kwargs)
 
-        batcher = self.search if query in (crud.list_users, crud.list_transfers) else self.query
+        batcher = self.search if query in (crud.list_users, crud.list_transfers, crud.list_actions) else self.query
         answer: T = await batcher(run)
         return answer
 

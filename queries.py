@@ -17,10 +17,14 @@ from models import (
     AccessToken,
     Account,
     AccountPublic,
+    ActionPublic,
     Entry,
     EntryPublic,
     Hold,
     HoldPublic,
+    KeyPublic,
+    OperatorAction,
+    OperatorKey,
     Profile,
     TokenPublic,
     Transaction,
@@ -89,6 +93,46 @@ def select_tokens(dialect: str) -> Any:
     token = table_of(AccessToken).c
     query = sa.select(*(token[name] for name in TokenPublic.model_fields))
     return _part(dialect, query.where(token.user_id == sa.bindparam("user_id")), token.id)
+
+
+@prepared
+def select_admitted_keys(dialect: str) -> Any:
+    """SELECT the operator's keys by their `hashes`."""
+    key = table_of(OperatorKey).c
+    columns = (key.key_hash, key.revoked_at, key.expires_at, key.id, key.scopes)
+    return sa.select(*columns).where(among(dialect, key.key_hash, "hashes"))
+
+
+@prepared
+def select_keys(dialect: str) -> Any:
+    """SELECT a part of the list of the operator's keys."""
+    key = table_of(OperatorKey).c
+    return _part(dialect, sa.select(*(key[name] for name in KeyPublic.model_fields)), key.id)
+
+
+@prepared
+def select_actions(dialect: str, filters: tuple[str, ...]) -> Any:
+    """SELECT a part of the list of the operator's actions, newest first: those with these values.
+
+    As select_transfers: one of the filters finds candidates by index, and at most `looked` are judged by the others.
+    """
+    actions = table_of(OperatorAction)
+    sought = [each for each in ("transfer_id", "request_id", "user_id", "account_id", "key_id") if each in filters][:1]
+    conditions = {name: actions.c[name] == sa.bindparam(name) for name in filters}
+    is_sought = [conditions[name] for name in sought]
+    if sought == ["account_id"]:
+        # By its owner, who has an index and few accounts.
+        owner = sa.select(table_of(Account).c.user_id).where(table_of(Account).c.id == sa.bindparam("account_id"))
+        is_sought = [actions.c.user_id == owner.scalar_subquery()]
+        sought = []
+    rest = [name for name in filters if name not in sought]
+    most = sa.bindparam("looked", type_=sa.Integer) if rest else sa.bindparam("limit", type_=sa.Integer) + 1
+    id = actions.c.id
+    read = sa.select(actions).where(id < sa.bindparam("after"), *is_sought).order_by(id.desc()).limit(most).cte("read")
+    lowest = sa.select(sa.func.min(read.c.id)).having(sa.func.count() == most).scalar_subquery()
+    query = sa.select(*(read.c[name] for name in ActionPublic.model_fields))
+    query = query.where(*(read.c[name] == sa.bindparam(name) for name in rest))
+    return _part(dialect, query, read.c.id, newest_first=True, otherwise=lowest)
 
 
 @prepared

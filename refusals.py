@@ -159,6 +159,37 @@ class OperatorOnly(Refusal):
     """Only the operator can make this call. Send the operator's token."""
 
 
+class ScopeMissing(Refusal):
+    """This key lacks the scope that this call needs. Use a key that has it, or have one issued."""
+
+    def __init__(self, scope: str = "") -> None:
+        super().__init__()
+        self.scope = scope
+
+    @property
+    def detail(self) -> str:
+        """Name the scope, if it is known."""
+        return (
+            super().detail.replace("the scope that", f'the scope "{self.scope}", which')
+            if self.scope
+            else super().detail
+        )
+
+
+class KeyExceeded(Refusal):
+    """A key can issue only keys with scopes that it has itself, and that expire no later than it does."""
+
+
+class KeyNameTaken(Refusal):
+    """Another key has this name. GET /operator/keys shows which; revoke it first, or choose another name."""
+
+    field = "name"
+
+
+class KeyNotFound(Refusal):
+    """There is no key with this id. GET /operator/keys lists them."""
+
+
 class UserOnly(Refusal):
     """Only a user can make this call. Send a user's token, not the operator's."""
 

@@ -1,4 +1,4 @@
-"""Bearer tokens: making and hashing them, and the operator's own."""
+"""Bearer tokens: making and hashing them, those of the operator too."""
 
 import hashlib
 import os
@@ -14,6 +14,15 @@ DEVELOPMENT_OPERATOR_TOKEN = Path(".operator-token")
 def make_token() -> str:
     """Return a new token: `svp_` and 256 random bits."""
     return "svp_" + secrets.token_urlsafe(32)
+
+
+KEY_PREFIX = "svo_"
+"""What the keys of the operator begin with."""
+
+
+def make_operator_key() -> str:
+    """Return a new key of the operator: `svo_` and 256 random bits."""
+    return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_secret(secret: str) -> str:

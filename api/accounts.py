@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
 import crud
-from api.callers import OR_OPERATOR, Caller, Operator, operations_of
+from api.callers import ReadCaller, UsersCaller, actor_of, operations_of, operator, or_operator
 from api.errors import OPERATOR_ONLY, USER_OR_OPERATOR, documented
 from api.fast_route import fast
 from api.pages import After, Digits, Limit, NewestFirst, Page, RowId, page_of
@@ -44,11 +44,11 @@ async def get_currencies(request: Request, after: After, limit: Limit = 50) -> R
     summary="List accounts",
     response_model=Page[AccountPublic],
     responses=documented(*USER_OR_OPERATOR),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("read"),
 )
 @fast
 async def list_accounts(
-    caller: Caller,
+    caller: ReadCaller,
     request: Request,
     after: After,
     limit: Limit = 50,
@@ -75,9 +75,9 @@ async def list_accounts(
         OutcomeUnknown,
         body=True,
     ),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("users"),
 )
-async def open_account(account: AccountRequest, caller: Caller, request: Request) -> AccountPublic:
+async def open_account(account: AccountRequest, caller: UsersCaller, request: Request) -> AccountPublic:
     """A label tells a user's accounts in one currency apart; registration opened the first, "main".
 
     The operator names the user, who must be active.
@@ -90,7 +90,7 @@ async def open_account(account: AccountRequest, caller: Caller, request: Request
     if all(currency.code != account.currency for currency in request.app.state.currencies):
         raise CurrencyUnknown
     return await operations_of(request).write(
-        crud.open_accounts, crud.AccountOpening(owner, account.currency, account.label)
+        crud.open_accounts, crud.AccountOpening(owner, account.currency, account.label, actor_of(request))
     )
 
 
@@ -98,12 +98,12 @@ async def open_account(account: AccountRequest, caller: Caller, request: Request
     "/accounts/{id}",
     summary="Show an account, now or at an instant",
     responses=documented(*USER_OR_OPERATOR, AccountNotFound),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("read"),
 )
 @fast
 async def get_account(
     id: RowId,
-    caller: Caller,
+    caller: ReadCaller,
     request: Request,
     at: Annotated[
         Instant | None, Query(description="An instant (RFC 3339); entries until then, inclusive, count")
@@ -120,11 +120,13 @@ async def get_account(
     "/accounts/{id}",
     summary="Change an account's credit limit",
     responses=documented(*OPERATOR_ONLY, AccountNotFound, SystemAccount, CreditInUse, OutcomeUnknown, body=True),
-    dependencies=[Operator],
+    dependencies=[operator("money")],
 )
 async def change_credit(id: RowId, update: AccountUpdate, request: Request) -> AccountPublic:
     """The balance may go as far below 0. A limit below what the account owes is refused."""
-    return await operations_of(request).write(crud.change_credit, crud.CreditChange(id, update.credit_limit))
+    return await operations_of(request).write(
+        crud.change_credit, crud.CreditChange(id, update.credit_limit, actor_of(request))
+    )
 
 
 @router.get(
@@ -132,12 +134,12 @@ async def change_credit(id: RowId, update: AccountUpdate, request: Request) -> A
     summary="Show an account's statement",
     response_model=Page[EntryPublic],
     responses=documented(*USER_OR_OPERATOR, AccountNotFound),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("read"),
 )
 @fast
 async def list_entries(
     id: RowId,
-    caller: Caller,
+    caller: ReadCaller,
     request: Request,
     after: NewestFirst = None,
     limit: Limit = 50,

@@ -18,10 +18,13 @@ STATUSES: dict[type[refusals.Refusal], int] = {
     refusals.OperatorOnly: 403,
     refusals.UserNotActive: 403,
     refusals.ReceiverOnly: 403,
+    refusals.ScopeMissing: 403,
+    refusals.KeyExceeded: 403,
     refusals.OperatorTransfer: 403,
     refusals.UserOnly: 403,
     refusals.AccountNotFound: 404,
     refusals.HoldNotFound: 404,
+    refusals.KeyNotFound: 404,
     refusals.TokenNotFound: 404,
     refusals.TransferNotFound: 404,
     refusals.UserNotFound: 404,
@@ -35,6 +38,7 @@ STATUSES: dict[type[refusals.Refusal], int] = {
     refusals.CreditInUse: 409,
     refusals.HoldResolved: 409,
     refusals.InsufficientFunds: 409,
+    refusals.KeyNameTaken: 409,
     refusals.ReferenceTaken: 409,
     refusals.ReversalNotReversible: 409,
     refusals.SystemAccount: 409,
@@ -140,10 +144,11 @@ OPERATOR_ONLY = (
     refusals.Unauthenticated,
     refusals.OperatorOnly,
     refusals.OperatorDisabled,
+    refusals.ScopeMissing,
     refusals.UserNotActive,
     refusals.TooManyRequests,
 )
-USER_OR_OPERATOR = (refusals.Unauthenticated, refusals.UserNotActive, refusals.TooManyRequests)
+USER_OR_OPERATOR = (refusals.Unauthenticated, refusals.ScopeMissing, refusals.UserNotActive, refusals.TooManyRequests)
 TRANSFER = (
     refusals.AccountNotFound,
     refusals.AccountNotActive,

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Request, Response
 
 import crud
-from api.callers import OR_OPERATOR, Caller, operations_of
+from api.callers import MoneyCaller, ReadCaller, actor_of, operations_of, or_operator
 from api.errors import TRANSFER, USER_OR_OPERATOR, documented
 from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
@@ -39,17 +39,17 @@ router = APIRouter(route_class=StrictRoute, tags=["holds"])
     summary="Hold money for a transfer",
     responses=REPLAYED
     | documented(*USER_OR_OPERATOR, *TRANSFER, VersionMismatch, SameAccount, CurrencyMismatch, body=True),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("money"),
 )
 @fast
 async def hold(
-    hold: HoldRequest, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
+    hold: HoldRequest, caller: MoneyCaller, request: Request, response: Response, idempotency_key: Key = None
 ) -> HoldPublic:
     """As POST /transfers, but nothing moves: the amount cannot be spent, until the hold is captured, voided or expires.
 
     It expires by itself `expires_in` seconds after it was made, and counts no more from then on.
     """
-    order = order_of(hold, caller, idempotency_key)
+    order = order_of(hold, caller, idempotency_key, actor_of(request))
     posted: Posted[HoldPosting] = await operations_of(request).write(crud.make_transfers, order)
     mark_replay(response, posted.replayed)
     return show_hold(posted.posting)
@@ -80,10 +80,10 @@ def show_hold(hold: HoldPosting) -> HoldPublic:
     summary="List holds",
     response_model=Page[HoldPublic],
     responses=documented(*USER_OR_OPERATOR, AccountNotFound),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("read"),
 )
 async def list_holds(
-    caller: Caller,
+    caller: ReadCaller,
     request: Request,
     *,
     after: NewestFirst = None,
@@ -104,10 +104,10 @@ async def list_holds(
     "/holds/{id}",
     summary="Show a hold",
     responses=documented(*USER_OR_OPERATOR, HoldNotFound),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("read"),
 )
 @fast
-async def get_hold(id: RowId, caller: Caller, request: Request) -> HoldPublic:
+async def get_hold(id: RowId, caller: ReadCaller, request: Request) -> HoldPublic:
     """For both parties and the operator. One that has expired says so at once."""
     return await operations_of(request).read(crud.get_hold, id, caller)
 
@@ -129,12 +129,12 @@ async def get_hold(id: RowId, caller: Caller, request: Request) -> HoldPublic:
         OutcomeUnknown,
         body=True,
     ),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("money"),
 )
 @fast
 async def capture_hold(
     id: RowId,
-    caller: Caller,
+    caller: MoneyCaller,
     request: Request,
     response: Response,
     *,
@@ -145,7 +145,7 @@ async def capture_hold(
 
     The transfer has memo, reference and metadata of the hold.
     """
-    end = crud.HoldEnd(id, caller, amount=capture.amount, idempotency_key=idempotency_key)
+    end = crud.HoldEnd(id, caller, amount=capture.amount, idempotency_key=idempotency_key, actor=actor_of(request))
     posted: Posted[Posting] = await operations_of(request).write(crud.end_holds, end)
     mark_replay(response, posted.replayed)
     return show_capture(posted, caller)
@@ -155,15 +155,15 @@ async def capture_hold(
     "/holds/{id}/void",
     summary="Void a hold",
     responses=documented(*USER_OR_OPERATOR, HoldNotFound, ReceiverOnly, HoldResolved, OutcomeUnknown),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("money"),
 )
 @fast
-async def void_hold(id: RowId, caller: Caller, request: Request) -> HoldPublic:
+async def void_hold(id: RowId, caller: MoneyCaller, request: Request) -> HoldPublic:
     """By the recipient or the operator: all of it is free at once, and nothing is transferred.
 
     One that was captured cannot be voided: reverse its transfer instead.
     """
     posted: Posted[HoldPosting] = await operations_of(request).write(
-        crud.end_holds, crud.HoldEnd(id, caller, is_void=True)
+        crud.end_holds, crud.HoldEnd(id, caller, is_void=True, actor=actor_of(request))
     )
     return show_hold(posted.posting)

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 import crud
-from api.callers import Operator, operations_of
+from api.callers import actor_of, operations_of, operator
 from api.errors import OPERATOR_ONLY, TRANSFER, documented
 from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
@@ -13,7 +13,7 @@ from api.transfers import show_settled
 from models import CashRequest, SettledTransfer
 from refusals import SameAccount
 
-router = APIRouter(route_class=StrictRoute, tags=["payments"], dependencies=[Operator])
+router = APIRouter(route_class=StrictRoute, tags=["payments"], dependencies=[operator("money")])
 
 
 PAYMENT_RESPONSES = {**REPLAYED, **documented(*OPERATOR_ONLY, *TRANSFER, SameAccount("account_id"), body=True)}
@@ -42,7 +42,14 @@ async def pay(
 ) -> SettledTransfer:
     """Make the payment."""
     payment = crud.Payment(
-        cash.account_id, cash.amount, cash.memo, idempotency_key, is_payout, cash.reference, cash.details
+        cash.account_id,
+        cash.amount,
+        cash.memo,
+        idempotency_key,
+        is_payout,
+        cash.reference,
+        cash.details,
+        actor_of(request),
     )
     posted = await operations_of(request).write(crud.make_payments, payment)
     mark_replay(response, posted.replayed)

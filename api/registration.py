@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Header, Request
 from starlette.responses import Response
 
 import crud
-from api.callers import allow_registration, operations_of
+from api.callers import actor_of, allow_registration, operations_of
 from api.errors import OPERATOR_ONLY, documented
 from api.fast_route import fast
 from api.idempotency import REPLAYED, Unquoted, mark_replay
@@ -24,7 +24,7 @@ router = APIRouter(route_class=StrictRoute, tags=["registration"])
     summary="Register a user",
     dependencies=[Depends(allow_registration)],
     responses=REPLAYED | documented(UsernameTaken, IdempotencyKeyReused, OutcomeUnknown, *OPERATOR_ONLY, body=True),
-    openapi_extra={"security": [{}, {"OperatorToken": []}]},
+    openapi_extra={"security": [{}, {"OperatorToken": ["users"]}]},
 )
 @fast
 async def register(
@@ -45,7 +45,11 @@ async def register(
     The server's settings may limit registration to the operator, or to a number of users for each client address.
     """
     registered = await operations_of(request).write(
-        crud.register_users, KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key)
+        crud.register_users,
+        crud.with_actor(
+            KeyedRegistration.model_construct(**registration.__dict__, idempotency_key=idempotency_key),
+            actor_of(request),
+        ),
     )
     mark_replay(response, registered.replayed)
     return RegistrationAnswer.model_construct(user=registered.user, access_token=registered.access_token)

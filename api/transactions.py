@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 import crud
-from api.callers import OR_OPERATOR, Caller, operations_of
+from api.callers import MoneyCaller, actor_of, operations_of, or_operator
 from api.errors import USER_OR_OPERATOR, documented
 from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
@@ -28,17 +28,21 @@ router = APIRouter(route_class=StrictRoute, tags=["transfers"])
         OutcomeUnknown,
         body=True,
     ),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("money"),
 )
 @fast
 async def make_transaction(
-    transaction: TransactionRequest, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
+    transaction: TransactionRequest,
+    caller: MoneyCaller,
+    request: Request,
+    response: Response,
+    idempotency_key: Key = None,
 ) -> TransactionPublic:
     """In this order, under one Idempotency-Key: a price and its fee, a split, an exchange of two currencies.
 
     The debit accounts are the caller's own (the operator: any). Where one transfer is refused, nothing is moved.
     """
-    legs = [order_of(each, caller, None) for each in transaction.transfers]
+    legs = [order_of(each, caller, None, actor_of(request)) for each in transaction.transfers]
     order = LinkedOrders(caller, legs, idempotency_key, transaction.reference, transaction.details)
     posted: Posted[LinkedPostings] = await operations_of(request).write(crud.make_transfers, order)
     mark_replay(response, posted.replayed)

@@ -15,14 +15,14 @@ import refusals
 from api import problems
 from api.ambiguity import METADATA, read_metadata
 from api.batches import RefusedItem, batch_body, read_batch, run_batch
-from api.callers import OR_OPERATOR, Caller, operations_of
+from api.callers import MoneyCaller, ReadCaller, actor_of, operations_of, or_operator
 from api.errors import TRANSFER, USER_OR_OPERATOR, documented
 from api.fast_route import fast
 from api.idempotency import REPLAYED, Key, mark_replay
 from api.pages import Limit, NewestFirst, Page, RowFilter, RowId, page_of
 from api.strict_route import StrictRoute
 from fields import Instant, Reference
-from ledger import OPERATOR, HoldOrder, Order, Posted, Posting
+from ledger import OPERATOR, Actor, HoldOrder, Order, Posted, Posting
 from models import (
     USER_BATCH_LIMIT,
     Answer,
@@ -51,24 +51,24 @@ router = APIRouter(route_class=StrictRoute, tags=["transfers"])
         refusals.CurrencyMismatch,
         body=True,
     ),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("money"),
 )
 @fast
 async def transfer(
-    transfer: TransferRequest, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
+    transfer: TransferRequest, caller: MoneyCaller, request: Request, response: Response, idempotency_key: Key = None
 ) -> SettledTransfer | DebitedTransfer:
     """From one of the caller's own accounts (the operator: from any) to any account of the same currency.
 
     Sent again with the same Idempotency-Key, it returns the first answer again, and moves nothing.
     """
     posted: Posted[Posting] = await operations_of(request).write(
-        crud.make_transfers, order_of(transfer, caller, idempotency_key)
+        crud.make_transfers, order_of(transfer, caller, idempotency_key, actor_of(request))
     )
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
 
 
-def order_of(transfer: TransferRequest, caller: int, idempotency_key: str | None) -> Order:
+def order_of(transfer: TransferRequest, caller: int, idempotency_key: str | None, actor: Actor | None) -> Order:
     """What the caller asks for: a transfer, or a hold."""
     kind: Callable[..., Order] = Order
     if isinstance(transfer, HoldRequest):
@@ -84,6 +84,7 @@ def order_of(transfer: TransferRequest, caller: int, idempotency_key: str | None
         metadata=transfer.details,
         asked_amount=transfer.amount if transfer.on_short == "cap" else None,
         if_version=transfer.if_version,
+        actor=actor,
     )
 
 
@@ -134,11 +135,11 @@ def _fields_of(posting: Posting, caller: int) -> dict[str, Any]:
     summary="List transfers, or look them up",
     response_model=Page[TransferPublic],
     responses=documented(*USER_OR_OPERATOR, refusals.OperatorOnly, refusals.AccountNotFound),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("read"),
 )
 @fast
 async def list_transfers(
-    caller: Caller,
+    caller: ReadCaller,
     request: Request,
     *,
     after: NewestFirst = None,
@@ -178,10 +179,10 @@ async def list_transfers(
     "/transfers/{id:row}",
     summary="Show a transfer",
     responses=documented(*USER_OR_OPERATOR, refusals.TransferNotFound),
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("read"),
 )
 @fast
-async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferPublic:
+async def get_transfer(id: RowId, caller: ReadCaller, request: Request) -> TransferPublic:
     """For both parties and the operator."""
     return await operations_of(request).read(crud.get_transfer, id, caller)
 
@@ -202,17 +203,17 @@ async def get_transfer(id: RowId, caller: Caller, request: Request) -> TransferP
             refusals.ReversalNotReversible,
         ),
     },
-    openapi_extra=OR_OPERATOR,
+    openapi_extra=or_operator("money"),
 )
 async def reverse_transfer(
-    id: RowId, caller: Caller, request: Request, response: Response, idempotency_key: Key = None
+    id: RowId, caller: MoneyCaller, request: Request, response: Response, idempotency_key: Key = None
 ) -> SettledTransfer | DebitedTransfer:
     """By the recipient or the operator: the full amount goes back, once.
 
     Only the operator can reverse the operator's transfers, deposits and withdrawals included.
     """
     posted: Posted[Posting] = await operations_of(request).write(
-        crud.reverse_transfers, crud.Reversal(id, caller, idempotency_key)
+        crud.reverse_transfers, crud.Reversal(id, caller, idempotency_key, actor_of(request))
     )
     mark_replay(response, posted.replayed)
     return show_transfer(posted, caller)
@@ -247,9 +248,9 @@ class TransfersBatchAnswer(SQLModel):
         refusals.OutcomeUnknown,
         body=True,
     ),
-    openapi_extra={**OR_OPERATOR, **batch_body(TransfersBatch)},
+    openapi_extra={**or_operator("money"), **batch_body(TransfersBatch)},
 )
-async def make_transfers(caller: Caller, request: Request) -> Response:
+async def make_transfers(caller: MoneyCaller, request: Request) -> Response:
     """In this order: a transfer may spend what an earlier one brought. Up to 1,000, for the operator up to 10,000.
 
     `rollback` makes all or, if one is refused, none (409). `continue` makes those that are not refused. Each item
@@ -259,7 +260,7 @@ async def make_transfers(caller: Caller, request: Request) -> Response:
 
     def check(item: Any) -> Order:
         transfer = KEYED_TRANSFER.validate_python(item)
-        return order_of(transfer, caller, transfer.idempotency_key)
+        return order_of(transfer, caller, transfer.idempotency_key, actor_of(request))
 
     def show(posted: Posted[Posting]) -> dict[str, Any]:
         return {"transfer": _fields_of(posted.posting, caller)}

@@ -9,7 +9,7 @@ from sqlmodel import SQLModel
 
 import crud
 from api.batches import RefusedItem, batch_body, read_batch, run_batch
-from api.callers import Operator, operations_of
+from api.callers import actor_of, operations_of, operator
 from api.errors import OPERATOR_ONLY, documented
 from api.pages import After, Limit, Page, RowId, page_of
 from api.strict_route import StrictRoute
@@ -28,10 +28,16 @@ from models import (
 )
 from refusals import BatchRefused, OutcomeUnknown, ReferenceTaken, TokenNotFound, UsernameTaken, UserNotFound
 
-router = APIRouter(route_class=StrictRoute, tags=["users"], dependencies=[Operator])
+router = APIRouter(route_class=StrictRoute, tags=["users"])
 
 
-@router.get("/users", summary="List users", response_model=Page[UserRecord], responses=documented(*OPERATOR_ONLY))
+@router.get(
+    "/users",
+    summary="List users",
+    response_model=Page[UserRecord],
+    responses=documented(*OPERATOR_ONLY),
+    dependencies=[operator("read")],
+)
 async def list_users(
     request: Request,
     *,
@@ -55,7 +61,12 @@ async def list_users(
     return page_of(part)
 
 
-@router.get("/users/{id:row}", summary="Show a user", responses=documented(*OPERATOR_ONLY, UserNotFound))
+@router.get(
+    "/users/{id:row}",
+    summary="Show a user",
+    responses=documented(*OPERATOR_ONLY, UserNotFound),
+    dependencies=[operator("read")],
+)
 async def get_user(id: RowId, request: Request) -> UserRecord:
     """Any user, whatever its status."""
     return await operations_of(request).read(crud.get_user, id)
@@ -66,6 +77,7 @@ async def get_user(id: RowId, request: Request) -> UserRecord:
     summary="Change a user, suspend, close or open it",
     response_model=UserRecord,
     responses=documented(*OPERATOR_ONLY, UserNotFound, ReferenceTaken, OutcomeUnknown, body=True),
+    dependencies=[operator("users")],
 )
 async def update_user(id: RowId, update: UserRecordUpdate, request: Request) -> UserPublic:
     """Fields that are left out stay as they are; null removes a value. A user who is not active can do nothing.
@@ -73,7 +85,8 @@ async def update_user(id: RowId, update: UserRecordUpdate, request: Request) -> 
     Suspending a user revokes no token: they work again once the user is active. Closing revokes all of them for good.
     """
     return await operations_of(request).write(
-        crud.update_users, crud.UserChange(id, update.model_dump(exclude_unset=True), by_operator=True)
+        crud.update_users,
+        crud.UserChange(id, update.model_dump(exclude_unset=True), by_operator=True, actor=actor_of(request)),
     )
 
 
@@ -103,12 +116,17 @@ class UsersBatchAnswer(SQLModel):
     responses=documented(*OPERATOR_ONLY, BatchRefused([(1, UsernameTaken())]), OutcomeUnknown, body=True),
     # The answer has no keys, since a registration's key gives access to a token of its user.
     openapi_extra=batch_body(UsersBatch),
+    dependencies=[operator("users")],
 )
 async def register_users(request: Request) -> Response:
     """`rollback` stores all or, if one is refused, none (409). `continue` stores those that are not refused.
 
     Each item may have its own `idempotency_key`, a random UUID, which makes sending the batch again safe.
     """
+    actor = actor_of(request)
+
+    def check(item: Any) -> KeyedRegistration:
+        return crud.with_actor(KEYED_REGISTRATION.validate_python(item), actor)
 
     def show(registered: crud.Registered) -> dict[str, Any]:
         return {"user": registered.user, "access_token": registered.access_token}
@@ -120,7 +138,7 @@ async def register_users(request: Request) -> Response:
             "users",
             batch.users,
             batch.on_error,
-            check=KEYED_REGISTRATION.validate_python,
+            check=check,
             show=show,
         )
 
@@ -130,6 +148,7 @@ async def register_users(request: Request) -> Response:
     summary="List a user's tokens",
     response_model=Page[TokenPublic],
     responses=documented(*OPERATOR_ONLY, UserNotFound),
+    dependencies=[operator("read")],
 )
 async def list_users_tokens(id: RowId, request: Request, after: After, limit: Limit = 50) -> Response:
     """Oldest first, as in the user's GET /tokens: with revoked and expired ones, without their secrets."""
@@ -141,13 +160,16 @@ async def list_users_tokens(id: RowId, request: Request, after: After, limit: Li
     status_code=201,
     summary="Issue a token to a user",
     responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown, body=True),
+    dependencies=[operator("users")],
 )
 async def issue_users_token(id: RowId, token: TokenRequest, request: Request) -> IssuedToken:
     """For a user who signs in with you, or has lost a token. The user must be active.
 
     The secret is in this answer and nowhere else.
     """
-    return await operations_of(request).write(crud.issue_tokens, crud.TokenIssue(id, token.name, token.expires_in_days))
+    return await operations_of(request).write(
+        crud.issue_tokens, crud.TokenIssue(id, token.name, token.expires_in_days, actor=actor_of(request))
+    )
 
 
 @router.delete(
@@ -155,10 +177,11 @@ async def issue_users_token(id: RowId, token: TokenRequest, request: Request) ->
     status_code=204,
     summary="Revoke all tokens of a user",
     responses=documented(*OPERATOR_ONLY, UserNotFound, OutcomeUnknown),
+    dependencies=[operator("users")],
 )
 async def revoke_users_tokens(id: RowId, request: Request) -> None:
     """They stop working at once and for good. The user stays as it is, and can be issued a new one."""
-    await operations_of(request).write(crud.revoke_users_tokens, id)
+    await operations_of(request).write(crud.revoke_users_tokens, crud.RevocationOfAll(id, actor_of(request)))
 
 
 @router.delete(
@@ -166,7 +189,8 @@ async def revoke_users_tokens(id: RowId, request: Request) -> None:
     status_code=204,
     summary="Revoke a token of a user",
     responses=documented(*OPERATOR_ONLY, UserNotFound, TokenNotFound, OutcomeUnknown),
+    dependencies=[operator("users")],
 )
 async def revoke_users_token(id: RowId, token_id: RowId, request: Request) -> None:
     """The token stops working at once. Revoking it again changes nothing."""
-    await operations_of(request).write(crud.revoke_tokens, crud.Revocation(id, token_id))
+    await operations_of(request).write(crud.revoke_tokens, crud.Revocation(id, token_id, actor_of(request)))

@@ -174,7 +174,7 @@ async def test_the_last_place_is_counted_after_the_lock_without_keeping_money_fr
             await connection.exec_driver_sql(
                 "INSERT INTO accounts (user_id, currency, balance, version) VALUES (1, 'USD', 0, 0)"
             )
-            await other.write(crud.revoke_users_tokens, [1])
+            await other.write(crud.revoke_users_tokens, [crud.RevocationOfAll(1)])
         await asyncio.sleep(0.2)
         assert not late.done()
 
