@@ -514,13 +514,15 @@ def _action_of_change(
 ) -> Iterator[dict[str, Any]]:
     """Return what the operator changes of a user, if it changes anything: the status, and the names of fields."""
     status = fields.get("status", profile.status)
-    changed = sorted(name for name, value in fields.items() if name != "status" and getattr(user, name) != value)
+    changed = sorted(
+        "metadata" if name == "details" else name
+        for name, value in fields.items()
+        if name != "status" and getattr(user, name) != value
+    )
     if status != profile.status:
         yield _action(actor, ACTION_OF_STATUS[status], user.id, old=profile.status, new=status)
     if changed:
-        yield _action(
-            actor, "user.update", user.id, fields=["metadata" if each == "details" else each for each in changed]
-        )
+        yield _action(actor, "user.update", user.id, fields=changed)
 
 
 async def get_user(session: AsyncSession, user_id: int) -> UserRecord:

@@ -233,7 +233,7 @@ def test_the_description_tells_of_limits_and_that_the_operator_may_be_asked_for(
     paths = main.app.openapi()["paths"]
     register = paths["/register"]["post"]
 
-    assert register["security"] == [{}, {"OperatorToken": []}]
+    assert register["security"] == [{}, {"OperatorToken": ["users"]}]
     assert {"401", "403", "429"} <= register["responses"].keys()
     for path in paths.values():
         for call in path.values():

@@ -19,6 +19,7 @@ from api.fast_route import FastRoute
 from main import app
 from tests.support.accounts import Headers, answer_of, order, register_all
 from tests.support.holds import Clock, hold
+from tests.support.operator import issue_key
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR
 from tests.support.transfers import set_status
@@ -84,6 +85,7 @@ class BothWays:
     def __init__(self, client: TestClient, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.client, self.monkeypatch, self.path = client, monkeypatch, str(make_url(url).database)
         monkeypatch.setattr("crud.make_token", lambda: "svp_" + "x" * 43)  # the only secret that an answer may have
+        monkeypatch.setattr("api.request_ids.new_id", lambda: "the-request")
         self.callers = self._fill()
         with closing(sqlite3.connect(self.path)) as database:
             self.start = [line for line in database.iterdump() if line.startswith("INSERT")]
@@ -108,6 +110,7 @@ class BothWays:
         known = {"alice": alice.headers, "bob": bob.headers, "operator": AS_OPERATOR}
         known |= {"suspended": suspended.headers, "closed": closed.headers}
         known["revoked"] = {"Authorization": f"Bearer {revoked['access_token']}"}
+        known["a key"] = issue_key(client, "money")
         return {name: headers["Authorization"].encode() for name, headers in known.items()}
 
     def _issue(self, headers: Headers) -> dict[str, Any]:
@@ -277,7 +280,9 @@ def requests(draw: st.DrawFn, callers: dict[str, bytes]) -> Request:
         query = [each for each in query if each.partition("=")[0] in route.query_names]
     id = (draw(TEXTS.map(quote)) if "path" in odd else "") or draw(st.sampled_from(["1", "2"]))
     body = draw(bodies(template, odd))
-    authorization = callers.get(draw(st.sampled_from(CALLERS if "caller" in odd else ["alice", "bob", "operator"])))
+    authorization = callers.get(
+        draw(st.sampled_from(CALLERS if "caller" in odd else ["alice", "bob", "operator", "a key"]))
+    )
     if "scheme" in odd and authorization is not None:
         scheme = draw(st.sampled_from([b"bearer ", b"Bearer  ", b"Basic ", b"Bearer\t"]))
         authorization = authorization.replace(b"Bearer ", scheme)

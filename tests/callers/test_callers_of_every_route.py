@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from main import app
 from tests.support.accounts import Headers, cash, order
 from tests.support.callers import MARK, Things, World, outcome_of, registered_as, shown_by
+from tests.support.operator import SCOPES, issue_key, issue_key_of
 from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN, Rows
 from tokens import hash_secret
 
@@ -107,18 +108,36 @@ TABLE = {
     ),
     "GET /users/{id}": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{user}"),
     "PATCH /users/{id}": Row(
-        "operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{user}", lambda has: {"phone_number": None}
+        "operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{user}", lambda has: {"reference": has["name"]}
     ),
     "GET /users/{id}/tokens": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{user}/tokens"),
     "POST /users/{id}/tokens": Row("operator", NO_OPERATOR, NO_OPERATOR, "201", "/users/{user}/tokens", lambda has: {}),
     "DELETE /users/{id}/tokens": Row("operator", NO_OPERATOR, NO_OPERATOR, "204", "/users/{another user}/tokens"),
+    "GET /operator/keys": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/operator/keys"),
+    "POST /operator/keys": Row(
+        "operator",
+        *(NO_OPERATOR, NO_OPERATOR, "201", "/operator/keys"),
+        lambda has: {"name": has["name"], "scopes": ["keys"]},
+    ),
+    "DELETE /operator/keys/{id}": Row("operator", NO_OPERATOR, NO_OPERATOR, "204", "/operator/keys/{key}"),
+    "GET /operator/actions": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/operator/actions"),
     "DELETE /users/{id}/tokens/{token_id}": Row(
         "operator", NO_OPERATOR, NO_OPERATOR, "204", "/users/{user}/tokens/{token}"
     ),
 }
 """By method and path."""
 
+FOR_THE_OPERATOR = {route: row for route, row in TABLE.items() if "operator" in row.who}
 NOT_FOR_ANYONE = {route: row for route, row in TABLE.items() if row.who != "anyone"}
+
+
+def scope_of(route: str) -> str:
+    """The scope that a key of the operator needs for a route."""
+    if "/operator/keys" in route:
+        return "keys"
+    if route.startswith("GET "):
+        return "read"
+    return "users" if "/users" in route or route == "POST /accounts" else "money"
 
 
 def call(client: TestClient, route: str, headers: Headers, things: Things) -> Response:
@@ -134,6 +153,9 @@ def nobody(world: World) -> dict[str, Headers]:
     (revoked, as_revoked), (expired, as_expired) = world.issue(world.alice), world.issue(world.alice)
     assert world.client.delete(f"/tokens/{revoked}", headers=world.alice.headers).status_code == 204
     world.rows(f"UPDATE access_tokens SET expires_at = created_at WHERE id = {expired}")
+    key, revoked_key, expired_key = (issue_key_of(world.client, *SCOPES) for _ in range(3))
+    assert world.client.delete(f"/operator/keys/{revoked_key['id']}", headers=AS_OPERATOR).status_code == 204
+    world.rows(f"UPDATE operator_keys SET expires_at = created_at WHERE id = {expired_key['id']}")
     written = {
         "an empty one": "",
         "no token": "Bearer",
@@ -148,6 +170,10 @@ def nobody(world: World) -> dict[str, Headers]:
         "a token in capitals": f"Bearer {token.upper()}",
         "what the database keeps of a token": f"Bearer {hashlib.sha256(token.encode()).hexdigest()}",
         "a wildcard": "Bearer svp_%",
+        "an unknown key": f"Bearer svo_{'A' * 43}",
+        "what the database keeps of a key": f"Bearer {hashlib.sha256(key['secret'].encode()).hexdigest()}",
+        "a revoked key": f"Bearer {revoked_key['secret']}",
+        "an expired key": f"Bearer {expired_key['secret']}",
     }
     return {
         "no header": {},
@@ -190,10 +216,12 @@ def test_each_route_is_described_as_for_whom_the_table_says_it_is() -> None:
         for method, operation in methods.items():
             route = f"{method.upper()} {path}"
             needed = [*operation.get("security", ())]
+            scopes = [each["OperatorToken"] for each in needed if "OperatorToken" in each]
             if route == "POST /register":  # The settings can leave it to the operator.
-                assert needed == [{}, {"OperatorToken": []}]
+                assert needed == [{}, {"OperatorToken": ["users"]}]
                 continue
             assert sorted(scheme for each in needed for scheme in each) == schemes[TABLE[route].who], route
+            assert scopes == [[scope_of(route)]] * ("operator" in TABLE[route].who), route
 
 
 def answers_to(world: World, headers: Headers, things: Things) -> dict[str, Response]:
@@ -254,6 +282,50 @@ def test_the_monitoring_reaches_metrics_and_nothing_else(world: World) -> None:
     reached = {route for route, answer in answers.items() if outcome_of(answer) != "401 unauthenticated"}
     assert reached == {"GET /metrics"}
     assert outcome_of(answers["GET /metrics"]) == "200"
+
+
+def test_a_key_is_the_operator_where_it_has_the_scope_and_reaches_nothing_elsewhere(world: World) -> None:
+    things = with_things(world)
+    for scope in SCOPES:
+        has, lacks = issue_key(world.client, scope), issue_key(world.client, *({*SCOPES} - {scope}))
+        routes_of = [each for each in FOR_THE_OPERATOR if scope_of(each) == scope]
+        with unchanged(world):
+            refused = {route: call(world.client, route, lacks, things) for route in routes_of}
+        for route, answer in refused.items():
+            assert outcome_of(answer) == "403 scope-missing", route
+            assert f'"{scope}"' in answer.json()["detail"]
+            assert outcome_of(call(world.client, route, has, Things(world))) == TABLE[route].operator, route
+
+
+def test_each_write_of_the_operator_adds_a_record_of_its_call_and_none_of_a_user(world: World) -> None:
+    as_key = issue_key(world.client, *SCOPES) | {"X-Request-ID": "by-a-key"}
+    as_alice = world.alice.headers | {"X-Request-ID": "by-alice"}
+    [(key_id,)] = world.rows("SELECT id FROM operator_keys")
+    for route in (each for each in FOR_THE_OPERATOR if not each.startswith("GET ")):
+        before = world.rows("SELECT request_id, key_id, * FROM operator_actions ORDER BY id")
+        assert call(world.client, route, as_key, Things(world)).is_success, route
+        if "user" in TABLE[route].who:
+            assert call(world.client, route, as_alice, Things(world)).is_success, route
+        after = world.rows("SELECT request_id, key_id, * FROM operator_actions ORDER BY id")
+        # Those that were there before are as they were.
+        assert after[: len(before)] == before, route
+        recorded = {row[:2] for row in after[len(before) :]}
+        assert ("by-a-key", key_id) in recorded, route
+        assert "by-alice" not in {request_id for request_id, _ in recorded}, route
+
+
+def test_a_write_of_the_operator_whose_record_cannot_be_stored_changes_nothing(world: World, engine: str) -> None:
+    things = with_things(world)
+    if engine == "sqlite":
+        world.rows("CREATE TRIGGER refuse BEFORE INSERT ON operator_actions BEGIN SELECT RAISE(ABORT, 'refused'); END")
+    else:
+        world.rows("ALTER TABLE operator_actions ADD CONSTRAINT refuse CHECK (false) NOT VALID")
+
+    with unchanged(world):
+        writes = [route for route in FOR_THE_OPERATOR if not route.startswith("GET ")]
+        answers = {route: call(world.client, route, AS_OPERATOR, things).status_code for route in writes}
+
+    assert answers == dict.fromkeys(writes, 500)
 
 
 @pytest.mark.parametrize("caller", ["alice", "eve", "operator"])

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from tests.support.accounts import Headers, Holder, answer_of, cash, order, register_all
 from tests.support.holds import hold
+from tests.support.operator import issue_key_of
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR, Rows
 from tests.support.transfers import set_status, system_account
@@ -99,6 +100,7 @@ class Things(dict[str, Any]):
             "hold": lambda: hold(world.client, world.bob, world.alice, 1, **WORDS)["id"],
             "captured": lambda: world.end(self["hold"], "capture"),
             "token": lambda: world.issue(world.alice)[0],
+            "key": lambda: issue_key_of(world.client, "keys")["id"],
         }
         self[name] = make[name]()
         return self[name]

@@ -62,6 +62,13 @@ LATER_ROWS = {
         "INSERT INTO holds (id, debit_account_id, credit_account_id, currency, amount, status, expires_at, initiator,"
         " created_at) VALUES (41, 12, 11, 'CHF', 5, 'voided', '2026-01-04 00:00+00', 1, '2026-01-03 00:00+00')"
     ],
+    "c2e8f4a61b95": [
+        "INSERT INTO operator_keys (id, name, scopes, key_hash, created_at)"
+        " VALUES (51, 'support', '[\"users\"]', 'a hash', '2026-01-03 00:00+00')",
+        "INSERT INTO operator_actions (id, action, key_id, request_id, user_id, created_at)"
+        " VALUES (61, 'user.suspend', 51, 'request-1', 1, '2026-01-03 00:00+00')",
+        "UPDATE transfers SET operator_key_id = 51",
+    ],
 }
 """The same of revisions that no other test goes back from with rows."""
 

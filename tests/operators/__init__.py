@@ -1,0 +1,1 @@
+"""The operator: its keys, and the record of what it did."""
