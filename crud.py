@@ -92,8 +92,10 @@ from refusals import (
     TokenNotFound,
     TransferNotFound,
     Unauthenticated,
+    UserErased,
     UsernameTaken,
     UserNotActive,
+    UserNotClosed,
     UserNotFound,
 )
 from tokens import hash_secret, make_operator_key, make_token
@@ -487,6 +489,8 @@ def _update_user(
         return UserNotFound()
     if profile.status != "active" and not change.by_operator:
         return UserNotActive()
+    if _is_erased(user):
+        return UserErased()
     if change.fields.get("status") == "closed" and user.id in holders and not change.by_operator:
         return BalanceNotZero()
     if "reference" in change.fields:
@@ -523,6 +527,73 @@ def _action_of_change(
         yield _action(actor, ACTION_OF_STATUS[status], user.id, old=profile.status, new=status)
     if changed:
         yield _action(actor, "user.update", user.id, fields=changed)
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """A closed user whose personal data the operator erases."""
+
+    user_id: int
+    actor: Actor | None = None
+
+
+@isolating_failures
+async def erase_users(session: AsyncSession, erasures: Sequence[Erasure]) -> list[UserRecord | Refusal]:
+    """Erase what is known of each closed user as a person, for good; accounts, transfers and entries stay.
+
+    That is the name, which is free again, the email address, phone number, reference and metadata, the names of tokens,
+    and the hashes of what it registered with. One who is erased stays so. Refusals: UserNotFound, UserNotClosed,
+    BalanceNotZero.
+    """
+    ids = {erasure.user_id for erasure in erasures}
+    async with begin(session):
+        users = select(User, Profile.status).join(Profile).where(col(User.id).in_(ids)).order_by(col(User.id))
+        found = {user.id: (user, status) for user, status in await session.exec(users.with_for_update())}
+        holders = await _lock_holders(session, ids)
+        actions: list[dict[str, Any]] = []
+        outcomes = [
+            _erase_user(erasure, holders, *found.get(erasure.user_id, (None, None)), actions=actions)
+            for erasure in erasures
+        ]
+        _record(session, actions, now())
+        erased = [outcome.id for outcome in outcomes if isinstance(outcome, UserRecord)]
+        tokens = TOKENS.where(col(AccessToken.user_id).in_(erased), col(AccessToken.name).is_not(None))
+        for token in await session.exec(tokens.with_for_update()):
+            token.name = None
+        return outcomes
+
+
+def _erase_user(
+    erasure: Erasure,
+    holders: Collection[int | None],
+    user: User | None,
+    status: Status | None,
+    *,
+    actions: list[dict[str, Any]],
+) -> UserRecord | Refusal:
+    """Erase the locked row of a user; the session writes it at COMMIT."""
+    if user is None or status is None:
+        return UserNotFound()
+    if status != "closed":
+        return UserNotClosed()
+    if user.id in holders:
+        return BalanceNotZero()
+    if not _is_erased(user):
+        user.username, user.email = _erased_name(user), f"erased-{user.id}@erased.invalid"
+        user.phone_number = user.reference = user.details = None
+        user.registration_key_hash = user.registration_content_hash = None
+        if erasure.actor is not None:
+            actions.append(_action(erasure.actor, "user.erase", user.id))
+    return _show(UserRecord, user, status=status)
+
+
+def _erased_name(user: User) -> str:
+    # With a space, so that nobody can register it.
+    return f"erased {user.id}"
+
+
+def _is_erased(user: User) -> bool:
+    return user.username == _erased_name(user)
 
 
 async def get_user(session: AsyncSession, user_id: int) -> UserRecord:

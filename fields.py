@@ -213,6 +213,7 @@ ActionName = Literal[
     "transfer.reverse",
     "transfer.withdraw",
     "user.close",
+    "user.erase",
     "user.register",
     "user.reopen",
     "user.suspend",

@@ -99,6 +99,7 @@ class Operations:
         self.single: dict[Any, Call[Any, Any]] = {
             crud.register_users: self._coalesce(crud.register_users, currency),
             crud.update_users: self._coalesce(crud.update_users),
+            crud.erase_users: self._coalesce(crud.erase_users),
             crud.open_accounts: self._coalesce(crud.open_accounts),
             crud.change_credit: self._coalesce(crud.change_credit),
             crud.issue_tokens: self._coalesce(crud.issue_tokens),

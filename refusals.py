@@ -41,6 +41,14 @@ class BalanceNotZero(Refusal):
     """An account of this user has money, debts or holds. Transfer it, pay them back, end these, then try again."""
 
 
+class UserNotClosed(Refusal):
+    """Only of a closed user can the personal data be erased. PATCH /users/{id} with the status "closed" closes it."""
+
+
+class UserErased(Refusal):
+    """The personal data of this user was erased, so it stays closed and cannot be changed. Register a new user."""
+
+
 class AccountExists(Refusal):
     """The user already has an account with this currency and label. GET /accounts lists it; choose another label."""
 

@@ -34,6 +34,8 @@ STATUSES: dict[type[refusals.Refusal], int] = {
     refusals.AlreadyReversed: 409,
     refusals.BalanceLimit: 409,
     refusals.BalanceNotZero: 409,
+    refusals.UserErased: 409,
+    refusals.UserNotClosed: 409,
     refusals.BatchRefused: 409,
     refusals.CreditInUse: 409,
     refusals.HoldResolved: 409,

@@ -41,6 +41,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "get_user": FIRST,
     "update_user": {**FIRST, "body": {"status": "active", "reference": "customer-17", "metadata": {"plan": "pro"}}},
+    # User 1 is not closed.
+    "erase_user": FIRST,
     # Users 2 and 3, with an account and a token each.
     "register_users": {"body": {"users": [BOB, CAROL], "on_error": "continue"}},
     # Bob's second token, which is token 4, and then all of his.

@@ -26,7 +26,17 @@ from models import (
     UserRecordUpdate,
     UsersBatch,
 )
-from refusals import BatchRefused, OutcomeUnknown, ReferenceTaken, TokenNotFound, UsernameTaken, UserNotFound
+from refusals import (
+    BalanceNotZero,
+    BatchRefused,
+    OutcomeUnknown,
+    ReferenceTaken,
+    TokenNotFound,
+    UserErased,
+    UsernameTaken,
+    UserNotClosed,
+    UserNotFound,
+)
 
 router = APIRouter(route_class=StrictRoute, tags=["users"])
 
@@ -76,7 +86,7 @@ async def get_user(id: RowId, request: Request) -> UserRecord:
     "/users/{id:row}",
     summary="Change a user, suspend, close or open it",
     response_model=UserRecord,
-    responses=documented(*OPERATOR_ONLY, UserNotFound, ReferenceTaken, OutcomeUnknown, body=True),
+    responses=documented(*OPERATOR_ONLY, UserNotFound, UserErased, ReferenceTaken, OutcomeUnknown, body=True),
     dependencies=[operator("users")],
 )
 async def update_user(id: RowId, update: UserRecordUpdate, request: Request) -> UserPublic:
@@ -88,6 +98,22 @@ async def update_user(id: RowId, update: UserRecordUpdate, request: Request) -> 
         crud.update_users,
         crud.UserChange(id, update.model_dump(exclude_unset=True), by_operator=True, actor=actor_of(request)),
     )
+
+
+@router.post(
+    "/users/{id}/erasure",
+    summary="Erase a closed user's personal data",
+    response_model=UserRecord,
+    responses=documented(*OPERATOR_ONLY, UserNotFound, UserNotClosed, BalanceNotZero, OutcomeUnknown),
+    dependencies=[operator("users")],
+)
+async def erase_user(id: RowId, request: Request) -> UserRecord:
+    """For good: the name, which is free again, email address, phone number, reference, metadata and names of tokens.
+
+    Accounts, transfers and entries stay, with their memos, references and metadata: put no personal data there. Saves
+    and backups keep what they have. Only a closed user without money, debts or holds is erased, and it stays closed.
+    """
+    return await operations_of(request).write(crud.erase_users, crud.Erasure(id, actor_of(request)))
 
 
 # Quicker than SQLModel's own model_validate, and what FastAPI calls for a body.

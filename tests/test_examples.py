@@ -10,8 +10,12 @@ from api.openapi import EXAMPLES
 from main import app
 from tests.support.service import AS_OPERATOR, Rows
 
-REFUSED = {"close_me": "/problems/balance-not-zero", "void_hold": "/problems/hold-resolved"}
-"""What does not work, in the words of its documentation: who has money is not closed, what was captured not voided."""
+REFUSED = {
+    "close_me": "/problems/balance-not-zero",
+    "erase_user": "/problems/user-not-closed",
+    "void_hold": "/problems/hold-resolved",
+}
+"""What does not work, in the words of its documentation: who has money is not closed, who is active not erased …"""
 
 RECEIVERS = ("reverse_transfer", "capture_hold", "void_hold")
 """What only the recipient, and the operator, can do."""
