@@ -114,6 +114,7 @@ CALLS = [
     Call("user", "POST", "/accounts", NO_OPERATOR, lambda has: {"currency": "EUR", "user_id": has["user"]}),
     Call("user", "GET", "/users/{user}", NO_OPERATOR),
     Call("user", "PATCH", "/users/{user}", NO_OPERATOR, lambda has: {"status": "closed"}),
+    Call("user", "POST", "/users/{user}/erasure", NO_OPERATOR),
     Call("user", "GET", "/users/{user}/tokens", NO_OPERATOR),
     Call("user", "POST", "/users/{user}/tokens", NO_OPERATOR, lambda has: {}),
     Call("user", "DELETE", "/users/{user}/tokens", NO_OPERATOR),
