@@ -110,9 +110,7 @@ TABLE = {
     "PATCH /users/{id}": Row(
         "operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{user}", lambda has: {"reference": has["name"]}
     ),
-    "POST /users/{id}/erasure": Row(
-        "operator", NO_OPERATOR, NO_OPERATOR, "409 user-not-closed", "/users/{user}/erasure"
-    ),
+    "POST /users/{id}/erasure": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{former user}/erasure"),
     "GET /users/{id}/tokens": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/users/{user}/tokens"),
     "POST /users/{id}/tokens": Row("operator", NO_OPERATOR, NO_OPERATOR, "201", "/users/{user}/tokens", lambda has: {}),
     "DELETE /users/{id}/tokens": Row("operator", NO_OPERATOR, NO_OPERATOR, "204", "/users/{another user}/tokens"),

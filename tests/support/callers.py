@@ -55,9 +55,9 @@ class World:
         """The reversal of a transfer, as a transfer."""
         return answer_of(self._by_operator("POST", f"/transfers/{self.send(self.bob, self.alice)['id']}/reversal"))
 
-    def user(self, status: str) -> Holder:
-        """A user in this status, with something in its account."""
-        [holder] = register_all(self.client, **{f"{MARK}{next(self.numbers)}": 5})
+    def user(self, status: str, funds: int = 5) -> Holder:
+        """A user in this status, with so much in its account."""
+        [holder] = register_all(self.client, **{f"{MARK}{next(self.numbers)}": funds})
         set_status(self.client, holder, status)
         return holder
 
@@ -92,6 +92,7 @@ class Things(dict[str, Any]):
             "name": lambda: f"{MARK}{next(world.numbers)}",
             "user": lambda: world.alice.user_id,
             "another user": lambda: world.user("active").user_id,
+            "former user": lambda: world.user("closed", funds=0).user_id,
             "account": lambda: world.alice.account_id,
             "bobs": lambda: world.bob.account_id,
             "eves": lambda: world.eve.account_id,
