@@ -165,8 +165,9 @@ class UserRecordUpdate(UserUpdate):
     details: UserMetadata = None
 
 
-OnError = Annotated[
-    Literal["rollback", "continue"],
+OnError = Literal["rollback", "continue"]
+BatchOnError = Annotated[
+    OnError,
     pydantic.Field(description="rollback stores all or nothing; continue stores the items that are not refused"),
 ]
 BATCH_LIMIT = 10_000
@@ -185,7 +186,7 @@ class UsersBatch(Strict):
     """Users to register together."""
 
     users: items_of(KeyedRegistration, "1 to 10,000 users")  # type: ignore[valid-type]
-    on_error: OnError = "rollback"
+    on_error: BatchOnError = "rollback"
 
 
 # --- access tokens ----------------------------------------------------------------------------------------------------
@@ -562,6 +563,9 @@ class EntryPublic(Answer):
     created_at: datetime
 
 
+OnShort = Literal["refuse", "cap"]
+
+
 class TransferRequest(Strict, TransferFields):
     """A transfer to make."""
 
@@ -570,7 +574,7 @@ class TransferRequest(Strict, TransferFields):
         pydantic.Field(ge=0, lt=2**63, description="Only if the debit account still has this version", examples=[None]),
     ] = None
     on_short: Annotated[
-        Literal["refuse", "cap"],
+        OnShort,
         pydantic.Field(description="Where less is available: refuse, or cap: transfer what is, at least 1"),
     ] = "refuse"
 
@@ -671,4 +675,4 @@ class TransfersBatch(Strict):
     """Transfers to make in this order: one may spend what an earlier one brought."""
 
     transfers: items_of(KeyedTransfer, "1 to 1,000 transfers, for the operator to 10,000")  # type: ignore[valid-type]
-    on_error: OnError = "rollback"
+    on_error: BatchOnError = "rollback"

@@ -30,12 +30,14 @@ from settings import NamedDatabase, Settings, SettingsError, settings_from_envir
 
 ALEMBIC_INI = Path(__file__).with_name("alembic.ini")
 
+SchemaStatus = Literal["ready", "behind", "ahead", "differs"]
+
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
     """The revision of the database, and the newest that this code knows."""
 
-    status: Literal["ready", "behind", "ahead", "differs"]
+    status: SchemaStatus
     revision: str | None
     head: str
 

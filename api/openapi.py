@@ -4,19 +4,26 @@ None of them does harm: account 1 is a user's, never the system's; the operator'
 that the operator revokes are bob's; a hold that was captured cannot be voided, nor a user closed who has money.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp
 
 from api.fast_path import FastPath
 from api.middleware import CatchUnexpected, CountRequests, LimitBody
+from api.problems import TYPES
+from fields import ActionName, HoldStatus, KeyScope, Status
+from models import OnError, OnShort
+from schema import SchemaStatus
 
 OWN_MIDDLEWARE = (LimitBody, CatchUnexpected)
 """Our middleware around FastAPI, the outermost last."""
+
+SCHEMAS = "#/components/schemas/"
 
 # Cursors before the first item and after the newest, since lists of few items have no next page.
 FROM_THE_START = "MA"
@@ -130,6 +137,52 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 """By operationId: each parameter by its name, and the body."""
 
 
+SHARED: dict[str, Any] = {
+    "ActionDetails": dict[str, Any],
+    "ActionName": ActionName,
+    "HoldStatus": HoldStatus,
+    "KeyScope": KeyScope,
+    "Metadata": dict[str, str],
+    "OnError": OnError,
+    "OnShort": OnShort,
+    "SchemaStatus": SchemaStatus,
+    "UserStatus": Status,
+}
+"""Enums and maps that schemas share, by the name that a generated client gives them."""
+
+
+def with_names(description: dict[str, Any]) -> dict[str, Any]:
+    """Name all that has no name, or one that is none, such as Page_HoldPublic_: generators make classes of it."""
+    schemas: dict[str, Any] = description["components"]["schemas"]
+    types = sorted(TYPES)
+    shared = {name: TypeAdapter(kind).json_schema() for name, kind in SHARED.items()}
+    shared["ProblemType"] = {"type": "string", "enum": types}
+    names = {json.dumps(schema, sort_keys=True): name for name, schema in shared.items()}
+    # Generators cannot make a name of a text with slashes: VALUE_19 would be INSUFFICIENT_FUNDS.
+    members = [each.removeprefix("/problems/").replace("-", "_").upper() for each in types]
+    shared["ProblemType"]["x-enum-varnames"] = members
+    titles = {name: schema["title"] for name, schema in schemas.items() if name.endswith("_")}
+    references = {f"{SCHEMAS}{name}": f"{SCHEMAS}{title}" for name, title in titles.items()}
+
+    def name_all(part: Any) -> Any:
+        if isinstance(part, list):
+            return [name_all(each) for each in part]
+        if not isinstance(part, dict):
+            return references.get(part, part) if isinstance(part, str) else part
+        # What stands beside them, such as a description, stays beside the reference.
+        unnamed = {key: part[key] for key in ("type", "enum", "additionalProperties") if key in part}
+        name = names.get(json.dumps(unnamed, sort_keys=True))
+        if name is None:
+            return {key: name_all(each) for key, each in part.items()}
+        beside = {key: each for key, each in part.items() if key not in (*unnamed, "title")}
+        return {"$ref": f"{SCHEMAS}{name}", **beside}
+
+    named = {titles.get(name, name): name_all(schema) for name, schema in schemas.items()}
+    components = description["components"] | {"schemas": dict(sorted((named | shared).items()))}
+    described: dict[str, Any] = name_all(description | {"components": {}})
+    return described | {"components": components}
+
+
 def with_examples(description: dict[str, Any]) -> dict[str, Any]:
     """Add the examples to the OpenAPI description.
 
@@ -175,7 +228,8 @@ class DescribedAPI(FastAPI):
         if description is known:
             return description
         _, described = models_json_schema(
-            [(body, "validation") for body in self.bodies], ref_template="#/components/schemas/{model}"
+            [(body, "validation") for body in self.bodies], ref_template=f"{SCHEMAS}{{model}}"
         )
         description["components"]["schemas"] |= described["$defs"]
-        return with_examples(description)
+        self.openapi_schema = with_examples(with_names(description))
+        return self.openapi_schema

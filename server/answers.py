@@ -15,7 +15,9 @@ class Answer(NamedTuple):
 
 
 def _make_answer(reason: str, status: HTTPStatus, name: str, detail: str, *, closes: bool = True) -> Answer:
-    body = problems.make_problem(status, name, detail).model_dump_json().encode()
+    problem = problems.make_problem(status, name, detail)
+    problems.TYPES.add(problem.type)
+    body = problem.model_dump_json().encode()
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
     head += f"content-length: {len(body)}\r\n"
     head += "retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""

@@ -23,10 +23,6 @@ CONTRACT = (DOCS / "contract.md").read_text(encoding="utf-8")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("alembic_savepoint/*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
-OF_THE_PROTOCOL = {"/problems/invalid-http", "/problems/request-timeout", "/problems/request-header-fields-too-large"}
-"""What server/protocol.py answers before the app is asked."""
-
-
 def test_the_description_in_the_repository_is_that_of_the_app() -> None:
     description = FILE.read_text(encoding="utf-8")
 
@@ -40,7 +36,7 @@ def test_the_contract_lists_every_type_of_problem_with_its_status() -> None:
         for status, type_ in re.findall(r"^\| (\d{3}) \| `(/problems/.+?)` \|", CONTRACT, re.MULTILINE)
     }
 
-    assert listed.keys() == problems.TYPES | OF_THE_PROTOCOL
+    assert listed.keys() == problems.TYPES
     for refusal, status in STATUSES.items():
         assert listed[problems.type_of(refusal.__name__)] == status
 

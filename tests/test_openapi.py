@@ -1,5 +1,6 @@
 """The description of the API, as those read it who generate clients from it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,13 +16,18 @@ SCHEMAS: dict[str, Any] = main.app.openapi()["components"]["schemas"]
 
 
 def test_a_problems_type_is_one_of_those_that_there_are() -> None:
-    types = SCHEMAS["Problem"]["properties"]["type"]["enum"]
+    types = SCHEMAS["ProblemType"]["enum"]
 
     assert types == sorted(set(types))
-    assert {f"/problems/{slug}" for slug in ("username-taken", "not-found", "internal-error", "invalid-json")} <= {
-        *types
-    }
-    assert SCHEMAS["ItemError"]["properties"]["type"]["enum"] == types
+    assert (
+        dict(zip(types, SCHEMAS["ProblemType"]["x-enum-varnames"], strict=True))["/problems/not-found"] == "NOT_FOUND"
+    )
+    assert {
+        f"/problems/{slug}"
+        for slug in ("username-taken", "not-found", "internal-error", "invalid-json", "request-timeout")
+    } <= {*types}
+    for schema in ("Problem", "ItemError"):
+        assert SCHEMAS[schema]["properties"]["type"]["$ref"] == "#/components/schemas/ProblemType"
     for methods in main.app.openapi()["paths"].values():
         for operation in methods.values():
             for response in operation["responses"].values():
@@ -44,6 +50,31 @@ def test_the_bodies_of_batches_have_names() -> None:
         assert SCHEMAS[name]["properties"][items]["items"] == {"$ref": f"#/components/schemas/{item}"}
         assert SCHEMAS[name]["properties"][items]["maxItems"] == 10_000
         assert "idempotency_key" in SCHEMAS[item]["properties"]
+
+
+def unnamed(schema: Any, place: str) -> Iterator[str]:
+    """The places of enums, objects and maps that have no name, of which generators make one from the place."""
+    if isinstance(schema, dict):
+        if "enum" in schema or schema.get("type") == "object":
+            yield place
+        for key, part in schema.items():
+            yield from unnamed(part, f"{place}.{key}")
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from unnamed(part, place)
+
+
+def test_every_enum_object_and_map_has_a_name_of_letters() -> None:
+    described = [*unnamed(main.app.openapi()["paths"], "paths")]
+    described += [
+        each
+        for name, schema in SCHEMAS.items()
+        for key, part in schema.items()
+        for each in unnamed(part, f"{name}.{key}")
+    ]
+
+    assert described == [], "Add it to SHARED in api/openapi.py"
+    assert [name for name in SCHEMAS if not name.isalnum()] == []
 
 
 def references(schema: Any) -> set[str]:
