@@ -7,7 +7,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 SECONDS ?= 60
 
-.PHONY: help install run serve test test-slow check format lint types security licences coverage browser schema-attack poolers chaos cluster foreign bench bench-full openapi tables requirements newest clean
+.PHONY: help install run serve test test-slow check format lint types security licences coverage browser schema-attack poolers clients chaos cluster foreign bench bench-full openapi tables requirements newest clean
 
 help: ## Show these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -70,6 +70,20 @@ schema-attack: .venv/dev ## Attack the API with what its description allows or f
 poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (needs Debian's pgbouncer)
 	POOLER_CALLS=5000 $(BIN)/pytest tests/test_poolers.py
 
+clients: .venv/dev .clients/bin/openapi-python-client .clients/node_modules ## Generate the clients of docs/clients.md, and use them (TypeScript: needs npm)
+	$(BIN)/pytest tests/clients $(OPTIONS)
+
+.clients/bin/openapi-python-client: .venv/dev tests/clients/requirements.txt
+	$(BIN)/uv venv --quiet --clear .clients
+	$(BIN)/uv pip install --quiet --python .clients --require-hashes -r tests/clients/requirements.txt
+	@touch $@
+
+# Empty where there is no npm; the test of TypeScript is skipped then.
+.clients/node_modules: .clients/bin/openapi-python-client tests/clients/package-lock.json
+	cp tests/clients/package.json tests/clients/package-lock.json .clients
+	if command -v npm >/dev/null; then cd .clients && npm ci --silent --ignore-scripts --no-audit --no-fund; fi
+	@mkdir -p $@ && touch $@
+
 chaos: .venv/dev ## Kill, freeze and fill what there is while clients move money, and look for what is lost: make chaos SECONDS=600
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
@@ -105,12 +119,13 @@ requirements: .venv/dev ## Pin what requirements.in and requirements-dev.in ask 
 	$(PIN) requirements.in --output-file requirements.txt
 	$(PIN) requirements-dev.in --constraints requirements.txt --output-file requirements-dev.txt
 	$(PIN) tests/cluster/requirements.in --output-file tests/cluster/requirements.txt
+	$(PIN) tests/clients/requirements.in --output-file tests/clients/requirements.txt
 
 newest: .venv/dev ## Run the tests with the newest versions of everything, or some: make newest TESTS=tests/test_ledger.py
 	@UV=$(BIN)/uv bash .ci/newest $(TESTS)
 
 clean:
-	rm -rf .patroni .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .clients .patroni .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

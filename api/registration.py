@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request
+from pydantic import WithJsonSchema
 from starlette.responses import Response
 
 import crud
@@ -14,6 +15,8 @@ from api.strict_route import StrictRoute
 from fields import RegistrationKey
 from models import KeyedRegistration, Registration, RegistrationAnswer
 from refusals import IdempotencyKeyReused, OutcomeUnknown, UsernameTaken
+
+RANDOM_UUID = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[47][0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
 
 router = APIRouter(route_class=StrictRoute, tags=["registration"])
 
@@ -35,6 +38,8 @@ async def register(
         RegistrationKey | None,
         Header(alias="Idempotency-Key", description="A random UUID (version 4 or 7) makes a retry safe"),
         Unquoted,
+        # With the format uuid, openapi-python-client makes a UUID of it, which httpx refuses in a header.
+        WithJsonSchema({"type": "string", "pattern": RANDOM_UUID}),
     ] = None,
 ) -> RegistrationAnswer:
     """User, profile, first token and account are stored together or not at all.

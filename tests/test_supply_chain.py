@@ -18,7 +18,7 @@ from tests.support.service import ROOT, free_port
 pytestmark = pytest.mark.slow
 
 VULNERABILITIES = ROOT / ".ci" / "vulnerabilities.py"
-LISTS = ("requirements.txt", "requirements-dev.txt", "tests/cluster/requirements.txt")
+LISTS = ("requirements.txt", "requirements-dev.txt", "tests/clients/requirements.txt", "tests/cluster/requirements.txt")
 FINDING = {"vulns": [{"id": "TEST-1", "summary": "Anyone gets in", "affected": []}]}
 
 
