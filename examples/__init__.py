@@ -1,0 +1,1 @@
+"""Programs that call Savepoint, as patterns for your own."""

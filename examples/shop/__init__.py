@@ -1,0 +1,1 @@
+"""A marketplace that sells for credits."""
