@@ -12,6 +12,9 @@ from examples.shop import shop as module
 from examples.shop.shop import Shop, Unavailable, sell
 from tests.support.service import AS_OPERATOR, ROOT, Rows
 
+# The shop is what is tested here.
+pytestmark = pytest.mark.parametrize("engine", ["sqlite"])
+
 
 class Killed(BaseException):
     """The end of the shop's process."""
