@@ -20,7 +20,11 @@ ROOT = DOCS.parent
 CONTRACT = (DOCS / "contract.md").read_text(encoding="utf-8")
 
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("alembic_savepoint/*.md")), *sorted(DOCS.rglob("*.md"))]
+PAGES = [
+    page
+    for place in ("*.md", "alembic_savepoint/*.md", "docs/**/*.md", "examples/*/*.md")
+    for page in sorted(ROOT.glob(place))
+]
 
 
 def test_the_description_in_the_repository_is_that_of_the_app() -> None:
@@ -69,6 +73,12 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
 
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+
+    assert [page.name for page in DOCS.glob("*.md") if f"]({page.name})" not in index] == ["README.md"]
 
 
 def test_the_decisions_are_numbered_without_a_gap() -> None:

@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""What README.md, docs/tour.md and docs/settings.md show is what happens."""
 
 import os
 import re
@@ -14,12 +14,25 @@ from tests.support.service import ROOT, serving
 
 pytestmark = pytest.mark.slow
 
-README = (ROOT / "README.md").read_text()
+FIVE_MINUTES = (ROOT / "README.md").read_text().partition("## Five minutes")[2].partition("\n## ")[0]
+TOUR = (ROOT / "docs/tour.md").read_text()
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the page uses curl")
 
 
-def tour() -> list[tuple[str, str]]:
-    """The commands that the README shows, each with the output it shows."""
-    return steps_in(README.partition("## A tour")[2].partition("\n## ")[0])
+def run(script: str, folder: Path) -> str:
+    """What the commands print, with a new service that listens where the page says."""
+    with serving(f"sqlite:///{folder}/savepoint.db", folder, OPERATOR_TOKEN="") as server:
+        shell = subprocess.run(
+            ["bash", "-eu", "-o", "pipefail", "-c", script.replace("http://127.0.0.1:8000", server.url)],
+            cwd=folder,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert shell.returncode == 0, shell.stderr
+    return shell.stdout
 
 
 def without_what_varies(output: str) -> str:
@@ -27,29 +40,32 @@ def without_what_varies(output: str) -> str:
     return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "an instant", output)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="the tour uses curl")
-def test_the_tour_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    with serving(f"sqlite:///{tmp_path}/savepoint.db", tmp_path, OPERATOR_TOKEN="") as server:
-        script = "\n".join(f"printf '\\036'\n{command}" for command, _ in tour())
-        script = script.replace("http://127.0.0.1:8000", server.url)
-        shell = subprocess.run(
-            ["bash", "-eu", "-o", "pipefail", "-c", script],
-            cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+@needs_curl
+def test_the_five_minutes_end_as_the_readme_shows(tmp_path: Path) -> None:
+    _, pasted = re.findall(r"```sh\n(.*?)```", FIVE_MINUTES, re.DOTALL)
+    [shown] = re.findall(r"```text\n(.*?)```", FIVE_MINUTES, re.DOTALL)
 
-    assert shell.returncode == 0, shell.stderr
-    printed = [output.strip() for output in shell.stdout.split("\036")[1:]]
-    assert len(printed) == len(tour()) >= 8
-    for (command, shown), real in zip(tour(), printed, strict=True):
-        assert without_what_varies(real) == without_what_varies(shown), command
+    printed = run(pasted, tmp_path).splitlines()
+
+    assert len(printed) == len(shown.splitlines()) >= 6
+    for real, line in zip(printed, shown.splitlines(), strict=True):
+        assert re.fullmatch(".*".join(map(re.escape, line.split("…"))), real)
+
+
+@needs_curl
+def test_the_tour_prints_what_it_shows(tmp_path: Path) -> None:
+    steps = steps_in(TOUR)
+
+    printed = run("\n".join(f"printf '\\036'\n{command}" for command, _ in steps), tmp_path).split("\036")[1:]
+
+    assert len(printed) == len(steps) >= 8
+    for (command, shown), real in zip(steps, printed, strict=True):
+        assert without_what_varies(real.strip()) == without_what_varies(shown), command
 
 
 def test_the_settings_table_lists_every_setting_with_its_default() -> None:
-    listed = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.+?)`)? ?\| (.+?) \|$", README, re.MULTILINE)
+    table = (ROOT / "docs/settings.md").read_text()
+    listed = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.+?)`)? ?\| (.+?) \|$", table, re.MULTILINE)
 
     assert listed == [
         (name.upper(), "" if field.default is None else str(field.default), field.description)
