@@ -17,6 +17,8 @@ from models import KeyedRegistration, Registration, RegistrationAnswer
 from refusals import IdempotencyKeyReused, OutcomeUnknown, UsernameTaken
 
 RANDOM_UUID = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[47][0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
+# With the format uuid, openapi-python-client makes a UUID of it, which httpx refuses in a header.
+HeaderKey = Annotated[RegistrationKey, WithJsonSchema({"type": "string", "pattern": RANDOM_UUID})]
 
 router = APIRouter(route_class=StrictRoute, tags=["registration"])
 
@@ -35,11 +37,9 @@ async def register(
     request: Request,
     response: Response,
     idempotency_key: Annotated[
-        RegistrationKey | None,
+        HeaderKey | None,
         Header(alias="Idempotency-Key", description="A random UUID (version 4 or 7) makes a retry safe"),
         Unquoted,
-        # With the format uuid, openapi-python-client makes a UUID of it, which httpx refuses in a header.
-        WithJsonSchema({"type": "string", "pattern": RANDOM_UUID}),
     ] = None,
 ) -> RegistrationAnswer:
     """User, profile, first token and account are stored together or not at all.
