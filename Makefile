@@ -71,7 +71,7 @@ poolers: .venv/dev ## Send 5,000 registrations and transfers through PgBouncer (
 	POOLER_CALLS=5000 $(BIN)/pytest tests/test_poolers.py
 
 clients: .venv/dev .clients/bin/openapi-python-client .clients/node_modules ## Generate the clients of docs/clients.md, and use them (TypeScript: needs npm)
-	$(BIN)/pytest tests/clients $(OPTIONS)
+	$(BIN)/pytest --numprocesses=2 tests/clients $(OPTIONS)
 
 .clients/bin/openapi-python-client: .venv/dev tests/clients/requirements.txt
 	$(BIN)/uv venv --quiet --clear .clients
