@@ -116,19 +116,29 @@ def select_actions(dialect: str, filters: tuple[str, ...]) -> Any:
 
     As select_transfers: one of the filters finds candidates by index, and at most `looked` are judged by the others.
     """
-    actions = table_of(OperatorAction)
-    sought = [each for each in ("transfer_id", "request_id", "user_id", "account_id", "key_id") if each in filters][:1]
-    conditions = {name: actions.c[name] == sa.bindparam(name) for name in filters}
-    is_sought = [conditions[name] for name in sought]
-    if sought == ["account_id"]:
-        # By its owner, who has an index and few accounts.
-        owner = sa.select(table_of(Account).c.user_id).where(table_of(Account).c.id == sa.bindparam("account_id"))
-        is_sought = [actions.c.user_id == owner.scalar_subquery()]
-        sought = []
-    rest = [name for name in filters if name not in sought]
+    actions, account = table_of(OperatorAction), table_of(Account).c
+    finders = ("transfer_id", "request_id", "user_id", "account_id", "key_id")
+    finder = next((name for name in finders if name in filters), "")
+    rest = [name for name in filters if name != finder or name == "account_id"]
+    id, after = actions.c.id, sa.bindparam("after", type_=sa.BigInteger)
+    is_sought, order = [id < after], [id.desc()]
+    if finder in ("transfer_id", "request_id"):
+        is_sought.append(actions.c[finder] == sa.bindparam(finder))
+        # Few have it: + 0, as in select_transfers.
+        order = [(id + 0).desc()]
+    elif finder:
+        # Those of an account are found by its owner, who has few accounts.
+        column = actions.c["user_id" if finder == "account_id" else finder]
+        wanted: Any = sa.bindparam(finder, type_=sa.BigInteger)
+        if finder == "account_id":
+            wanted = sa.select(account.user_id).where(account.id == wanted).scalar_subquery()
+        place = sa.tuple_(column, id)
+        # Compared as pairs, as in select_holds_list; in the words of its index.
+        is_sought = [column.is_not(None), place < sa.tuple_(wanted, after)]
+        is_sought.append(place > sa.tuple_(wanted, sa.literal_column("0")))
+        order = [column.desc(), id.desc()]
     most = sa.bindparam("looked", type_=sa.Integer) if rest else sa.bindparam("limit", type_=sa.Integer) + 1
-    id = actions.c.id
-    read = sa.select(actions).where(id < sa.bindparam("after"), *is_sought).order_by(id.desc()).limit(most).cte("read")
+    read = sa.select(actions).where(*is_sought).order_by(*order).limit(most).cte("read")
     lowest = sa.select(sa.func.min(read.c.id)).having(sa.func.count() == most).scalar_subquery()
     query = sa.select(*(read.c[name] for name in ActionPublic.model_fields))
     query = query.where(*(read.c[name] == sa.bindparam(name) for name in rest))

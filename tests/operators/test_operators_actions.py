@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 from starlette.testclient import TestClient
 
+import crud
 from main import app
 from tests.support.accounts import Headers, Holder, answer_of, cash, order, register_all, send
 from tests.support.holds import hold
@@ -13,6 +14,7 @@ from tests.support.operator import actions_of, bearing, issue_key_of
 from tests.support.registration import named
 from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN, Rows, noting_statements
 from tests.support.transfers import keyed
+from tests.support.work import AT_MOST, work_of
 
 KEY = "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11"
 
@@ -213,6 +215,39 @@ def test_pages_have_every_action_once_newest_first(
         query["after"] = page["next"]
 
     assert seen == everything
+
+
+NUMBERS = {
+    "sqlite": "(WITH RECURSIVE a (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM a WHERE n < 10000) SELECT n FROM a)",
+    "postgresql": "generate_series(1, 10000) AS numbers (n)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["ANALYZE", "VACUUM", "SELECT 1"])
+async def test_no_page_reads_much_more_than_it_may_look_at(
+    shop: Shop, rows: Rows, url: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = "sqlite" if url.startswith("sqlite") else "postgresql"
+    alice, bob, client = shop.alice, shop.bob, shop.client
+    rows(f"""
+        INSERT INTO operator_actions (action, key_id, request_id, user_id, account_id, transfer_id, created_at)
+        SELECT 'transfer.deposit', {shop.key_id}, 'request-' || n, {alice.user_id}, {alice.account_id}, 1000 + n,
+               '2026-11-28 00:00:00+00' FROM {NUMBERS[engine]}
+    """)
+    another = issue_key_of(client, "read")["id"]
+    # What the planner knows: all; what autovacuum knows before it analyses; nothing.
+    rows(first)
+    monkeypatch.setattr("crud.LOOKED", 100)
+    finders: list[dict[str, Any]] = [{}, {"request_id": "request-7"}, {"transfer_id": 1007}, {"transfer_id": 7}]
+    finders += [{"user_id": each.user_id} for each in (alice, bob)]
+    finders += [{"account_id": each.account_id} for each in (alice, bob)]
+    finders += [{"key_id": each} for each in (shop.key_id, another)]
+    for finder in finders:
+        for rest in ({}, {"action": "transfer.deposit"}, {"action": "user.close"}, {"user_id": bob.user_id}):
+            filters = finder | rest
+            work = await work_of(url, crud.list_actions, filters, after=2**63 - 1, limit=50)
+            assert work < AT_MOST[engine], filters
 
 
 def test_what_users_do_costs_not_one_statement_or_column_more(shop: Shop) -> None:
