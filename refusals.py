@@ -168,7 +168,7 @@ class OperatorOnly(Refusal):
 
 
 class ScopeMissing(Refusal):
-    """This key lacks the scope that this call needs. Use a key that has it, or have one issued."""
+    """This key lacks the scope that this call needs. Use a key that has it."""
 
     def __init__(self, scope: str = "") -> None:
         super().__init__()
@@ -177,11 +177,9 @@ class ScopeMissing(Refusal):
     @property
     def detail(self) -> str:
         """Name the scope, if it is known."""
-        return (
-            super().detail.replace("the scope that", f'the scope "{self.scope}", which')
-            if self.scope
-            else super().detail
-        )
+        if not self.scope:
+            return super().detail
+        return f'This key lacks the scope "{self.scope}", which this call needs. Use a key that has it.'
 
 
 class KeyExceeded(Refusal):

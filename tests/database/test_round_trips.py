@@ -14,7 +14,7 @@ from db import trips
 from db.database import Database
 from db.isolation import begin
 from db.statements import insert_free, insert_rows
-from ledger import Order, Posted
+from ledger import Actor, Order, Posted
 from models import Profile, User, now
 from operations import Operations
 from refusals import IdempotencyKeyReused, OutcomeUnknown
@@ -71,6 +71,17 @@ async def test_a_transfer_and_a_registration_make_two_trips(
         ]
     else:  # Each takes the lock first, and leaves COMMIT to the driver.
         assert made == [["BEGIN"], ["SELECT"] * 3, writes[0], ["BEGIN"], ["INSERT"], writes[1]]
+
+
+async def test_what_the_operator_does_is_recorded_on_the_same_trip(
+    operations: Operations, made: list[Trip], engine: str
+) -> None:
+    transfer = await fund(operations)
+    made.clear()
+
+    await transfer(actor=Actor(None, "a-request"))
+
+    assert made[-1] == ["INSERT", "INSERT", "INSERT", "UPDATE", *(["COMMIT"] if engine == "postgresql" else [])]
 
 
 @on_postgresql
