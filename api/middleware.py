@@ -1,4 +1,4 @@
-"""Middleware of every request: count it, limit its body, answer unexpected errors."""
+"""Middleware of every request: give it an id, count it, limit its body, answer unexpected errors."""
 
 import logging
 import time
@@ -9,8 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import metrics
-from api import problems
+from api import problems, request_ids
 from api.bodies import MIB, exceeds
+from api.request_ids import request_id_of
 from starting import in_words
 
 logger = logging.getLogger("savepoint")
@@ -20,14 +21,14 @@ NOSNIFF = (b"x-content-type-options", b"nosniff")
 NO_STORE = (b"cache-control", b"no-store")
 
 
-def _secured(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _completed(headers: Sequence[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
     if b"cache-control" in dict(headers):
-        return [*headers, NOSNIFF]
-    return [*headers, NOSNIFF, NO_STORE]
+        return [*headers, NOSNIFF, (request_ids.HEADER, request_id.encode())]
+    return [*headers, NOSNIFF, NO_STORE, (request_ids.HEADER, request_id.encode())]
 
 
 class CountRequests:
-    """Counts each answer by route template, so that ids never become labels, and adds security headers."""
+    """Counts each answer by route template, so that ids never become labels, and adds headers to it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -38,6 +39,7 @@ class CountRequests:
             await self.app(scope, receive, in_words(send))
             return
         began = time.perf_counter()
+        request_id = request_id_of(scope)
         method = scope["method"]
         if method == "HEAD":
             # Answered as GET; the server leaves the body out.
@@ -48,7 +50,7 @@ class CountRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _secured(message.get("headers", ()))
+                message["headers"] = _completed(message.get("headers", ()), request_id)
             await send(message)
 
         try:

@@ -1,17 +1,23 @@
-"""Answers that are made in advance: problems that refuse a request before it reaches the application."""
+"""Answers made in advance, but for their ids: problems that refuse a request before it reaches the application."""
 
 from http import HTTPStatus
 from typing import NamedTuple
 
 from api import problems
+from api.request_ids import HEADER
 from refusals import Overloaded, ShuttingDown
 
 
 class Answer(NamedTuple):
-    """The bytes of an answer, and its reason for the log and the metrics."""
+    """The bytes of an answer without its last headers, and its reason for the log and the metrics."""
 
     reason: str
-    data: bytes
+    head: bytes
+    body: bytes
+
+    def to(self, request_id: str) -> bytes:
+        """Return the answer to this request."""
+        return b"%b%b: %b\r\n\r\n%b" % (self.head, HEADER, request_id.encode(), self.body)
 
 
 def _make_answer(reason: str, status: HTTPStatus, name: str, detail: str, *, closes: bool = True) -> Answer:
@@ -21,8 +27,8 @@ def _make_answer(reason: str, status: HTTPStatus, name: str, detail: str, *, clo
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
     head += f"content-length: {len(body)}\r\n"
     head += "retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
-    head += "connection: close\r\n\r\n" if closes else "\r\n"
-    return Answer(reason, head.encode() + body)
+    head += "connection: close\r\n" if closes else ""
+    return Answer(reason, head.encode(), body)
 
 
 _OVERLOADED = ("overloaded", HTTPStatus(503), "Overloaded", Overloaded().detail)

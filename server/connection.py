@@ -253,13 +253,15 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
 
-def is_one_request(data: bytes) -> bool:
-    """Return True if these bytes are exactly one request, after which the connection stays open."""
+def headers_of_one_request(data: bytes) -> list[tuple[bytes, bytes]] | None:
+    """Return its headers if these bytes are exactly one request, after which the connection stays open."""
     seen: list[str] = []
-    handlers = {f"on_message_{name}": partial(seen.append, name) for name in ("begin", "complete")}
+    headers: list[tuple[bytes, bytes]] = []
+    handlers: dict[str, Any] = {f"on_message_{name}": partial(seen.append, name) for name in ("begin", "complete")}
+    handlers["on_header"] = lambda name, value: headers.append((name.lower(), value))
     parser = httptools.HttpRequestParser(SimpleNamespace(**handlers))
     try:
         parser.feed_data(data)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return False
-    return seen == ["begin", "complete"] and parser.should_keep_alive()
+        return None
+    return headers if seen == ["begin", "complete"] and parser.should_keep_alive() else None

@@ -5,13 +5,15 @@ docs/decisions/0001-the-server.md says why.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import httptools
+from starlette.types import Scope
 
+from api.request_ids import new_id, request_id_of
 from server.answers import BUSY_CLOSING, ENDING, HEAD_TOO_LARGE, INVALID, TIMED_OUT, Answer
-from server.connection import Connection, Stage, is_one_request
+from server.connection import Connection, Stage, headers_of_one_request
 from server.worker import Worker
 
 HEAD_LIMIT = 16 * 2**10
@@ -49,6 +51,7 @@ class BoundedProtocol(Connection):
         self.worker = _WORKERS[self.server_state]
         self.is_refused = False
         self.awaits_refusal = False
+        self.refused_id = ""
         self.age = 0
         self._refusal = INVALID
         self._received = 0
@@ -153,19 +156,24 @@ class BoundedProtocol(Connection):
         """Under overload, refuse data that is one complete request before it is parsed; return True if refused."""
         if not self._is_overload() or self.stage or self.is_unread or data.startswith(ALWAYS_ANSWERED):
             return False
-        if not is_one_request(data):
+        headers = headers_of_one_request(data)
+        if headers is None:
             return False
+        self.refused_id = request_id_of({"headers": headers})
         self.worker.refuse_soon(self)
         return True
 
     def refuse(self, answer: Answer) -> None:
         """Send this answer, unless another one was begun, and close the connection."""
+        if not self.awaits_refusal:
+            # Between requests, this is still the scope of the one before.
+            self.refused_id = request_id_of(cast(Scope, self.scope)) if self.stage else new_id()
         self.is_refused = True
         self.awaits_refusal = False
         self.worker.refused[answer.reason] += 1
         self.worker.release(self)
         self._received = 0
-        self.end_with(answer.data)
+        self.end_with(answer.to(self.refused_id))
 
     def give_way(self) -> None:
         """End, to make room for another connection."""

@@ -127,7 +127,7 @@ class Worker:
             connection = self._awaiting_refusal.popleft()
             if connection.awaits_refusal:
                 connection.awaits_refusal = False
-                connection.transport.write(BUSY.data)
+                connection.transport.write(BUSY.to(connection.refused_id))
         if self._awaiting_refusal:
             self._loop.call_later(PAUSE, self._refuse_some)
 

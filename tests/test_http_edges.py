@@ -1,6 +1,7 @@
 """HTTP as odd, old and hostile clients write it: one request gets one answer, and nothing grows without bound."""
 
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -280,6 +281,19 @@ def test_a_body_that_is_wanted_is_asked_for(server: Server) -> None:
 
         assert answer.startswith(b"HTTP/1.1 201 ")
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_request_that_the_server_refuses_has_its_id_in_the_answer(server: Server) -> None:
+    named_call = HEALTHZ[:-2] + b"X-Request-ID: order-4711\r\n"
+    for refused in (named_call + b"Host: b\r\n\r\n", named_call + b"X: " + b"a" * 17_000 + b"\r\n\r\n"):
+        assert b"\r\nx-request-id: order-4711\r\n" in exchange(server, refused)[0]
+    with connect(server) as connection:
+        connection.sendall(named_call + b"\r\n")
+        assert b"order-4711" in connection.recv(1000)
+        connection.sendall(b"nonsense\r\n\r\n")
+        answer = connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert re.search(rb"\r\nx-request-id: [0-9a-f]{16}\r\n", answer)
 
 
 def test_answers_do_not_name_the_server(server: Server) -> None:

@@ -127,7 +127,7 @@ def test_calls_past_the_limit_are_refused_at_once_and_the_others_stored(tmp_path
     with impatient_server(tmp_path, CALL_LIMIT=5) as server, ExitStack() as stack:
         connections = [stack.enter_context(connect(server)) for _ in range(50)]
         for number, connection in enumerate(connections):
-            connection.sendall(register(f"user{number}"))
+            connection.sendall(register(f"user{number}", b"X-Request-ID: call-%d" % number))
         answers = [connection.recv(2000) for connection in connections]
         refused = [each for each in answers if each.startswith(b"HTTP/1.1 503 ")]
         assert is_alive(server)
@@ -140,6 +140,7 @@ def test_calls_past_the_limit_are_refused_at_once_and_the_others_stored(tmp_path
 
         assert 5 <= query(url, "SELECT count(*) FROM users")[0][0] == 50 - len(refused) < 50
         assert all(b'"type":"/problems/overloaded"' in each and b"retry-after: 1" in each for each in refused)
+        assert all(b"\r\nx-request-id: call-%d\r\n" % number in each for number, each in enumerate(answers))
         assert server.log.count("overloaded") < 5
         metrics = httpx2.get(f"{server.url}/metrics", headers=AS_OPERATOR).text
         assert f'savepoint_refused_total{{reason="overloaded"}} {len(refused)}.0' in metrics
