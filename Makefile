@@ -20,10 +20,10 @@ run: .venv/run ## Serve on this machine, on SQLite
 	@echo "API docs: http://127.0.0.1:$(PORT)/docs"
 	@exec $(BIN)/uvicorn main:app --http server.protocol:BoundedProtocol --host 127.0.0.1 --port $(PORT)
 
-# The access log would cost a tenth of the CPU time; /metrics counts the answers. Proxies keep connections for a minute.
+# Proxies keep connections for a minute.
 serve: .venv/run ## Serve in production, with a worker for each core
 	@ENVIRONMENT=production exec $(BIN)/uvicorn main:app --http server.protocol:BoundedProtocol \
-		--host $(HOST) --port $(PORT) --workers $(WORKERS) --no-access-log --timeout-keep-alive 75
+		--host $(HOST) --port $(PORT) --workers $(WORKERS) --timeout-keep-alive 75
 
 PYTEST = $(BIN)/pytest --numprocesses=3
 

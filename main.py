@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+import logs
 from api import (
     accounts,
     docs_pages,
@@ -25,11 +26,10 @@ from api import (
     transfers,
     users,
 )
-from api.access_log import cut_query
 from api.address_limits import limit_of
 from api.errors import handle_refusal
 from api.openapi import OWN_MIDDLEWARE, DescribedAPI
-from api.sparse_log import SparseLog
+from api.request_log import LOG
 from currencies import list_currencies
 from db.database import Database
 from db.postgresql import EncodingRefused
@@ -50,15 +50,14 @@ VERSION = "0.2.0"
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Connect, migrate the SQLite default to head, and at the end finish what was accepted. Raises StartRefused."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
-    logging.getLogger("uvicorn.access").addFilter(cut_query)
     try:
         settings = settings_from_environment()
+        logs.configure(settings.log_format)
+        LOG.start(settings.log_requests)
         operations = Operations(Database(settings, lock_patience=LOCK_PATIENCE), settings)
         app.state.operator_token_hash = operator_token_hash(settings)
         app.state.metrics_token_hash = metrics_token_hash(settings)
         app.state.operations = operations
-        app.state.refusals = SparseLog()
         app.state.only_operator_registers = settings.registration == "operator"
         app.state.registration_limit = limit_of(settings.registrations_per_address)
         app.state.registration_is_free = settings.registration == "anyone" and app.state.registration_limit is None

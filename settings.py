@@ -187,6 +187,10 @@ class Settings(BaseSettings):
     prepared_statements: bool = Field(
         default=True, description="Let PostgreSQL prepare statements; through a connection pooler it never does"
     )
+    log_format: Literal["text", "json"] = Field(default="text", description="How lines of log look: text or json")
+    log_requests: int = Field(
+        default=100, ge=0, description="Requests in the log a second, of each status and worker; the others are counted"
+    )
     saves_dir: Path = Field(default=Path("saves"), description="Where manage.py save keeps its copies")
     save_before_migrations: bool = Field(
         default=True, description="Save a copy before a migration that drops something or rebuilds a table on SQLite"

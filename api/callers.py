@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.types import Scope
 
 from api.address_limits import AddressLimit
 from api.request_ids import request_id_of
@@ -34,6 +35,8 @@ CHECKED = "savepoint.checked"
 """The key in a request's scope of the user, or operator's key, that was found to call."""
 ACTOR = "savepoint.actor"
 """The key in a request's scope of the operator, if it calls."""
+MONITORING = "savepoint.monitoring"
+"""The key in a request's scope that is there if the monitoring calls."""
 FRESH = 1.0
 """Seconds after which a caller is checked again, where the request took so long to arrive."""
 
@@ -58,6 +61,16 @@ def actor_of(request: Request) -> Actor | None:
     """The operator as it makes this call, for the record of what it did; None for a user."""
     actor: Actor | None = request.scope.get(ACTOR)
     return actor
+
+
+def kind_of_caller(scope: Scope) -> str:
+    """Return user, operator, monitoring or anonymous: who was found to send a request."""
+    if MONITORING in scope:
+        return "monitoring"
+    checked: _Checked[Any] | None = scope.get(CHECKED)
+    if ACTOR in scope or (checked is not None and not isinstance(checked.found, UserPublic)):
+        return "operator"
+    return "anonymous" if checked is None else "user"
 
 
 async def _authenticate(request: Request, token_hash: str, authenticate: Callable[[str], Awaitable[FoundT]]) -> FoundT:
@@ -165,6 +178,8 @@ async def require_monitoring(
     expected: str | None = request.app.state.metrics_token_hash
     if credentials is None or expected is None or not compare_digest(expected, hash_secret(credentials.credentials)):
         await require_operator(request, credentials, "read")
+    else:
+        request.scope[MONITORING] = True
 
 
 def _caller(scope: KeyScope) -> Any:

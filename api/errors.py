@@ -1,7 +1,6 @@
 """Refusals as problems: the table of their HTTP statuses, and the OpenAPI description of a call's errors."""
 
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import Request
 from starlette.responses import Response
@@ -96,8 +95,7 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
     differs = isinstance(error, refusals.SchemaBehind) and await _is_migrated(request)
     problem = problem_of(refusals.SchemaDiffers() if differs else error)
     if problem.status == 503:
-        line = f"{request.method} {quote(request.url.path)}: {problem.title}{problems.cause_of(error)}"
-        request.app.state.refusals.warn(problem.type, line)
+        request.scope[problems.CAUSE] = problems.cause_of(error)
     if isinstance(error, refusals.TooManyRequests):
         return problems.respond(problem, {"Retry-After": str(error.retry_after)})
     return problems.respond(problem, HEADERS.get(problem.status))

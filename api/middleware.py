@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +11,7 @@ import metrics
 from api import problems, request_ids
 from api.bodies import MIB, exceeds
 from api.request_ids import request_id_of
+from api.request_log import LOG
 from starting import in_words
 
 logger = logging.getLogger("savepoint")
@@ -27,8 +27,13 @@ def _completed(headers: Sequence[tuple[bytes, bytes]], request_id: str) -> list[
     return [*headers, NOSNIFF, NO_STORE, (request_ids.HEADER, request_id.encode())]
 
 
+def route_of(scope: Scope) -> str:
+    """Return the template of the route that was found for a request: its path can hold ids, and anything at all."""
+    return getattr(scope.get("route"), "path_format", "unknown")
+
+
 class CountRequests:
-    """Counts each answer by route template, so that ids never become labels, and adds headers to it."""
+    """Counts and logs each answer, and adds headers to it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -56,11 +61,13 @@ class CountRequests:
         try:
             await self.app(scope, receive, note_status)
         finally:
-            route = getattr(scope.get("route"), "path_format", "unknown")
-            is_known = method in metrics.METHODS and status != 405
-            answers, seconds = metrics.of_route(method if is_known else "other", route, status)
+            seconds = time.perf_counter() - began
+            route = route_of(scope)
+            method = method if method in metrics.METHODS else "other"
+            answers, durations = metrics.of_route("other" if status == 405 else method, route, status)
             answers.inc()
-            seconds.observe(time.perf_counter() - began)
+            durations.observe(seconds)
+            LOG.note(scope, method, route, status, seconds)
 
 
 class CatchUnexpected:
@@ -83,9 +90,9 @@ class CatchUnexpected:
         except Exception as error:
             if scope["type"] != "http" or started:
                 raise
-            # Quoted, since a path can hold line ends and a terminal's control codes.
-            path = quote(scope["path"])
-            logger.error("%s %s failed unexpectedly: %s", scope["method"], path, problems.describe(error))
+            fields = {"request_id": request_id_of(scope), "method": scope["method"], "route": route_of(scope)}
+            what = f"{fields['method']} {fields['route']} failed unexpectedly, request {fields['request_id']}"
+            logger.error("%s: %s", what, problems.describe(error), extra={"fields": fields})
             await problems.respond(problems.INTERNAL_ERROR)(scope, receive, send)
 
 

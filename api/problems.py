@@ -15,11 +15,18 @@ from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
+from api.request_ids import request_id_of
 from fields import PATTERNS
 from refusals import RowsDropped
 
 MEDIA_TYPE = "application/problem+json"
+
+NOTED = "savepoint.problem"
+"""The key in a request's scope of the problem that it was answered with."""
+CAUSE = "savepoint.cause"
+"""The key in a request's scope of what caused it, for the log."""
 
 
 TYPES: set[str] = set()
@@ -62,6 +69,12 @@ class Problem(BaseModel):
     errors: list[FieldError] | list[ItemError] | SkipJsonSchema[None] = Field(
         default=None, exclude_if=lambda errors: errors is None, description="Each field or item with an error"
     )
+    request_id: str | SkipJsonSchema[None] = Field(
+        default=None,
+        exclude_if=lambda request_id: request_id is None,
+        description="The X-Request-ID of the answer, by which it is found in the server's log",
+        examples=["5f2c91d0a4b7e863"],
+    )
 
 
 def slug(name: str) -> str:
@@ -82,9 +95,26 @@ def make_problem(
     return Problem(type=type_of(name), title=title, status=status, detail=detail, errors=errors)
 
 
+class ProblemResponse(Response):
+    """A problem as a response, with the id of its request; it leaves a note of the problem in the request's scope."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
+        self.problem = problem
+        super().__init__(None, problem.status, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        scope[NOTED] = self.problem
+        self.body = self.problem.model_copy(update={"request_id": request_id_of(scope)}).model_dump_json().encode()
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem as a response."""
-    return Response(problem.model_dump_json(), problem.status, headers, media_type=MEDIA_TYPE)
+    return ProblemResponse(problem, headers)
 
 
 class InvalidFields(Exception):

@@ -9,7 +9,7 @@ from refusals import Overloaded, ShuttingDown
 
 
 class Answer(NamedTuple):
-    """The bytes of an answer without its last headers, and its reason for the log and the metrics."""
+    """An answer but for the id of its request, and its reason for the log and the metrics."""
 
     reason: str
     head: bytes
@@ -17,7 +17,9 @@ class Answer(NamedTuple):
 
     def to(self, request_id: str) -> bytes:
         """Return the answer to this request."""
-        return b"%b%b: %b\r\n\r\n%b" % (self.head, HEADER, request_id.encode(), self.body)
+        own = request_id.encode()
+        body = b'%b,"request_id":"%b"}' % (self.body[:-1], own)
+        return b"%b%b: %b\r\ncontent-length: %d\r\n\r\n%b" % (self.head, HEADER, own, len(body), body)
 
 
 def _make_answer(reason: str, status: HTTPStatus, name: str, detail: str, *, closes: bool = True) -> Answer:
@@ -25,7 +27,6 @@ def _make_answer(reason: str, status: HTTPStatus, name: str, detail: str, *, clo
     problems.TYPES.add(problem.type)
     body = problem.model_dump_json().encode()
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
-    head += f"content-length: {len(body)}\r\n"
     head += "retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
     head += "connection: close\r\n" if closes else ""
     return Answer(reason, head.encode(), body)

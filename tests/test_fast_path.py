@@ -26,6 +26,8 @@ from tests.support.transfers import set_status
 
 JSON = "application/json"
 
+ID = (b"x-request-id", b"the-same-for-both")
+
 UUID4 = "5f0c9a52-4a55-4b1e-9f3e-2d6f0a3f8c11"
 
 TRANSFER = json.dumps(order(1, 2, 5)).encode()
@@ -128,7 +130,7 @@ class BothWays:
         self._restore()
         body = request.body
         content = iter([body[:9], body[9:]]) if body is not None and request.in_pieces else body
-        answer = self.client.request(request.method, request.path, headers=request.headers, content=content)
+        answer = self.client.request(request.method, request.path, headers=[*request.headers, ID], content=content)
         with closing(sqlite3.connect(self.path)) as database:
             stored = [line for line in database.iterdump() if line.startswith("INSERT")]
         return answer.status_code, sorted(answer.headers.raw), answer.content, stored

@@ -13,6 +13,7 @@ import crud
 from models import KeyedRegistration
 from operations import Operations
 from refusals import UserNotActive
+from tests.support.problems import without_id
 from tests.support.registration import CURSED, count, named
 from tests.support.service import AS_OPERATOR, Rows
 from tokens import hash_secret
@@ -138,7 +139,7 @@ def test_another_users_token_cannot_be_revoked_and_is_not_shown_to_exist(client:
     refused = client.delete(f"/tokens/{alices}", headers=as_bob)
 
     assert refused.status_code == 404
-    assert refused.json() == client.delete("/tokens/999999", headers=as_bob).json()
+    assert without_id(refused) == without_id(client.delete("/tokens/999999", headers=as_bob))
     assert rows("SELECT count(*) FROM access_tokens WHERE revoked_at IS NOT NULL") == [(0,)]
 
 

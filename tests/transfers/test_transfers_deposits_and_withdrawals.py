@@ -28,6 +28,7 @@ from tests.support.accounts import (
     register_all,
     send,
 )
+from tests.support.problems import without_id
 from tests.support.service import AS_OPERATOR, Rows
 from tests.support.transfers import MOST, system_account, try_transfer
 
@@ -95,7 +96,7 @@ def test_payments_are_the_operators_and_the_system_account_is_hidden(client: Tes
     missing = try_transfer(client, alice.headers, alice.account_id, 999_999, 1)
     assert refusal_of(missing) == (404, "account-not-found")
     for debit, credit in ((alice.account_id, system), (system, alice.account_id), (system, system)):
-        assert try_transfer(client, alice.headers, debit, credit, 1).json() == missing.json()
+        assert without_id(try_transfer(client, alice.headers, debit, credit, 1)) == without_id(missing)
     for path in (f"/accounts/{system}", f"/accounts/{system}/entries"):
         assert refusal_of(client.get(path, headers=alice.headers)) == (404, "account-not-found")
     assert books(rows) == before
@@ -174,7 +175,7 @@ def test_who_sees_which_balance_after_a_transfer(client: TestClient) -> None:
             assert client.get(f"/transfers/{transfer['id']}", headers=headers).json() == shown
         stranger = client.get(f"/transfers/{transfer['id']}", headers=eve.headers)
         assert refusal_of(stranger) == (404, "transfer-not-found")
-        assert stranger.json() == client.get("/transfers/999999", headers=eve.headers).json()
+        assert without_id(stranger) == without_id(client.get("/transfers/999999", headers=eve.headers))
 
 
 def test_a_transfer_that_is_not_asked_for_rightly_is_named_and_stores_nothing(client: TestClient, rows: Rows) -> None:
