@@ -1074,6 +1074,16 @@ async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPub
     raise AccountNotFound
 
 
+async def sum_balances_of_users(session: AsyncSession) -> Sequence[tuple[str, int]]:
+    """Return each currency with the sum of its users' balances, in minor units, in order of code.
+
+    The system account of a currency has it, since all balances add up to 0: one row of a small index each.
+    """
+    query = select(Account.currency, Account.balance).where(col(Account.user_id).is_(None))
+    found = await session.exec(query.order_by(col(Account.currency)))
+    return [(currency, -balance) for currency, balance in found]
+
+
 async def get_account_at(session: AsyncSession, id: int, caller: int, at: datetime) -> AccountPublic:
     """Return the account as it was at an instant. Raises AccountNotFound as get_account does."""
     account = await get_account(session, id, caller)

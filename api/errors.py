@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
+import metrics
 import refusals
 from api import problems
 from api.callers import operations_of
@@ -63,6 +64,9 @@ STATUSES: dict[type[refusals.Refusal], int] = {
     refusals.ShuttingDown: 503,
 }
 problems.TYPES.update(problems.type_of(kind.__name__) for kind in STATUSES)
+for each in problems.TYPES:
+    # From the start, since Prometheus cannot tell the first of a kind from a new series.
+    metrics.of_problem(each)
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}, 503: {"Retry-After": "1"}}
 
 

@@ -11,6 +11,7 @@ import metrics
 from api import problems
 from api.bodies import in_thread
 from api.callers import operations_of, require_monitoring
+from api.database_metrics import gather
 from api.errors import OPERATOR_ONLY, documented, problem_of
 from api.strict_route import StrictRoute
 from models import Answer
@@ -64,6 +65,7 @@ async def readyz(request: Request, response: Response) -> SchemaState:
         **documented(*OPERATOR_ONLY, parameters=False),
     },
 )
-async def get_metrics() -> Response:
+async def get_metrics(request: Request) -> Response:
     """In Prometheus' text format, with the operator's token or that of the setting METRICS_TOKEN."""
-    return Response(await in_thread(metrics.exposition), media_type=CONTENT_TYPE_LATEST)
+    of_database = await gather(operations_of(request), request.app.state.schema, request.app.version)
+    return Response(await in_thread(metrics.exposition, of_database), media_type=CONTENT_TYPE_LATEST)

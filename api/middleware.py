@@ -67,6 +67,8 @@ class CountRequests:
             answers, durations = metrics.of_route("other" if status == 405 else method, route, status)
             answers.inc()
             durations.observe(seconds)
+            if problems.NOTED in scope:
+                metrics.of_problem(scope[problems.NOTED].type).inc()
             LOG.note(scope, method, route, status, seconds)
 
 

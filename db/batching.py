@@ -5,6 +5,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from time import perf_counter
 from typing import Generic, TypeVar
 
 import metrics
@@ -23,6 +24,7 @@ class Call(Generic[Item, Outcome]):
 
     item: Item
     outcome: asyncio.Future[Outcome]
+    since: float
     begun: bool = False
 
 
@@ -50,6 +52,8 @@ class Batcher(Generic[Item, Outcome]):
 
     def __post_init__(self) -> None:
         self.batch_size = metrics.BATCH_SIZE.labels(self.name)
+        self.queue_wait_seconds = metrics.QUEUE_WAIT_SECONDS.labels(self.name)
+        self.transaction_seconds = metrics.TRANSACTION_SECONDS.labels(self.name)
         self.queue_length = metrics.QUEUE_LENGTH.labels(self.name)
 
     async def __call__(self, item: Item) -> Outcome:
@@ -63,7 +67,7 @@ class Batcher(Generic[Item, Outcome]):
         if len(self.waiting) >= self.queue_limit:
             raise Overloaded
         loop = asyncio.get_running_loop()
-        call: Call[Item, Outcome] = Call(item, loop.create_future())
+        call: Call[Item, Outcome] = Call(item, loop.create_future(), perf_counter())
         self.waiting.append(call)
         self.queue_length.set(len(self.waiting))
         if len(self.running) < self.tasks:
@@ -95,12 +99,15 @@ class Batcher(Generic[Item, Outcome]):
 
     async def run_batch(self, batch: Sequence[Call[Item, Outcome]]) -> None:
         """Run one batch, and give each caller its own outcome."""
+        began = perf_counter()
         self.batch_size.observe(len(batch))
+        self.queue_wait_seconds.observe(began - batch[0].since)
         outcomes: Sequence[Outcome | Exception]
         try:
             outcomes = await self.run([call.item for call in batch])
         except Exception as error:
             outcomes = [error] * len(batch)
+        self.transaction_seconds.observe(perf_counter() - began)
         self.settle_in_turn(deque(zip(batch, outcomes, strict=True)))
 
     def settle_in_turn(self, settled: deque[tuple[Call[Item, Outcome], Outcome | Exception]]) -> None:

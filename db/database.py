@@ -61,6 +61,7 @@ class Database:
             pool_reset_on_return=None,
             hide_parameters=True,
         )
+        metrics.CONNECTIONS_LIMIT.set(settings.database_pool_size)
         prepare_engine(self.engine.sync_engine, self.begin)
         event.listen(self.engine.sync_engine, "commit", trips.before_commit)
         event.listen(self.engine.sync_engine, "before_cursor_execute", trips.send_before)
@@ -238,6 +239,7 @@ async def connect(
         connection = await engine.connect()
     except sqlalchemy.exc.TimeoutError as error:
         raise DatabaseUnavailable from error
+    metrics.CONNECTIONS_USED.inc()
     # An earlier COMMIT says nothing about this transaction.
     connection.info.pop(COMMITTING, None)
     connection.info.pop(trips.COMMITTED, None)
@@ -245,6 +247,7 @@ async def connect(
     try:
         yield connection
     finally:
+        metrics.CONNECTIONS_USED.dec()
         timer.cancel()
         await connection.close()
 

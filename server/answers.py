@@ -3,6 +3,7 @@
 from http import HTTPStatus
 from typing import NamedTuple
 
+import metrics
 from api import problems
 from api.request_ids import HEADER
 from refusals import Overloaded, ShuttingDown
@@ -29,6 +30,8 @@ def _make_answer(reason: str, status: HTTPStatus, name: str, detail: str, *, clo
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
     head += "retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
     head += "connection: close\r\n" if closes else ""
+    # From the start, since Prometheus cannot tell the first of a kind from a new series.
+    metrics.REFUSED.labels(reason)
     return Answer(reason, head.encode(), body)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from db.batching import Batcher
 from refusals import Conflict, OutcomeUnknown, Overloaded, ShuttingDown
@@ -96,6 +97,31 @@ async def test_a_caller_may_call_again_at_once(run: HeldBack) -> None:
     assert run.batches == [["a"], ["b"]]
     await run.end(1)
     assert await both == ["A", "B"]
+
+
+async def test_how_long_the_first_of_a_batch_waited_and_how_long_it_ran_is_measured(
+    run: HeldBack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("db.batching.perf_counter", lambda: now)
+    before = [measured("queue_wait"), measured("transaction")]
+    batcher = make_batcher(run)
+    await call(batcher, "a")
+    for item in "bc":
+        now += 1
+        await call(batcher, item)
+    now += 3
+    await run.end(0)
+    now += 0.5
+    await run.end(1)
+
+    after = [measured("queue_wait"), measured("transaction")]
+    assert [each - earlier for each, earlier in zip(after, before, strict=True)] == [0 + 4, 5 + 0.5]
+
+
+def measured(what: str) -> float:
+    name = f"savepoint_{what}_seconds_sum"
+    return REGISTRY.get_sample_value(name, {"operation": "test_batching"}) or 0.0
 
 
 async def test_each_caller_gets_the_outcome_of_its_own_item(run: HeldBack) -> None:

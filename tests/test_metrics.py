@@ -1,19 +1,27 @@
 """/metrics: who may read it, and how little a caller can make it grow."""
 
+import asyncio
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import event
 from starlette.testclient import TestClient
 
 import metrics
-from main import app
+from api import database_metrics, problems
+from db.database import connect
+from main import VERSION, app
 from tests.support.problems import assert_problem
+from tests.support.registration import named
 from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN
 
 MONITORING = {"Authorization": "Bearer the-token-of-the-monitoring"}
@@ -79,3 +87,102 @@ def test_a_worker_that_was_killed_leaves_no_calls_waiting(tmp_path: Path) -> Non
 
     assert "savepoint_queue_length" not in text
     assert "savepoint_transactions_retried_total 3.0" in text
+
+
+def samples(http: TestClient) -> dict[str, float]:
+    """Each sample of /metrics, by its name and its labels' values."""
+    text = http.get("/metrics", headers=AS_OPERATOR).text
+    families = text_string_to_metric_families(text)
+    return {" ".join([each.name, *each.labels.values()]): each.value for family in families for each in family.samples}
+
+
+def test_problems_are_counted_by_type_from_the_start(http: TestClient) -> None:
+    before = samples(http)
+    for path in ("/me", "/accounts/1", "/nowhere"):
+        http.get(path)
+    after = samples(http)
+
+    grown = {name.split()[1]: value - before[name] for name, value in after.items() if "problems_total" in name}
+    assert {type_: growth for type_, growth in grown.items() if growth} == {"unauthenticated": 2, "not-found": 1}
+    assert {f"/problems/{type_}" for type_ in grown} >= problems.TYPES
+
+
+def test_what_users_hold_is_shown_by_currency(http: TestClient) -> None:
+    for name in ("alice", "bob"):
+        http.post("/register", json=named(name))
+    http.post("/accounts", json={"user_id": 1, "currency": "USD"}, headers=AS_OPERATOR)
+    for account_id, amount in ((1, 500), (2, 70), (3, 9)):
+        http.post("/deposits", json={"account_id": account_id, "amount": amount}, headers=AS_OPERATOR)
+
+    shown = {name: value for name, value in samples(http).items() if "users_balance" in name}
+    assert shown == {
+        "savepoint_users_balance_minor_units EUR": 570,
+        "savepoint_users_balance_minor_units USD": 9,
+    }
+
+
+@contextmanager
+def noting_executions() -> Iterator[list[str]]:
+    """The statements that SQLAlchemy executes."""
+    executed: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        executed.append(statement)
+
+    engine = app.state.operations.database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield executed
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+def test_the_sums_look_system_accounts_up_in_an_index(http: TestClient, tmp_path: Path) -> None:
+    with noting_executions() as executed:
+        samples(http)
+
+    [query] = [each for each in executed if "accounts" in each]
+    with closing(sqlite3.connect(tmp_path / "metrics.db")) as database:
+        [(_, _, _, plan)] = database.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+    assert plan.startswith("SEARCH accounts USING INDEX")
+    assert "(user_id=?)" in plan
+
+
+def test_version_and_schema_are_shown(http: TestClient) -> None:
+    head = app.state.schema.head
+
+    shown = samples(http)
+
+    assert shown[f"savepoint_info {VERSION}"] == 1
+    assert shown[f"savepoint_schema_info {head} {head} ready"] == 1
+    assert shown["savepoint_database_up"] == 1
+
+
+def test_a_database_that_does_not_answer_is_down_and_the_other_metrics_are_shown(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(database_metrics, "PATIENCE", 0.01)
+    monkeypatch.setattr(app.state.operations, "read", hang)
+
+    shown = samples(http)
+
+    assert shown["savepoint_database_up"] == 0
+    assert not any(name.startswith("savepoint_schema_info") for name in shown)
+    assert "savepoint_transactions_retried_total" in shown
+
+
+def test_connections_in_use_are_shown(http: TestClient) -> None:
+    assert http.portal is not None
+    assert samples(http)["savepoint_database_connections_limit"] == 10
+
+    async def hold_one() -> float | None:
+        database = app.state.operations.database
+        async with connect(database.reader, asyncio.get_running_loop().time() + 5, database.file):
+            return REGISTRY.get_sample_value("savepoint_database_connections_used")
+
+    before = samples(http)["savepoint_database_connections_used"]
+    assert http.portal.call(hold_one) == before + 1
+    assert samples(http)["savepoint_database_connections_used"] == before
