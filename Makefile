@@ -118,6 +118,7 @@ PIN = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --quie
 requirements: .venv/dev ## Pin what requirements.in and requirements-dev.in ask for, with hashes
 	$(PIN) requirements.in --output-file requirements.txt
 	$(PIN) requirements-dev.in --constraints requirements.txt --output-file requirements-dev.txt
+	$(PIN) requirements-otel.in --constraints requirements-dev.txt --output-file requirements-otel.txt
 	$(PIN) tests/cluster/requirements.in --output-file tests/cluster/requirements.txt
 	$(PIN) tests/clients/requirements.in --output-file tests/clients/requirements.txt
 

@@ -1,8 +1,8 @@
 """The app: start and stop, middleware, routers. `uvicorn main:app` serves it."""
 
+import asyncio
 import gc
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import logs
+import tracing
 from api import (
     accounts,
     docs_pages,
@@ -54,6 +55,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings = settings_from_environment()
         logs.configure(settings.log_format)
         LOG.start(settings.log_requests)
+        stop_tracing = tracing.start(VERSION)
         operations = Operations(Database(settings, lock_patience=LOCK_PATIENCE), settings)
         app.state.operator_token_hash = operator_token_hash(settings)
         app.state.metrics_token_hash = metrics_token_hash(settings)
@@ -76,6 +78,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     gc.unfreeze()
     await operations.close()
+    await asyncio.to_thread(stop_tracing)
 
 
 async def check_schema(schema: Schema, operations: Operations) -> None:
@@ -107,11 +110,9 @@ async def check_schema(schema: Schema, operations: Operations) -> None:
 BoundedProtocol.install()
 
 
-TRACED = any("OTEL_" in name for name in os.environ)
-"""True if OpenTelemetry is set up. FastAPI looks for its providers on each request otherwise: 4 % of a GET /me."""
-
 app = DescribedAPI(
-    telemetry=None if TRACED else {"tracing": False, "metrics": False, "logs": False},
+    # Its spans have paths and queries, and it looks for its providers on each request. See tracing.py.
+    telemetry={"tracing": False, "metrics": False, "logs": False},
     bodies=[UsersBatch, KeyedRegistration, TransfersBatch, KeyedTransfer],
     openapi_url=None,  # see api/docs_pages.py
     docs_url=None,

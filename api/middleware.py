@@ -4,12 +4,15 @@ import logging
 import time
 from collections.abc import Sequence
 
+from opentelemetry.trace import StatusCode
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import metrics
+import tracing
 from api import problems, request_ids
 from api.bodies import MIB, exceeds
+from api.callers import kind_of_caller
 from api.request_ids import request_id_of
 from api.request_log import LOG
 from starting import in_words
@@ -70,6 +73,37 @@ class CountRequests:
             if problems.NOTED in scope:
                 metrics.of_problem(scope[problems.NOTED].type).inc()
             LOG.note(scope, method, route, status, seconds)
+
+
+class TraceRequests:
+    """Makes a span of each request, where traces are on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or tracing.tracer is None:
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        with tracing.request(scope["method"], request_id_of(scope), headers) as span:
+
+            async def note_status(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= 500:
+                        span.set_status(StatusCode.ERROR)
+                await send(message)
+
+            try:
+                await self.app(scope, receive, note_status)
+            finally:
+                # Neither path nor query, which can hold personal data.
+                span.update_name(f"{scope['method']} {route_of(scope)}")
+                span.set_attributes({"http.route": route_of(scope), "savepoint.caller": kind_of_caller(scope)})
+                if problems.NOTED in scope:
+                    span.set_attribute("savepoint.problem", scope[problems.NOTED].type)
 
 
 class CatchUnexpected:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp
 
+import tracing
 from api.fast_path import FastPath
-from api.middleware import CatchUnexpected, CountRequests, LimitBody
+from api.middleware import CatchUnexpected, CountRequests, LimitBody, TraceRequests
 from api.problems import TYPES
 from fields import ActionName, HoldStatus, KeyScope, Status
 from models import OnError, OnShort
@@ -218,7 +219,7 @@ class DescribedAPI(FastAPI):
         stack = super().build_middleware_stack()
         if {each.cls for each in self.user_middleware} <= {*OWN_MIDDLEWARE}:
             stack = FastPath(stack)
-        return CountRequests(stack)
+        return CountRequests(TraceRequests(stack) if tracing.is_requested() else stack)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI description."""

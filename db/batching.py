@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Generic, TypeVar
 
 import metrics
+import tracing
 from refusals import Interruption, Overloaded, ShuttingDown
 
 ANSWERED_AT_ONCE = 50
@@ -25,6 +26,7 @@ class Call(Generic[Item, Outcome]):
     item: Item
     outcome: asyncio.Future[Outcome]
     since: float
+    wait: tracing.Wait | None
     begun: bool = False
 
 
@@ -67,7 +69,7 @@ class Batcher(Generic[Item, Outcome]):
         if len(self.waiting) >= self.queue_limit:
             raise Overloaded
         loop = asyncio.get_running_loop()
-        call: Call[Item, Outcome] = Call(item, loop.create_future(), perf_counter())
+        call: Call[Item, Outcome] = Call(item, loop.create_future(), perf_counter(), tracing.wait(self.name))
         self.waiting.append(call)
         self.queue_length.set(len(self.waiting))
         if len(self.running) < self.tasks:
@@ -77,6 +79,8 @@ class Batcher(Generic[Item, Outcome]):
             return await call.outcome
         finally:
             timer.cancel()
+            if call.wait is not None:
+                call.wait.end()
 
     def give_up(self, call: Call[Item, Outcome]) -> None:
         """Answer a caller whose deadline has passed; a batch that has begun goes on."""
@@ -104,7 +108,8 @@ class Batcher(Generic[Item, Outcome]):
         self.queue_wait_seconds.observe(began - batch[0].since)
         outcomes: Sequence[Outcome | Exception]
         try:
-            outcomes = await self.run([call.item for call in batch])
+            with tracing.batch(self.name, [call.wait for call in batch if call.wait is not None]):
+                outcomes = await self.run([call.item for call in batch])
         except Exception as error:
             outcomes = [error] * len(batch)
         self.transaction_seconds.observe(perf_counter() - began)

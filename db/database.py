@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import metrics
+import tracing
 from db import sqlite_file, trips
 from db.engines import driver_url, prepare_engine
 from db.errors import COMMITTING, is_busy, is_lost_statement, meaning_of
@@ -67,6 +68,7 @@ class Database:
         event.listen(self.engine.sync_engine, "before_cursor_execute", trips.send_before)
         event.listen(self.engine.sync_engine, "rollback", trips.drop_waiting)
         event.listen(self.engine.sync_engine, "rollback_savepoint", trips.drop_waiting)
+        tracing.listen(self.engine.sync_engine)
         event.listen(self.engine.sync_engine, "handle_error", self._translate)
         self.file = sqlite_file.SQLiteFile(str(url.database)) if self.is_sqlite else None
         self.process_turns = ProcessTurns(str(url.database)) if self.is_sqlite else None

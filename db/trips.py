@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+import tracing
 from db.errors import COMMITTING
 from db.postgresql import require_transaction
 from db.prepared import Prepared
@@ -164,10 +165,11 @@ def _connection_of(session: AsyncSession) -> AsyncConnection:
 
 async def run(driver: Any, calls: Sequence[Call]) -> list[Rows]:
     """Execute the calls with the driver; return the rows of each. Raises TripFailed."""
-    if isinstance(driver, aiosqlite.Connection):
-        found: Any = await driver.execute_fetchall(SQLiteConnection.TOGETHER, calls)
-    else:
-        found = await _run_on_postgresql(driver, calls)
+    with tracing.trip(calls):
+        if isinstance(driver, aiosqlite.Connection):
+            found: Any = await driver.execute_fetchall(SQLiteConnection.TOGETHER, calls)
+        else:
+            found = await _run_on_postgresql(driver, calls)
     return [await _convert(call.statement, rows) for call, rows in zip(calls, found, strict=True)]
 
 

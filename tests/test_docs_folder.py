@@ -91,7 +91,7 @@ def test_the_decisions_are_numbered_without_a_gap() -> None:
         assert all(f"**{part}" in text for part in ("Question.", "Tried", "Chosen.", "What would change it."))
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+@pytest.mark.parametrize("name", ["requirements", "requirements-dev", "requirements-otel"])
 def test_what_is_asked_for_is_pinned_with_hashes(name: str) -> None:
     asked = re.findall(r"^[a-z][a-z0-9-]*", (ROOT / f"{name}.in").read_text(), re.MULTILINE)
     pinned = (ROOT / f"{name}.txt").read_text()

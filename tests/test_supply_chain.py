@@ -99,10 +99,10 @@ def test_without_a_network_the_look_up_is_skipped_with_a_sentence(pinned: Path) 
 
 
 def test_every_package_is_pinned_with_hashes() -> None:
-    for name in LISTS:
+    for name in (*LISTS, "requirements-otel.txt"):
         text = re.sub(r" *#.*", "", (ROOT / name).read_text()).replace("\\\n", " ")
         pins = [line for line in text.splitlines() if line.strip()]
-        assert len(pins) >= 20
+        assert len(pins) >= 10
         assert [pin for pin in pins if "==" not in pin or "--hash=sha256:" not in pin] == []
 
 
