@@ -4,9 +4,8 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import httpx2
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -15,7 +14,9 @@ from opentelemetry.trace import SpanContext
 from starlette.testclient import TestClient
 
 import tracing
+from db.batching import Batcher
 from main import app
+from refusals import OutcomeUnknown
 from starting import StartRefused
 from tests.support.accounts import order, register_all
 from tests.support.registration import named
@@ -86,34 +87,39 @@ def test_one_trace_has_the_request_its_wait_the_batch_and_its_sql(http: TestClie
     assert "UPDATE accounts" in text
 
 
-async def test_a_batch_is_in_the_trace_of_its_first_call_and_linked_with_the_others(
-    http: TestClient, spans: Spans
-) -> None:
-    assert http.portal is not None
-    alice, bob = register_all(http, alice=100, bob=0)
-    spans.clear()
+async def test_a_batch_is_in_its_first_calls_trace_and_linked_with_the_others(spans: Spans) -> None:
+    assert tracing.tracer is not None
+    ends = [asyncio.Event(), asyncio.Event()]
+    batches = iter(ends)
 
-    async def send_together() -> list[int]:
-        transport = httpx2.ASGITransport(app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
-            # The first call runs alone; the others wait for it.
-            body = order(alice.account_id, bob.account_id, 1)
-            calls = [client.post("/transfers", json=body, headers=alice.headers) for _ in range(5)]
-            return [each.status_code for each in await asyncio.gather(*calls)]
+    async def run(items: Sequence[str]) -> Sequence[str]:
+        await next(batches).wait()
+        return items
 
-    assert await asyncio.to_thread(http.portal.call, send_together) == [201] * 5
+    batcher = Batcher("test", run, tasks=1, batch_limit=9, queue_limit=9, deadline=9, too_late=OutcomeUnknown)
+
+    async def call(name: str) -> None:
+        with tracing.request(name, name, {}):
+            await batcher(name)
+
+    calls = []
+    for name in "abcd":
+        # All but the first wait for its batch to end.
+        calls.append(asyncio.create_task(call(name)))
+        await asyncio.sleep(0.01)
+    for end in ends:
+        end.set()
+    await asyncio.gather(*calls)
+
     found = named_spans(spans)
-    requests, waits, batches = (found[name] for name in OF_TRANSFERS)
-    assert len(requests) == len(waits) == 5
-    largest = max(batches, key=lambda each: len(each.links))
-    others = {link.context.span_id for link in largest.links}
-    assert len(others) >= 1
-    batch = context_of(largest).span_id
-    linked = {context_of(each).span_id for each in waits if [link.context.span_id for link in each.links] == [batch]}
-    assert linked == others
-    first = [each for each in requests if context_of(each) == largest.parent]
-    assert len(first) == 1
-    assert sum(len(each.links) + 1 for each in batches) == 5
+    first, second = found["batch test"]
+    [a], [b] = found["a"], found["b"]
+    assert (first.parent, second.parent) == (context_of(a), context_of(b))
+    waits = {each.parent.span_id: each for each in found["wait for test"] if each.parent}
+    others = [waits[context_of(found[name][0]).span_id] for name in "cd"]
+    assert [link.context for link in second.links] == [context_of(each) for each in others]
+    assert [[link.context for link in each.links] for each in others] == [[context_of(second)]] * 2
+    assert [(each.attributes or {})["savepoint.calls"] for each in (first, second)] == [1, 3]
 
 
 def test_no_span_has_personal_data_ids_or_what_an_error_says(http: TestClient, spans: Spans) -> None:
@@ -140,18 +146,13 @@ def test_no_span_has_personal_data_ids_or_what_an_error_says(http: TestClient, s
     assert any("username" in str((each.attributes or {})["db.query.text"]) for each in named_spans(spans)["SQL"])
 
 
-def test_without_an_address_the_sdk_is_not_even_imported(sqlite_template: str) -> None:
-    script = (
-        "import sys\nfrom starlette.testclient import TestClient\nfrom main import app\n"
-        "with TestClient(app) as client: client.get('/readyz')\n"
-        "print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"
-    )
+def test_without_an_address_the_sdk_is_not_even_imported() -> None:
+    script = "import sys, tracing; tracing.start('1.0'); print([each for each in sys.modules if '.sdk' in each])"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    environment["DATABASE_URL"] = f"sqlite:///{sqlite_template}"
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
 
-    assert ended.stdout.splitlines()[-1] == "[]"
+    assert ended.stdout == "[]\n"
 
 
 def test_an_address_without_the_sdk_is_refused_with_a_command(
