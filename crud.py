@@ -802,9 +802,14 @@ async def list_users_tokens(session: AsyncSession, *, user_id: int, after: int, 
     return await list_tokens(session, user_id=user_id, after=after, limit=limit)
 
 
-async def list_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> Part:
-    """Return up to `limit` tokens (TokenPublic) of a user in order of id, from the first id greater than `after`."""
-    query = queries.select_tokens(dialect_of(session))
+async def list_tokens(
+    session: AsyncSession, *, user_id: int, after: int, limit: int, newest_first: bool = False
+) -> Part:
+    """Return up to `limit` tokens (TokenPublic) of a user in order of id, from the first id greater than `after`.
+
+    With `newest_first`, in the opposite order, from the first id less than `after`.
+    """
+    query = queries.select_tokens(dialect_of(session), newest_first)
     return await _read_part(session, query, user_id=user_id, after=after, limit=limit)
 
 
@@ -1429,6 +1434,23 @@ async def get_transfer(session: AsyncSession, id: int, caller: int) -> TransferP
     raise TransferNotFound
 
 
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What a transfer left on both accounts; who made it, as in Transfer; and the transfer that reversed it, if any."""
+
+    initiator: int
+    reversed_by: int | None
+    debit_balance_after: int
+    credit_balance_after: int
+
+
+async def get_sides(session: AsyncSession, transfer_id: int) -> Sides:
+    """Return both sides of a transfer, for the operator. Raises TransferNotFound."""
+    for row in await execute(session, queries.select_sides(dialect_of(session)), id=transfer_id):
+        return Sides(*row)
+    raise TransferNotFound
+
+
 async def list_transfers(
     session: AsyncSession, caller: int, filters: Mapping[str, Any], *, after: int, limit: int
 ) -> Part:
@@ -1652,6 +1674,29 @@ async def _find_system_accounts(session: AsyncSession, account_ids: Collection[i
         await insert_free(session, Account, [{"currency": each} for each in missing], returning=("id",))
         found = (await session.exec(query)).all()
     return {id: system_id for id, _, system_id in found if id is not None and system_id is not None}
+
+
+# --- figures for the operator -----------------------------------------------------------------------------------------
+
+MOST_COUNTED = 100_000
+"""Rows that a figure counts, at most."""
+
+
+async def count_newest(session: AsyncSession, model: type[SQLModel], since: datetime) -> int:
+    """Return how many rows of a table with created_at are so new, up to MOST_COUNTED, by the servers' clocks."""
+    query = queries.count_newest(dialect_of(session), model)
+    [[number]] = await execute(session, query, since=since, most=MOST_COUNTED)
+    return int(number)
+
+
+async def list_totals(session: AsyncSession) -> list[tuple[str, int]]:
+    """Return each currency that was ever paid in, and what all users have of it.
+
+    All balances of a currency add up to 0, so it is what the system account lacks, and no user's account is read.
+    """
+    system = select(Account.currency, -col(Account.balance)).where(col(Account.user_id).is_(None))
+    rows = await session.exec(system.order_by(col(Account.currency)))
+    return [(currency, total) for currency, total in rows]
 
 
 # --- rows as the API shows them ---------------------------------------------------------------------------------------

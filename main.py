@@ -31,6 +31,7 @@ from api.address_limits import limit_of
 from api.errors import handle_refusal
 from api.openapi import OWN_MIDDLEWARE, DescribedAPI
 from api.request_log import LOG
+from console.router import router as console
 from currencies import list_currencies
 from db.database import Database
 from db.postgresql import EncodingRefused
@@ -58,6 +59,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stop_tracing = tracing.start(VERSION)
         operations = Operations(Database(settings, lock_patience=LOCK_PATIENCE), settings)
         app.state.operator_token_hash = operator_token_hash(settings)
+        app.state.console = settings.console and app.state.operator_token_hash is not None
         app.state.metrics_token_hash = metrics_token_hash(settings)
         app.state.operations = operations
         app.state.only_operator_registers = settings.registration == "operator"
@@ -168,3 +170,4 @@ for module in (
     docs_pages,
 ):
     app.include_router(module.router)
+app.include_router(console)

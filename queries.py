@@ -88,11 +88,12 @@ def select_references(dialect: str) -> Any:
 
 
 @prepared
-def select_tokens(dialect: str) -> Any:
+def select_tokens(dialect: str, newest_first: bool = False) -> Any:
     """SELECT a part of the list of a user's tokens."""
     token = table_of(AccessToken).c
     query = sa.select(*(token[name] for name in TokenPublic.model_fields))
-    return _part(dialect, query.where(token.user_id == sa.bindparam("user_id")), token.id)
+    is_users = token.user_id == sa.bindparam("user_id")
+    return _part(dialect, query.where(is_users), token.id, newest_first=newest_first)
 
 
 @prepared
@@ -231,20 +232,20 @@ def _search_entries(name: str, is_searched: Any, condition: sa.ColumnElement[boo
     )
 
 
-def _search_transfers(name: str, condition: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
-    """Return an id that divides transfers, those that fulfil a condition, which the first ones do, from the others."""
-    transfer = table_of(Transfer).c
-    ends = (sa.select(end(transfer.id)).scalar_subquery() for end in (sa.func.min, sa.func.max))
+def _search_ids(model: type[SQLModel], name: str, condition: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    """Return an id that divides rows, those that fulfil a condition, which the first ones do, from the others."""
+    row = table_of(model).c
+    ends = (sa.select(end(row.id)).scalar_subquery() for end in (sa.func.min, sa.func.max))
     oldest, newest = (sa.func.coalesce(end, 0) for end in ends)
     start = sa.select(sa.literal(0, sa.BigInteger).label("id"), (oldest - 1).label("low"), newest.label("high"))
-    among_all = table_of(Transfer).alias().c.id
+    among_all = table_of(model).alias().c.id
     found = _search(
         name,
         start,
-        transfer.id,
-        # Some ids are no transfer's.
+        row.id,
+        # Some ids are no row's.
         lambda _, middle: (
-            transfer.id
+            row.id
             == sa.select(sa.func.max(among_all))
             .where(among_all <= middle)
             .scalar_subquery()
@@ -275,6 +276,28 @@ def _search(
         .where(low < high)
     )
     return sa.select(search.c.id, search.c.low.label("place")).where(search.c.low == search.c.high).subquery()
+
+
+@prepared
+def count_newest(_: str, model: type[SQLModel]) -> Any:
+    """SELECT the number of rows that were made `since` an instant, up to `most`: the search finds where they begin."""
+    row = table_of(model).c
+    is_new = row.id > _search_ids(model, "past", row.created_at < sa.bindparam("since"))
+    newest = sa.select(row.id).where(is_new).limit(sa.bindparam("most", type_=sa.Integer)).subquery()
+    return sa.select(sa.func.count()).select_from(newest)
+
+
+@prepared
+def select_sides(_: str) -> Any:
+    """SELECT initiator and reversal of the transfer `id`, and the balances that it left on both accounts."""
+    transfers, reversal = table_of(Transfer), table_of(Transfer).alias()
+    sides = [table_of(Entry).alias(name) for name in ("debit", "credit")]
+    query = sa.select(transfers.c.initiator, reversal.c.id, *(side.c.balance_after for side in sides))
+    query = query.select_from(transfers.outerjoin(reversal, reversal.c.reverses_id == transfers.c.id))
+    for side, name in zip(sides, ("debit_account_id", "credit_account_id"), strict=True):
+        is_its = (side.c.transfer_id == transfers.c.id) & (side.c.account_id == transfers.c[name])
+        query = query.join(side, is_its)
+    return query.where(transfers.c.id == sa.bindparam("id"))
 
 
 @prepared
@@ -317,9 +340,9 @@ def select_transfers(dialect: str, filters: tuple[str, ...]) -> Any:
             is_sought.append(_transfer_conditions(dialect, transfers.c)[index])
         if not index and "before" in filters:
             # One limit in each direction: SQLite would go through all from the higher of two.
-            is_sought = [id <= _search_transfers("until", is_older & (moment < sa.bindparam("latest")))]
+            is_sought = [id <= _search_ids(Transfer, "until", is_older & (moment < sa.bindparam("latest")))]
         if not index and "since" in filters:
-            is_sought.append(id > _search_transfers("past", moment < sa.bindparam("earliest")))
+            is_sought.append(id > _search_ids(Transfer, "past", moment < sa.bindparam("earliest")))
         # A transaction has few: + 0, so that PostgreSQL does not go through all in order of id until it has met them.
         order = id + 0 if index == "transaction_id" else id
         found = sa.select(id).where(*is_sought).order_by(order.desc()).limit(most).cte("found")

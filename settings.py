@@ -149,6 +149,9 @@ class Settings(BaseSettings):
         default=None,
         description="The operator's bearer token, at least 16 characters; unset in production, its calls are refused",
     )
+    console: bool = Field(
+        default=True, description="The operator's screens at /console, where there is an operator token; false: none"
+    )
     metrics_token: Token | None = Field(
         default=None, description="A bearer token that may read /metrics and nothing else; the operator's may too"
     )

@@ -83,12 +83,17 @@ async def _authenticate(request: Request, token_hash: str, authenticate: Callabl
         found = await authenticate(token_hash)
     except Unauthenticated:
         # Valid tokens are never limited: their users may share the address that sends invalid ones.
-        limit: AddressLimit | None = request.app.state.failed_token_limit
-        if limit is not None:
-            limit.count(request)
+        count_failed_token(request)
         raise
     request.scope[CHECKED] = _Checked(token_hash, authenticate, found, monotonic())
     return found
+
+
+def count_failed_token(request: Request) -> None:
+    """Count an invalid token for the address that sent it. Raises TooManyRequests."""
+    limit: AddressLimit | None = request.app.state.failed_token_limit
+    if limit is not None:
+        limit.count(request)
 
 
 def token_hash_of(request: Request) -> str | None:

@@ -96,13 +96,19 @@ PROBLEMS = {kind: problem_of(kind()) for kind in STATUSES}
 async def handle_refusal(request: Request, error: Exception) -> Response:
     """Answer a refusal."""
     assert isinstance(error, refusals.Refusal)
-    differs = isinstance(error, refusals.SchemaBehind) and await _is_migrated(request)
-    problem = problem_of(refusals.SchemaDiffers() if differs else error)
-    if problem.status == 503:
-        request.scope[problems.CAUSE] = problems.cause_of(error)
+    problem = await report(request, error)
     if isinstance(error, refusals.TooManyRequests):
         return problems.respond(problem, {"Retry-After": str(error.retry_after)})
     return problems.respond(problem, HEADERS.get(problem.status))
+
+
+async def report(request: Request, refusal: refusals.Refusal) -> Problem:
+    """Return the problem that a refusal is; where the service is at fault, leave its cause for the log."""
+    differs = isinstance(refusal, refusals.SchemaBehind) and await _is_migrated(request)
+    problem = problem_of(refusals.SchemaDiffers() if differs else refusal)
+    if problem.status == 503:
+        request.scope[problems.CAUSE] = problems.cause_of(refusal)
+    return problem
 
 
 async def _is_migrated(request: Request) -> bool:

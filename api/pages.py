@@ -57,6 +57,7 @@ def _decode_cursor(cursor: Any) -> Any:
 
 
 Cursor = Annotated[int, BeforeValidator(_decode_cursor), WithJsonSchema({"type": "string"})]
+read_cursor = pydantic.TypeAdapter[int](Cursor).validate_python
 
 
 def page_of(part: Part) -> Response:

@@ -1,0 +1,360 @@
+"""The actions of the console: what each asks for, what it says before it is done, and what it writes through crud."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel
+
+import crud
+from console.subjects import AccountSubject, HoldSubject, Subject, TokenSubject, TransferSubject, UserSubject
+from fields import UserReference
+from ledger import OPERATOR
+from models import AccountRequest, AccountUpdate, CaptureRequest, CashRequest, TokenRequest, UserUpdate
+
+S = TypeVar("S", bound=Subject)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of a form: its name, as in the API, its label, and a hint."""
+
+    name: str
+    label: str
+    hint: str = ""
+    kind: Literal["text", "email", "tel", "amount", "number", "currency"] = "text"
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an action will do: in sentences, and as an item for a crud function, given an idempotency key.
+
+    `seen` is what the sentences depend on, where doing it twice, or after a change by someone else, would be wrong.
+    """
+
+    sentences: tuple[str, ...]
+    write: Any
+    item: Callable[[str], Any]
+    seen: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """An action on a kind of subject. `model` checks what is sent, as it does for the API."""
+
+    on: type[Any]
+    name: str
+    title: str
+    _: KW_ONLY
+    plan: Callable[[Any, Mapping[str, Any]], Plan]
+    done: str
+    fields: tuple[Field, ...] = ()
+    model: type[BaseModel] | None = None
+    given: Callable[[Any], Mapping[str, Any]] = lambda subject: {}
+    start: Callable[[Any], Mapping[str, str]] = lambda subject: {}
+    takes_away: bool = False
+
+
+ACTIONS: list[Action] = []
+
+
+def action(
+    on: type[S], name: str, title: str, **options: Any
+) -> Callable[[Callable[[S, Mapping[str, Any]], Plan]], Callable[[S, Mapping[str, Any]], Plan]]:
+    """Add an action, whose plan the function makes of the subject and of what was sent."""
+
+    def add(plan: Callable[[S, Mapping[str, Any]], Plan]) -> Callable[[S, Mapping[str, Any]], Plan]:
+        ACTIONS.append(Action(on, name, title, plan=plan, **options))
+        return plan
+
+    return add
+
+
+# --- users ------------------------------------------------------------------------------------------------------------
+
+
+@action(UserSubject, "suspend", "Suspend", done="The user is suspended.", takes_away=True)
+def suspend(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
+    """Suspend the user."""
+    name = subject.user.username
+    sentences = (
+        f"{name} will be suspended: every call with a token of {name} is refused until the user is reopened.",
+        "No money moves, and no token is revoked: a stolen one works again once the user is reopened, so revoke it.",
+    )
+    return _change_user(subject, {"status": "suspended"}, sentences)
+
+
+@action(UserSubject, "reopen", "Reopen", done="The user is active.")
+def reopen(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
+    """Make the user active again."""
+    name = subject.user.username
+    sentence = "Tokens that were not revoked work again at once."
+    if subject.user.status == "closed":
+        sentence = "All tokens were revoked when the user was closed. Issue a new one afterwards."
+    return _change_user(subject, {"status": "active"}, (f"{name} will be active again.", sentence))
+
+
+class _UserChange(UserUpdate):
+    """The fields of a user that the console changes."""
+
+    reference: UserReference = None
+
+
+@action(
+    UserSubject,
+    "change",
+    "Change details",
+    done="The user was changed.",
+    model=_UserChange,
+    fields=(
+        Field("email", "E-mail address", kind="email", is_required=True),
+        Field("phone_number", "Phone number", "With its country code, as in +4915112345678. Empty: none.", kind="tel"),
+        Field("reference", "Reference", "Your own id of this user, such as customer-17. Empty: none."),
+    ),
+    start=lambda subject: {name: getattr(subject.user, name) or "" for name in ("email", "phone_number", "reference")},
+)
+def change(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
+    """Change e-mail address, phone number or reference."""
+    labels = {"email": "E-mail address", "phone_number": "Phone number", "reference": "Reference"}
+    before = {name: getattr(subject.user, name) for name in labels}
+    changes = {name: value for name, value in given.items() if value != before[name]}
+    sentences = tuple(
+        f"{labels[name]}: {before[name] or 'none'} becomes {value or 'none'}." for name, value in changes.items()
+    )
+    plan = _change_user(subject, changes, sentences or ("Nothing changes: all is as it was.",))
+    return Plan(plan.sentences, plan.write, plan.item, seen=repr(before))
+
+
+def _change_user(subject: UserSubject, fields: dict[str, Any], sentences: tuple[str, ...]) -> Plan:
+    return Plan(sentences, crud.update_users, lambda key: crud.UserChange(subject.user.id, fields, by_operator=True))
+
+
+@action(
+    UserSubject,
+    "issue-token",
+    "Issue a token",
+    done="The token was issued.",
+    model=TokenRequest,
+    fields=(
+        Field("name", "Name", "What tells it apart later, such as the device. Empty: none."),
+        Field("expires_in_days", "Days until it expires", "1 to 3650. Empty: it does not expire.", kind="number"),
+    ),
+)
+def issue_token(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
+    """Issue a token, once: a confirmation counts for as long as the user has no newer token."""
+    days, name = given["expires_in_days"], given["name"]
+    lasts = "does not expire" if days is None else f"expires after {days} day{'s' if days != 1 else ''}"
+    return Plan(
+        (
+            f"{subject.user.username} gets a new token{f' named “{name}”' if name else ''}, which {lasts}.",
+            "Its secret is shown once, on the next page. The other tokens of the user stay as they are.",
+        ),
+        crud.issue_tokens,
+        lambda key: crud.TokenIssue(subject.user.id, name, days),
+        seen=str(subject.newest_token),
+    )
+
+
+@action(UserSubject, "revoke-tokens", "Revoke all tokens", done="All tokens were revoked.", takes_away=True)
+def revoke_tokens(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
+    """Revoke all tokens of the user."""
+    name = subject.user.username
+    return Plan(
+        (
+            f"All tokens of {name} stop working at once and for good, on every server.",
+            f"{name} stays {subject.user.status}, and no money moves. Issue a new token afterwards.",
+        ),
+        crud.revoke_users_tokens,
+        lambda key: subject.user.id,
+    )
+
+
+@action(TokenSubject, "revoke", "Revoke", done="The token was revoked.", takes_away=True)
+def revoke_token(subject: TokenSubject, given: Mapping[str, Any]) -> Plan:
+    """Revoke one token."""
+    token = subject.token
+    name = f"“{token['name']}” (number {token['id']})" if token["name"] else f"number {token['id']}"
+    return Plan(
+        (f"The token {name} of {subject.user.username} stops working at once and for good, on every server.",),
+        crud.revoke_tokens,
+        lambda key: crud.Revocation(subject.user.id, token["id"]),
+    )
+
+
+@action(
+    UserSubject,
+    "open-account",
+    "Open an account",
+    done="The account was opened.",
+    model=AccountRequest,
+    fields=(
+        Field("currency", "Currency", kind="currency", is_required=True),
+        Field("label", "Label", "Tells the accounts of a user in one currency apart.", is_required=True),
+    ),
+    start=lambda subject: {"label": "main"},
+)
+def open_account(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
+    """Open an account."""
+    opening = crud.AccountOpening(subject.user.id, given["currency"], given["label"])
+    sentence = f"{subject.title} gets an account in {opening.currency}, named “{opening.label}”, with nothing in it."
+    return Plan(
+        (sentence,),
+        crud.open_accounts,
+        lambda key: opening,
+    )
+
+
+# --- accounts ---------------------------------------------------------------------------------------------------------
+
+PAYMENT_FIELDS = (
+    Field("amount", "Amount", kind="amount", is_required=True),
+    Field("memo", "Memo", "What it is for, in one line. The user can read it."),
+    Field("reference", "Reference", "Your own id of it, such as an order's. The user can read it."),
+)
+
+
+def _names_account(subject: AccountSubject) -> Mapping[str, Any]:
+    return {"account_id": subject.account.id}
+
+
+@action(
+    AccountSubject,
+    "deposit",
+    "Deposit",
+    done="The deposit was made.",
+    model=CashRequest,
+    fields=PAYMENT_FIELDS,
+    given=_names_account,
+)
+def deposit(subject: AccountSubject, given: Mapping[str, Any]) -> Plan:
+    """Pay money in."""
+    amount = subject.money.show(given["amount"])
+    after = subject.money.show(subject.account.balance + given["amount"])
+    sentence = f"{amount} will be paid into {subject.title}. Its balance becomes {after}."
+    return _pay(subject, given, sentence, is_payout=False)
+
+
+@action(
+    AccountSubject,
+    "withdraw",
+    "Withdraw",
+    done="The withdrawal was made.",
+    model=CashRequest,
+    fields=PAYMENT_FIELDS,
+    given=_names_account,
+    takes_away=True,
+)
+def withdraw(subject: AccountSubject, given: Mapping[str, Any]) -> Plan:
+    """Pay money out."""
+    amount = subject.money.show(given["amount"])
+    after = subject.money.show(subject.account.balance - given["amount"])
+    sentence = f"{amount} will be paid out of {subject.title}. Its balance becomes {after}."
+    return _pay(subject, given, sentence, is_payout=True)
+
+
+def _pay(subject: AccountSubject, given: Mapping[str, Any], sentence: str, *, is_payout: bool) -> Plan:
+    return Plan(
+        (sentence, *_described(given)),
+        crud.make_payments,
+        lambda key: crud.Payment(
+            subject.account.id, given["amount"], given["memo"], key, is_payout, given["reference"]
+        ),
+    )
+
+
+def _described(given: Mapping[str, Any]) -> list[str]:
+    return [f"{name.capitalize()}: {given[name]}" for name in ("memo", "reference") if given[name]]
+
+
+@action(
+    AccountSubject,
+    "credit-limit",
+    "Change credit limit",
+    done="The credit limit was changed.",
+    model=AccountUpdate,
+    fields=(Field("credit_limit", "Credit limit", "How far below 0 the balance may go.", "amount", is_required=True),),
+    start=lambda subject: {"credit_limit": subject.money.field(subject.account.credit_limit)},
+)
+def change_credit(subject: AccountSubject, given: Mapping[str, Any]) -> Plan:
+    """Set the credit limit."""
+    before, after = (subject.money.show(each) for each in (subject.account.credit_limit, given["credit_limit"]))
+    return Plan(
+        (f"The credit limit of {subject.title} changes from {before} to {after}.", "No money moves."),
+        crud.change_credit,
+        lambda key: crud.CreditChange(subject.account.id, given["credit_limit"]),
+    )
+
+
+# --- transfers and holds ----------------------------------------------------------------------------------------------
+
+
+@action(TransferSubject, "reverse", "Reverse", done="The transfer was reversed. This is the reversal.", takes_away=True)
+def reverse(subject: TransferSubject, given: Mapping[str, Any]) -> Plan:
+    """Send the money back."""
+    amount, money = subject.transfer.amount, subject.money
+    sentences = [
+        f"{money.show(amount)} will go back from {subject.credit.title} to {subject.debit.title}.",
+        *(
+            f"The balance of {side.title} becomes {money.show(side.account.balance + change)}."
+            for side, change in ((subject.credit, -amount), (subject.debit, amount))
+        ),
+        "A transfer can be reversed once, and a reversal cannot be reversed.",
+    ]
+    return Plan(
+        tuple(sentences),
+        crud.reverse_transfers,
+        lambda key: crud.Reversal(subject.transfer.id, OPERATOR, key),
+    )
+
+
+@action(
+    HoldSubject,
+    "capture",
+    "Capture",
+    done="The hold was captured. This is its transfer.",
+    model=CaptureRequest,
+    fields=(Field("amount", "Amount", "All of it, or a part; the rest is free at once.", "amount", is_required=True),),
+    start=lambda subject: {"amount": subject.money.field(subject.hold.amount)},
+)
+def capture(subject: HoldSubject, given: Mapping[str, Any]) -> Plan:
+    """Transfer what is held, or a part."""
+    money = subject.money
+    amount, rest = given["amount"], subject.hold.amount - given["amount"]
+    sentences = [f"{money.show(amount)} will be transferred from {subject.debit.title} to {subject.credit.title}."]
+    if rest > 0:
+        sentences.append(f"The rest, {money.show(rest)}, is free again at once: a hold is captured once.")
+    return Plan(
+        tuple(sentences),
+        crud.end_holds,
+        lambda key: crud.HoldEnd(subject.hold.id, OPERATOR, amount=amount, idempotency_key=key),
+    )
+
+
+@action(HoldSubject, "void", "Void", done="The hold was voided.", takes_away=True)
+def void(subject: HoldSubject, given: Mapping[str, Any]) -> Plan:
+    """Free what is held."""
+    amount = subject.money.show(subject.hold.amount)
+    return Plan(
+        (f"{amount} on {subject.debit.title} will be free again at once, and nothing is transferred.",),
+        crud.end_holds,
+        lambda key: crud.HoldEnd(subject.hold.id, OPERATOR, is_void=True),
+    )
+
+
+def actions_on(subject: Subject) -> list[Action]:
+    """Return the actions that make sense for a subject as it is."""
+    return [each for each in ACTIONS if each.on is type(subject) and _makes_sense(each.name, subject)]
+
+
+def _makes_sense(name: str, subject: Subject) -> bool:
+    if isinstance(subject, UserSubject):
+        is_active = subject.user.status == "active"
+        return {"suspend": is_active, "reopen": not is_active, "issue-token": is_active, "open-account": is_active}.get(
+            name, True
+        )
+    if isinstance(subject, AccountSubject):
+        return subject.owner is not None
+    if isinstance(subject, TransferSubject):
+        return subject.transfer.reverses_id is None and subject.sides.reversed_by is None
+    return isinstance(subject, HoldSubject) and subject.hold.status == "open"

@@ -1,0 +1,198 @@
+"""The pages that show: the dashboard, users, accounts, transfers and holds."""
+
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
+
+import crud
+from api.callers import operations_of
+from api.pages import RowFilter, RowId, encode_cursor, read_cursor
+from console.actions import ACTIONS, actions_on
+from console.chart import draw_balance
+from console.figures import collect_figures
+from console.rendering import lead_to, money_of, page
+from console.routes import SessionRoute
+from console.subjects import (
+    NEWEST,
+    find_account,
+    find_hold,
+    find_transfer,
+    find_user,
+    read_items,
+)
+from fields import Email, Username, UserReference
+from ledger import OPERATOR
+from models import now
+
+router = APIRouter(route_class=SessionRoute, include_in_schema=False)
+
+SHOWN = 25
+"""Items of a list on a page."""
+DRAWN = 200
+"""Entries that the chart of a balance shows, at most."""
+REFRESH = 10
+"""Seconds after which the dashboard is loaded again, for who asks for it."""
+
+FILTERS: dict[str, TypeAdapter[Any]] = {
+    "reference": TypeAdapter(UserReference),
+    "email": TypeAdapter(Email),
+    "username_prefix": TypeAdapter(Username),
+}
+"""The filters of the list of users that a text can be meant for: first those that find one user."""
+
+DONE = {action.name: action.done for action in ACTIONS}
+
+
+def _after(request: Request, first: int) -> int:
+    """Return where the part of a list begins that was asked for. Raises HTTPException 404."""
+    cursor = request.query_params.get("after")
+    try:
+        return first if cursor is None else read_cursor(cursor)
+    except ValidationError:
+        raise HTTPException(404) from None
+
+
+def _next(part: crud.Part) -> str | None:
+    return None if part.last is None else encode_cursor(part.last)
+
+
+def _done(request: Request) -> str:
+    """Return the words for what was just done; any other text in the address is not shown."""
+    return DONE.get(request.query_params.get("done", ""), "")
+
+
+@router.get("")
+async def show_dashboard(request: Request) -> Response:
+    """How the service is doing."""
+    figures = await collect_figures(request)
+    refresh = REFRESH if request.query_params.get("refresh") == str(REFRESH) else None
+    totals = [money_of(request, currency).show(total) for currency, total in figures.totals]
+    return page(request, "dashboard.html", figures=figures, totals=totals, refresh=refresh, every=REFRESH, moment=now())
+
+
+@router.get("/users")
+async def show_users(request: Request) -> Response:
+    """Users by the beginning of their name, their e-mail address or their reference; or all."""
+    sought = request.query_params.get("q", "").strip()
+    found: dict[int, dict[str, Any]] = {}
+    following = None
+    filters = _filters_for(sought) if sought else {"username_prefix": None}
+    after = _after(request, 0)
+    for name, value in filters.items():
+        if after and name != "username_prefix":
+            continue
+        part = await operations_of(request).read(crud.list_users, **{name: value}, after=after, limit=SHOWN)
+        found |= {user["id"]: user for user in read_items(part)}
+        following = _next(part) if name == "username_prefix" else following
+    return page(request, "users.html", sought=sought, users=[*found.values()], following=following)
+
+
+def _filters_for(sought: str) -> dict[str, Any]:
+    """Return the filters for a text, in its normal form for each."""
+    filters = {}
+    for name, kind in FILTERS.items():
+        with suppress(ValidationError):
+            filters[name] = kind.validate_python(sought)
+    return filters
+
+
+@router.get("/users/{id}")
+async def show_user(id: RowId, request: Request) -> Response:
+    """A user: profile, accounts, tokens, holds and latest transfers."""
+    operations, subject = operations_of(request), await find_user(request, id)
+    tokens = await operations.read(
+        crud.list_tokens, user_id=id, after=_after(request, NEWEST), limit=SHOWN, newest_first=True
+    )
+    accounts = await operations.read(crud.list_accounts, user_id=id, after=0, limit=crud.ACCOUNT_LIMIT)
+    holds = await operations.read(crud.list_holds, id, None, "open", after=NEWEST, limit=SHOWN)
+    transfers = await operations.read(crud.list_transfers, OPERATOR, {"user_id": id}, after=NEWEST, limit=10)
+    return page(
+        request,
+        "user.html",
+        subject=subject,
+        actions=actions_on(subject),
+        done=_done(request),
+        tokens=read_items(tokens),
+        older_tokens=_next(tokens),
+        accounts=read_items(accounts),
+        holds=read_items(holds),
+        transfers=read_items(transfers),
+        money=lambda currency: money_of(request, currency),
+        moment=now(),
+    )
+
+
+@router.get("/accounts/{id}")
+async def show_account(id: RowId, request: Request) -> Response:
+    """An account: balance, chart, holds and statement."""
+    operations, subject = operations_of(request), await find_account(request, id)
+    entries = await operations.read(crud.list_entries, id, OPERATOR, after=_after(request, NEWEST), limit=SHOWN)
+    drawn = read_items(await operations.read(crud.list_entries, id, OPERATOR, after=NEWEST, limit=DRAWN))
+    holds = await operations.read(crud.list_holds, OPERATOR, id, "open", after=NEWEST, limit=SHOWN)
+    return page(
+        request,
+        "account.html",
+        subject=subject,
+        actions=actions_on(subject),
+        done=_done(request),
+        entries=read_items(entries),
+        following=_next(entries),
+        drawn=drawn,
+        chart=draw_balance([entry["balance_after"] for entry in reversed(drawn)]),
+        holds=read_items(holds),
+        money=lambda currency: money_of(request, currency),
+    )
+
+
+@router.get("/transfers")
+async def show_transfers(request: Request) -> Response:
+    """Transfers, newest first: all, or those with a reference."""
+    sought = request.query_params.get("reference", "").strip()
+    part = crud.Part("[]", None)
+    # A text that cannot be a reference is none.
+    with suppress(ValidationError):
+        filters = {"reference": FILTERS["reference"].validate_python(sought or None)}
+        part = await operations_of(request).read(
+            crud.list_transfers, OPERATOR, filters, after=_after(request, NEWEST), limit=SHOWN
+        )
+    return page(
+        request,
+        "transfers.html",
+        sought=sought,
+        transfers=read_items(part),
+        following=_next(part),
+        money=lambda currency: money_of(request, currency),
+    )
+
+
+@router.get("/transfers/{id}")
+async def show_transfer(id: RowId, request: Request) -> Response:
+    """A transfer: both sides, its reversal, transaction and hold."""
+    subject = await find_transfer(request, id)
+    return page(request, "transfer.html", subject=subject, actions=actions_on(subject), done=_done(request))
+
+
+@router.get("/holds/{id}")
+async def show_hold(id: RowId, request: Request) -> Response:
+    """A hold: both sides, and what became of it."""
+    subject = await find_hold(request, id)
+    return page(request, "hold.html", subject=subject, actions=actions_on(subject), done=_done(request))
+
+
+ROW_ID: TypeAdapter[int] = TypeAdapter(RowFilter)
+
+
+@router.get("/open")
+async def open_by_number(request: Request) -> Response:
+    """A redirect to the user, account, transfer or hold with a number."""
+    kind = request.query_params.get("kind", "")
+    if kind not in ("users", "accounts", "transfers", "holds"):
+        raise HTTPException(404)
+    try:
+        id = ROW_ID.validate_python(request.query_params.get("id", "").strip())
+    except ValidationError:
+        raise HTTPException(404) from None
+    return lead_to(request, f"/{kind}/{id}")
