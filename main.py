@@ -59,7 +59,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stop_tracing = tracing.start(VERSION)
         operations = Operations(Database(settings, lock_patience=LOCK_PATIENCE), settings)
         app.state.operator_token_hash = operator_token_hash(settings)
-        app.state.console = settings.console and app.state.operator_token_hash is not None
+        app.state.console = settings.console
         app.state.metrics_token_hash = metrics_token_hash(settings)
         app.state.operations = operations
         app.state.only_operator_registers = settings.registration == "operator"

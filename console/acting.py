@@ -35,7 +35,7 @@ from ledger import Posted, Posting
 from models import AccountPublic, IssuedToken
 from refusals import Interruption, Refusal
 
-router = APIRouter(route_class=SessionRoute, include_in_schema=False)
+router = APIRouter(prefix="/console", route_class=SessionRoute, include_in_schema=False)
 
 PLACES: dict[type[Any], tuple[str, Callable[..., Awaitable[Subject]]]] = {
     UserSubject: ("/users/{id}", find_user),

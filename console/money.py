@@ -24,7 +24,7 @@ class Money:
     def show(self, amount: int) -> str:
         """Return an amount in minor units with its currency: 12.50 EUR."""
         unit = self.currency if self.decimals is not None else f"minor units of {self.currency}"
-        return f"{self.digits(amount)}\u00a0{unit}"
+        return f"{self.digits(amount)} {unit}"
 
     def field(self, amount: int) -> str:
         """Return an amount as it can be typed: 1250.00."""

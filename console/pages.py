@@ -27,7 +27,7 @@ from fields import Email, Username, UserReference
 from ledger import OPERATOR
 from models import now
 
-router = APIRouter(route_class=SessionRoute, include_in_schema=False)
+router = APIRouter(prefix="/console", route_class=SessionRoute, include_in_schema=False)
 
 SHOWN = 25
 """Items of a list on a page."""

@@ -4,6 +4,6 @@ from fastapi import APIRouter
 
 from console import acting, pages, signing_in
 
-router = APIRouter(prefix="/console", include_in_schema=False)
+router = APIRouter()
 for each in (signing_in.router, signing_in.signed_in, pages.router, acting.router):
     router.include_router(each)

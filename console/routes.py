@@ -39,7 +39,7 @@ class PublicRoute(APIRoute):
         ask_fastapi = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
-            if not request.app.state.console:
+            if not request.app.state.console or request.app.state.operator_token_hash is None:
                 raise HTTPException(404)
             try:
                 return await self.admit(request) or await ask_fastapi(request)

@@ -14,8 +14,8 @@ from console.sessions import COOKIE, LIFETIME, start_session
 from refusals import TooManyRequests
 from tokens import hash_secret
 
-router = APIRouter(route_class=PublicRoute, include_in_schema=False)
-signed_in = APIRouter(route_class=SessionRoute, include_in_schema=False)
+router = APIRouter(prefix="/console", route_class=PublicRoute, include_in_schema=False)
+signed_in = APIRouter(prefix="/console", route_class=SessionRoute, include_in_schema=False)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ASSETS = {"style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
