@@ -58,7 +58,7 @@ def server(folder: Any) -> Iterator[Server]:
 
 def at(path: str) -> str:
     """An address that the template matches."""
-    return path.replace("{id}", "1")
+    return path.replace("{id}", "1").replace("{token_id}", "1")
 
 
 def test_head_is_answered_as_get_without_the_body(http: TestClient) -> None:

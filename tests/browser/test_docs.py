@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,21 +9,10 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 
-from tests.support.service import OPERATOR_TOKEN, Server, serving
-
-CHROMIUM = "/usr/bin/chromium"
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-ELSEWHERE = re.compile(r"^(?!http://127\.0\.0\.1:)")
+from tests.support.browser import ELSEWHERE
+from tests.support.service import OPERATOR_TOKEN, Server
 
 LAST = "Metrics for Prometheus"
 """The summary that both pages show last."""
@@ -56,22 +44,6 @@ class Visit:
     def note(self, message: ConsoleMessage) -> None:
         if message.type == "error":
             self.errors.append(message.text)
-
-
-@pytest.fixture(scope="module")
-def server(sqlite_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("docs")
-    path = shutil.copy(sqlite_template, folder / "docs.db")
-    with serving(f"sqlite:///{path}", folder) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

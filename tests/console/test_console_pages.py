@@ -46,9 +46,7 @@ def test_lists_go_on_where_the_page_before_ended(client: TestClient) -> None:
     following = first.text.partition('rel="next"')[0].rpartition('href="/console')[2].partition('"')[0]
     second = console.get(following.replace("&amp;", "&"))
 
-    shown = [
-        [each.user_id for each in holders if f"/users/{each.user_id}" + '"' in page.text] for page in (first, second)
-    ]
+    shown = [[id for id in ids if f'/users/{id}"' in page.text] for page in (first, second)]
     assert [len(each) for each in shown] == [25, 5]
     assert sorted(shown[0] + shown[1]) == ids
     assert console.get("/users?after=nonsense").status_code == 404
@@ -217,7 +215,7 @@ async def test_figures_count_new_rows_by_reading_few(operations: Operations, row
 
 @pytest.mark.parametrize("engine", ["sqlite"])
 async def test_a_currency_that_the_settings_lost_is_shown_in_minor_units(service: Service, url: str) -> None:
-    token = "the operator of this test"
+    token = "the-operator-of-this-test"
     as_operator = {"Authorization": f"Bearer {token}"}
     async with service(url, operator_token=token, custom_currencies="POINTS:2") as client:
         await client.post("/register", json={"username": "alice", "email": "a@example.com"})
@@ -226,4 +224,4 @@ async def test_a_currency_that_the_settings_lost_is_shown_in_minor_units(service
     async with service(url, operator_token=token, custom_currencies="") as client:
         await client.post("http://localhost/console/sign-in", data={"token": token})
         page = await client.get("http://localhost/console/accounts/2")
-    assert "1 250 minor units of POINTS" in words(page)  # type: ignore[arg-type]
+    assert "1 250 minor units of POINTS" in words(page)

@@ -1,0 +1,166 @@
+"""The console in a browser: by keyboard alone, on a phone, in the dark, and for who listens to it."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import httpx2
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, Route, ViewportSize, expect
+
+from tests.support.accounts import Holder, answer_of, register_all, send
+from tests.support.browser import ELSEWHERE
+from tests.support.holds import hold
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN, Server
+from tests.support.transfers import reverse
+
+WIDE, PHONE = ViewportSize(width=1200, height=800), ViewportSize(width=360, height=740)
+
+SCREENSHOTS = {("", "light"): "dashboard", ("/users/1", "light"): "user", ("/accounts/1", "dark"): "account"}
+SCREENSHOTS |= {("/transfers/20/reverse", "phone"): "reverse"}
+"""The pages that docs/console.md shows, and how they are named there: `make screenshots`."""
+
+PAGES = (
+    *("", "/users", "/users?q=al", "/users/1", "/users/1/change", "/users/1/issue-token", "/users/1/suspend"),
+    *("/users/1/open-account", "/users/1/tokens/1/revoke", "/users/4", "/users/999", "/accounts/1", "/accounts/4"),
+    *("/accounts/1/deposit", "/accounts/1/credit-limit", "/transfers", "/transfers/5", "/transfers/20"),
+    *("/transfers/20/reverse", "/holds/1", "/holds/1/capture"),
+)
+
+LONG = "a-very-long-name-" + "without-a-space" * 2
+
+
+@pytest.fixture(scope="module")
+def holders(server: Server) -> list[Holder]:
+    """Users with money, transfers, holds and tokens of all kinds."""
+    with httpx2.Client(base_url=server.url) as client:
+        alice, bob, carol, eve = holders = register_all(
+            client, alice=125_000, bob=125_000, carol=125_000, **{LONG: 2**53 - 10**6}
+        )
+        details = {"reference": "customer-17", "phone_number": "+4915112345678", "metadata": {"plan": "pro"}}
+        client.patch(f"/users/{alice.user_id}", json=details, headers=AS_OPERATOR)
+        client.patch(f"/users/{eve.user_id}", json={"status": "suspended"}, headers=AS_OPERATOR)
+        for name in ("laptop", "phone"):
+            body = {"name": name, "expires_in_days": 90}
+            token = answer_of(client.post(f"/users/{alice.user_id}/tokens", json=body, headers=AS_OPERATOR))
+        client.delete(f"/users/{alice.user_id}/tokens/{token['id']}", headers=AS_OPERATOR)
+        chance = random.Random(3)
+        for _ in range(60):
+            sender, receiver = chance.sample((alice, bob, carol), 2)
+            memo = chance.choice(("Dinner", "Rent", "Invoice 4711", "x" * 200, None))
+            sent = send(client, sender, receiver, chance.randint(100, 30_000), memo=memo)  # type: ignore[arg-type]
+        reverse(client, sent, AS_OPERATOR)  # type: ignore[arg-type]
+        hold(client, alice, bob, 2000, memo="Booking")
+        return holders
+
+
+@pytest.fixture(params=["light", "dark", "phone"])
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def context(browser: Browser, server: Server, kind: str) -> Iterator[BrowserContext]:
+    size = PHONE if kind == "phone" else WIDE
+    scheme: Literal["dark", "light"] = "dark" if kind == "dark" else "light"
+    with browser.new_context(base_url=server.url, viewport=size, color_scheme=scheme) as context:
+        yield context
+
+
+def sign_in(page: Page) -> None:
+    page.goto("/console")
+    page.keyboard.type(OPERATOR_TOKEN)  # The field has the focus.
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Dashboard")).to_be_visible()
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until what has this name has the focus, and can be seen to have it."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        focus = page.evaluate(
+            "(() => { const on = document.activeElement;"
+            " return [on.innerText || on.labels?.[0]?.innerText || '', getComputedStyle(on).outlineStyle] })()"
+        )
+        if focus[0].strip() == name:
+            assert focus[1] == "solid", name
+            return
+    pytest.fail(f"Tab never came to {name}")
+
+
+def press(page: Page, name: str) -> None:
+    tab_to(page, name)
+    page.keyboard.press("Enter")
+
+
+@pytest.mark.parametrize("kind", ["light"])
+def test_by_keyboard_alone_a_user_who_lost_a_token_is_helped_and_a_wrong_transfer_reversed(
+    context: BrowserContext, holders: list[Holder], server: Server
+) -> None:
+    _, bob, carol, _ = holders
+    api, page = httpx2.Client(base_url=server.url), context.new_page()
+    wrong = send(api, bob, carol, 4711, memo="Wrong")  # type: ignore[arg-type]
+    sign_in(page)
+
+    press(page, "Users")
+    tab_to(page, "Name, e-mail address or reference")
+    page.keyboard.type("BO")
+    page.keyboard.press("Enter")
+    press(page, "bob")
+    press(page, "Revoke all tokens")
+    expect(page.get_by_text("All tokens of bob stop working at once and for good")).to_be_visible()
+    press(page, "Revoke all tokens")
+    expect(page.get_by_role("status")).to_have_text("All tokens were revoked.")
+    assert api.get("/me", headers=bob.headers).status_code == 401
+
+    press(page, "Issue a token")
+    page.keyboard.type("new phone")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("bob gets a new token named “new phone”")).to_be_visible()
+    press(page, "Issue a token")
+    secret = page.get_by_label("Secret").input_value()
+    assert api.get("/me", headers={"Authorization": f"Bearer {secret}"}).json()["id"] == bob.user_id
+    press(page, "I have copied it")
+
+    press(page, f"Account {bob.account_id}")
+    press(page, f"Transfer {wrong['id']}")
+    press(page, "Reverse")
+    expect(page.get_by_text(f"47.11 EUR will go back from account {carol.account_id} of carol")).to_be_visible()
+    press(page, "Reverse")
+    expect(page.get_by_role("status")).to_have_text("The transfer was reversed. This is the reversal.")
+    page.keyboard.press("F5")
+    back = api.get("/transfers", params={"account_id": bob.account_id, "limit": 1}, headers=AS_OPERATOR).json()["items"]
+    assert [each["reverses_id"] for each in back] == [wrong["id"]]
+
+
+def test_every_page_fits_is_read_aloud_and_needs_nothing_from_elsewhere(
+    context: BrowserContext, holders: list[Holder], kind: str
+) -> None:
+    page, elsewhere, errors = context.new_page(), set(), []
+
+    def refuse(route: Route) -> None:
+        elsewhere.add(route.request.url)
+        route.abort()
+
+    context.route(ELSEWHERE, refuse)
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    grounds = set()
+    for path in ("/sign-in", *PAGES):
+        if path == "":
+            sign_in(page)
+        page.goto(f"/console{path}")
+        hidden = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert hidden <= 0, f"{path} is {hidden} pixels too wide"
+        found = Axe().run(page).response["violations"]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], path
+        grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        if "SCREENSHOTS" in os.environ and (path, kind) in SCREENSHOTS:
+            page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{SCREENSHOTS[path, kind]}.png")
+    assert elsewhere == set()
+    # Of the user who is not there.
+    assert len(errors) == 1
+    assert grounds == {"rgb(18, 24, 23)" if kind == "dark" else "rgb(246, 247, 246)"}
