@@ -23,6 +23,23 @@ SCREENSHOTS = {("", "light"): "dashboard", ("/users/1", "light"): "user", ("/acc
 SCREENSHOTS |= {("/transfers/20/reverse", "phone"): "reverse"}
 """The pages that docs/console.md shows, and how they are named there: `make screenshots`."""
 
+RULES = {"light": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"], "dark": ["color-contrast"]}
+"""What axe checks: in the dark, nothing but the colours is different; on a phone, no text is."""
+KINDS = {
+    *(
+        "/sign-in",
+        "",
+        "/users",
+        "/users/1",
+        "/users/999",
+        "/users/1/open-account",
+        "/accounts/1",
+        "/accounts/1/deposit",
+    ),
+    *("/transfers", "/transfers/5", "/transfers/20/reverse", "/holds/1"),
+}
+"""A page of each kind."""
+
 PAGES = (
     *("", "/users", "/users?q=al", "/users/1", "/users/1/change", "/users/1/issue-token", "/users/1/suspend"),
     *("/users/1/open-account", "/users/1/tokens/1/revoke", "/users/4", "/users/999", "/accounts/1", "/accounts/4"),
@@ -30,31 +47,38 @@ PAGES = (
     *("/transfers/20/reverse", "/holds/1", "/holds/1/capture"),
 )
 
-LONG = "a-very-long-name-" + "without-a-space" * 2
+LONG = "the-very-long-name-" + "without-a-space" * 2
 
 
 @pytest.fixture(scope="module")
-def holders(server: Server) -> list[Holder]:
-    """Users with money, transfers, holds and tokens of all kinds."""
+def api(server: Server) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=server.url) as client:
-        alice, bob, carol, eve = holders = register_all(
-            client, alice=125_000, bob=125_000, carol=125_000, **{LONG: 2**53 - 10**6}
-        )
-        details = {"reference": "customer-17", "phone_number": "+4915112345678", "metadata": {"plan": "pro"}}
-        client.patch(f"/users/{alice.user_id}", json=details, headers=AS_OPERATOR)
-        client.patch(f"/users/{eve.user_id}", json={"status": "suspended"}, headers=AS_OPERATOR)
-        for name in ("laptop", "phone"):
-            body = {"name": name, "expires_in_days": 90}
-            token = answer_of(client.post(f"/users/{alice.user_id}/tokens", json=body, headers=AS_OPERATOR))
-        client.delete(f"/users/{alice.user_id}/tokens/{token['id']}", headers=AS_OPERATOR)
-        chance = random.Random(3)
-        for _ in range(60):
-            sender, receiver = chance.sample((alice, bob, carol), 2)
-            memo = chance.choice(("Dinner", "Rent", "Invoice 4711", "x" * 200, None))
-            sent = send(client, sender, receiver, chance.randint(100, 30_000), memo=memo)  # type: ignore[arg-type]
-        reverse(client, sent, AS_OPERATOR)  # type: ignore[arg-type]
-        hold(client, alice, bob, 2000, memo="Booking")
-        return holders
+        yield client
+
+
+@pytest.fixture(scope="module")
+def holders(api: httpx2.Client) -> list[Holder]:
+    """Users with money, transfers, holds and tokens of all kinds."""
+    alice, bob, carol, eve = holders = register_all(
+        api, alice=325_000, bob=325_000, carol=325_000, **{LONG: 2**53 - 10**6}
+    )
+    for holder, name in zip(holders, ("alice", "bob", "carol", "dave"), strict=True):
+        api.patch(f"/users/{holder.user_id}", json={"email": f"{name}@example.com"}, headers=AS_OPERATOR)
+    details = {"reference": "customer-17", "phone_number": "+4915112345678", "metadata": {"plan": "pro"}}
+    api.patch(f"/users/{alice.user_id}", json=details, headers=AS_OPERATOR)
+    api.patch(f"/users/{eve.user_id}", json={"status": "suspended"}, headers=AS_OPERATOR)
+    for name in ("laptop", "phone"):
+        body = {"name": name, "expires_in_days": 90}
+        token = answer_of(api.post(f"/users/{alice.user_id}/tokens", json=body, headers=AS_OPERATOR))
+    api.delete(f"/users/{alice.user_id}/tokens/{token['id']}", headers=AS_OPERATOR)
+    chance = random.Random(3)
+    for _ in range(60):
+        sender, receiver = chance.sample((alice, bob, carol), 2)
+        memo = chance.choice(("Dinner", "Rent", "Invoice 4711", "x" * 200, None))
+        sent = send(api, sender, receiver, chance.randint(100, 30_000), memo=memo)
+    reverse(api, sent, AS_OPERATOR)
+    hold(api, alice, bob, 2000, memo="Booking")
+    return holders
 
 
 @pytest.fixture(params=["light", "dark", "phone"])
@@ -92,24 +116,29 @@ def tab_to(page: Page, name: str) -> None:
     pytest.fail(f"Tab never came to {name}")
 
 
+def enter(page: Page) -> None:
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+
+
 def press(page: Page, name: str) -> None:
     tab_to(page, name)
-    page.keyboard.press("Enter")
+    enter(page)
 
 
 @pytest.mark.parametrize("kind", ["light"])
 def test_by_keyboard_alone_a_user_who_lost_a_token_is_helped_and_a_wrong_transfer_reversed(
-    context: BrowserContext, holders: list[Holder], server: Server
+    context: BrowserContext, holders: list[Holder], api: httpx2.Client
 ) -> None:
     _, bob, carol, _ = holders
-    api, page = httpx2.Client(base_url=server.url), context.new_page()
-    wrong = send(api, bob, carol, 4711, memo="Wrong")  # type: ignore[arg-type]
+    page = context.new_page()
+    wrong = send(api, bob, carol, 4711, memo="Wrong")
     sign_in(page)
 
     press(page, "Users")
     tab_to(page, "Name, e-mail address or reference")
     page.keyboard.type("BO")
-    page.keyboard.press("Enter")
+    enter(page)
     press(page, "bob")
     press(page, "Revoke all tokens")
     expect(page.get_by_text("All tokens of bob stop working at once and for good")).to_be_visible()
@@ -119,7 +148,7 @@ def test_by_keyboard_alone_a_user_who_lost_a_token_is_helped_and_a_wrong_transfe
 
     press(page, "Issue a token")
     page.keyboard.type("new phone")
-    page.keyboard.press("Enter")
+    enter(page)
     expect(page.get_by_text("bob gets a new token named “new phone”")).to_be_visible()
     press(page, "Issue a token")
     secret = page.get_by_label("Secret").input_value()
@@ -155,8 +184,9 @@ def test_every_page_fits_is_read_aloud_and_needs_nothing_from_elsewhere(
         page.goto(f"/console{path}")
         hidden = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert hidden <= 0, f"{path} is {hidden} pixels too wide"
-        found = Axe().run(page).response["violations"]
-        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], path
+        if path in KINDS and (rules := RULES.get(kind)):
+            found = Axe().run(page, options={"runOnly": rules}).response["violations"]
+            assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], path
         grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         if "SCREENSHOTS" in os.environ and (path, kind) in SCREENSHOTS:
             page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{SCREENSHOTS[path, kind]}.png")

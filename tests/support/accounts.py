@@ -52,7 +52,7 @@ def deposit(client: Client, account_id: int, amount: int, **fields: Any) -> dict
     return answer_of(client.post("/deposits", json=cash(account_id, amount, **fields), headers=AS_OPERATOR))
 
 
-def send(client: TestClient, sender: Holder, receiver: Holder, amount: int, **fields: Any) -> dict[str, Any]:
+def send(client: Client, sender: Holder, receiver: Holder, amount: int, **fields: Any) -> dict[str, Any]:
     """Transfer this much between first accounts, as the sender; the transfer that it was."""
     body = order(sender.account_id, receiver.account_id, amount, **fields)
     return answer_of(client.post("/transfers", json=body, headers=sender.headers))

@@ -44,5 +44,5 @@ def set_status(client: TestClient, holder: Holder, status: str) -> None:
     assert changed.json()["status"] == status
 
 
-def reverse(client: TestClient, transfer: dict[str, Any], headers: Headers, key: str | None = None) -> Response:
+def reverse(client: Client, transfer: dict[str, Any], headers: Headers, key: str | None = None) -> Response:
     return client.post(f"/transfers/{transfer['id']}/reversal", headers=headers if key is None else keyed(headers, key))
