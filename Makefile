@@ -7,7 +7,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 SECONDS ?= 60
 
-.PHONY: help install run serve test test-slow check format lint types security licences coverage browser schema-attack poolers clients chaos cluster foreign bench bench-full openapi tables requirements newest clean
+.PHONY: help install run serve test test-slow check format lint types security licences coverage browser screenshots schema-attack poolers clients chaos cluster foreign bench bench-full openapi tables requirements newest clean
 
 help: ## Show these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -61,8 +61,11 @@ coverage: ## Run all tests, and measure what they reach
 	$(MAKE) test-slow OPTIONS="--cov --cov-append"
 	$(BIN)/coverage report --fail-under=95
 
-browser: .venv/dev ## Use the docs pages in a real browser (needs Debian's chromium)
+browser: .venv/dev ## Use the docs pages and the console in a real browser (needs Debian's chromium)
 	$(BIN)/pytest tests/browser
+
+screenshots: .venv/dev ## Make the pictures in docs/console anew, after a change of the console (needs Debian's chromium)
+	SCREENSHOTS=$(CURDIR)/docs/console $(BIN)/pytest tests/browser/test_console.py -k every_page
 
 schema-attack: .venv/dev ## Attack the API with what its description allows or forbids, and show how much was accepted
 	$(BIN)/pytest --numprocesses=2 -rP tests/test_schema_attack.py
