@@ -1439,6 +1439,7 @@ class Sides:
     """What a transfer left on both accounts; who made it, as in Transfer; and the transfer that reversed it, if any."""
 
     initiator: int
+    operator_key_id: int | None
     reversed_by: int | None
     debit_balance_after: int
     credit_balance_after: int

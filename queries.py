@@ -289,10 +289,12 @@ def count_newest(_: str, model: type[SQLModel]) -> Any:
 
 @prepared
 def select_sides(_: str) -> Any:
-    """SELECT initiator and reversal of the transfer `id`, and the balances that it left on both accounts."""
+    """SELECT initiator, key and reversal of the transfer `id`, and the balances that it left on both accounts."""
     transfers, reversal = table_of(Transfer), table_of(Transfer).alias()
     sides = [table_of(Entry).alias(name) for name in ("debit", "credit")]
-    query = sa.select(transfers.c.initiator, reversal.c.id, *(side.c.balance_after for side in sides))
+    query = sa.select(
+        transfers.c.initiator, transfers.c.operator_key_id, reversal.c.id, *(side.c.balance_after for side in sides)
+    )
     query = query.select_from(transfers.outerjoin(reversal, reversal.c.reverses_id == transfers.c.id))
     for side, name in zip(sides, ("debit_account_id", "credit_account_id"), strict=True):
         is_its = (side.c.transfer_id == transfers.c.id) & (side.c.account_id == transfers.c[name])

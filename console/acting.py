@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import TypeAdapter, ValidationError
-from starlette.exceptions import HTTPException
+from pydantic import ValidationError
 
 from api.callers import operations_of
 from api.errors import report
-from api.pages import RowFilter
 from api.problems import Problem, field_errors
 from console.actions import ACTIONS, Action, Field, Plan
+from console.forms import read_row_id
+from console.operators import require_scope
 from console.rendering import lead_to, page
 from console.routes import SessionRoute, form_of
 from console.subjects import (
@@ -46,7 +46,6 @@ PLACES: dict[type[Any], tuple[str, Callable[..., Awaitable[Subject]]]] = {
 }
 """The path of each kind of subject, and what finds one."""
 
-ROW_ID: TypeAdapter[int] = TypeAdapter(RowFilter)
 KEY = re.compile(r"console-[A-Za-z0-9_-]{22}")
 CHANGED = (
     "Something has changed since this page was shown, or it was sent twice. Nothing was done now: look at what is "
@@ -65,10 +64,7 @@ class Form:
 
 async def find_subject(request: Request, kind: type[Any]) -> Subject:
     """Return the subject that the path names. Raises HTTPException 404 and refusals."""
-    try:
-        ids = {name: ROW_ID.validate_python(text) for name, text in request.path_params.items()}
-    except ValidationError:
-        raise HTTPException(404) from None
+    ids = {name: read_row_id(text) for name, text in request.path_params.items()}
     return await PLACES[kind][1](request, **ids)
 
 
@@ -152,6 +148,7 @@ def show_confirmation(
 
 async def begin(request: Request, action: Action) -> Response:
     """Answer GET: the form, or what will happen where nothing is to be filled in."""
+    require_scope(request, action.scope)
     subject = await find_subject(request, action.on)
     form = Form(action.start(subject), {}, {})
     if action.fields:
@@ -161,6 +158,7 @@ async def begin(request: Request, action: Action) -> Response:
 
 async def go_on(request: Request, action: Action) -> Response:
     """Answer POST: read the form, and say what will happen, or, where that was confirmed, do it."""
+    actor = require_scope(request, action.scope)
     subject = await find_subject(request, action.on)
     sent = form_of(request)
     form = read_fields(action, subject, sent, {each.code for each in request.app.state.currencies})
@@ -173,7 +171,7 @@ async def go_on(request: Request, action: Action) -> Response:
     if sent.get("seen", "") != plan.seen:
         return show_confirmation(request, action, subject, form, plan, note=CHANGED)
     try:
-        outcome = await operations_of(request).write(plan.write, plan.item(key))
+        outcome = await operations_of(request).write(plan.write, plan.item(key, actor))
     except Interruption as interruption:
         # With the same key, so that it is not done twice where it was done.
         problem = await report(request, interruption)

@@ -1,6 +1,6 @@
 """The actions of the console: what each asks for, what it says before it is done, and what it writes through crud."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 import crud
 from console.subjects import AccountSubject, HoldSubject, Subject, TokenSubject, TransferSubject, UserSubject
-from fields import UserReference
-from ledger import OPERATOR
+from fields import KeyScope, UserReference
+from ledger import OPERATOR, Actor
 from models import AccountRequest, AccountUpdate, CaptureRequest, CashRequest, TokenRequest, UserUpdate
 
 S = TypeVar("S", bound=Subject)
@@ -28,14 +28,14 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an action will do: in sentences, and as an item for a crud function, given an idempotency key.
+    """What an action will do: in sentences, and as an item for crud, given an idempotency key and who does it.
 
     `seen` is what the sentences depend on, where doing it twice, or after a change by someone else, would be wrong.
     """
 
     sentences: tuple[str, ...]
     write: Any
-    item: Callable[[str], Any]
+    item: Callable[[str, Actor], Any]
     seen: str = ""
 
 
@@ -49,6 +49,7 @@ class Action:
     _: KW_ONLY
     plan: Callable[[Any, Mapping[str, Any]], Plan]
     done: str
+    scope: KeyScope
     fields: tuple[Field, ...] = ()
     model: type[BaseModel] | None = None
     given: Callable[[Any], Mapping[str, Any]] = lambda subject: {}
@@ -60,12 +61,12 @@ ACTIONS: list[Action] = []
 
 
 def action(
-    on: type[S], name: str, title: str, **options: Any
+    scope: KeyScope, on: type[S], name: str, title: str, **options: Any
 ) -> Callable[[Callable[[S, Mapping[str, Any]], Plan]], Callable[[S, Mapping[str, Any]], Plan]]:
-    """Add an action, whose plan the function makes of the subject and of what was sent."""
+    """Add an action, for which a key needs the scope; the function makes its plan of the subject and what was sent."""
 
     def add(plan: Callable[[S, Mapping[str, Any]], Plan]) -> Callable[[S, Mapping[str, Any]], Plan]:
-        ACTIONS.append(Action(on, name, title, plan=plan, **options))
+        ACTIONS.append(Action(on, name, title, plan=plan, scope=scope, **options))
         return plan
 
     return add
@@ -74,7 +75,7 @@ def action(
 # --- users ------------------------------------------------------------------------------------------------------------
 
 
-@action(UserSubject, "suspend", "Suspend", done="The user is suspended.", takes_away=True)
+@action("users", UserSubject, "suspend", "Suspend", done="The user is suspended.", takes_away=True)
 def suspend(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
     """Suspend the user."""
     name = subject.user.username
@@ -85,7 +86,7 @@ def suspend(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
     return _change_user(subject, {"status": "suspended"}, sentences)
 
 
-@action(UserSubject, "reopen", "Reopen", done="The user is active.")
+@action("users", UserSubject, "reopen", "Reopen", done="The user is active.")
 def reopen(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
     """Make the user active again."""
     name = subject.user.username
@@ -102,6 +103,7 @@ class _UserChange(UserUpdate):
 
 
 @action(
+    "users",
     UserSubject,
     "change",
     "Change details",
@@ -127,10 +129,15 @@ def change(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
 
 
 def _change_user(subject: UserSubject, fields: dict[str, Any], sentences: tuple[str, ...]) -> Plan:
-    return Plan(sentences, crud.update_users, lambda key: crud.UserChange(subject.user.id, fields, by_operator=True))
+    return Plan(
+        sentences,
+        crud.update_users,
+        lambda key, actor: crud.UserChange(subject.user.id, fields, by_operator=True, actor=actor),
+    )
 
 
 @action(
+    "users",
     UserSubject,
     "issue-token",
     "Issue a token",
@@ -151,12 +158,12 @@ def issue_token(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
             "Its secret is shown once, on the next page. The other tokens of the user stay as they are.",
         ),
         crud.issue_tokens,
-        lambda key: crud.TokenIssue(subject.user.id, name, days),
+        lambda key, actor: crud.TokenIssue(subject.user.id, name, days, actor=actor),
         seen=str(subject.newest_token),
     )
 
 
-@action(UserSubject, "revoke-tokens", "Revoke all tokens", done="All tokens were revoked.", takes_away=True)
+@action("users", UserSubject, "revoke-tokens", "Revoke all tokens", done="All tokens were revoked.", takes_away=True)
 def revoke_tokens(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
     """Revoke all tokens of the user."""
     name = subject.user.username
@@ -166,11 +173,11 @@ def revoke_tokens(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
             f"{name} stays {subject.user.status}, and no money moves. Issue a new token afterwards.",
         ),
         crud.revoke_users_tokens,
-        lambda key: subject.user.id,
+        lambda key, actor: crud.RevocationOfAll(subject.user.id, actor),
     )
 
 
-@action(TokenSubject, "revoke", "Revoke", done="The token was revoked.", takes_away=True)
+@action("users", TokenSubject, "revoke", "Revoke", done="The token was revoked.", takes_away=True)
 def revoke_token(subject: TokenSubject, given: Mapping[str, Any]) -> Plan:
     """Revoke one token."""
     token = subject.token
@@ -178,11 +185,12 @@ def revoke_token(subject: TokenSubject, given: Mapping[str, Any]) -> Plan:
     return Plan(
         (f"The token {name} of {subject.user.username} stops working at once and for good, on every server.",),
         crud.revoke_tokens,
-        lambda key: crud.Revocation(subject.user.id, token["id"]),
+        lambda key, actor: crud.Revocation(subject.user.id, token["id"], actor),
     )
 
 
 @action(
+    "users",
     UserSubject,
     "open-account",
     "Open an account",
@@ -196,12 +204,12 @@ def revoke_token(subject: TokenSubject, given: Mapping[str, Any]) -> Plan:
 )
 def open_account(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
     """Open an account."""
-    opening = crud.AccountOpening(subject.user.id, given["currency"], given["label"])
-    sentence = f"{subject.title} gets an account in {opening.currency}, named “{opening.label}”, with nothing in it."
+    currency, label = given["currency"], given["label"]
+    sentence = f"{subject.title} gets an account in {currency}, named “{label}”, with nothing in it."
     return Plan(
         (sentence,),
         crud.open_accounts,
-        lambda key: opening,
+        lambda key, actor: crud.AccountOpening(subject.user.id, currency, label, actor),
     )
 
 
@@ -219,6 +227,7 @@ def _names_account(subject: AccountSubject) -> Mapping[str, Any]:
 
 
 @action(
+    "money",
     AccountSubject,
     "deposit",
     "Deposit",
@@ -236,6 +245,7 @@ def deposit(subject: AccountSubject, given: Mapping[str, Any]) -> Plan:
 
 
 @action(
+    "money",
     AccountSubject,
     "withdraw",
     "Withdraw",
@@ -257,8 +267,8 @@ def _pay(subject: AccountSubject, given: Mapping[str, Any], sentence: str, *, is
     return Plan(
         (sentence, *_described(given)),
         crud.make_payments,
-        lambda key: crud.Payment(
-            subject.account.id, given["amount"], given["memo"], key, is_payout, given["reference"]
+        lambda key, actor: crud.Payment(
+            subject.account.id, given["amount"], given["memo"], key, is_payout, given["reference"], actor=actor
         ),
     )
 
@@ -268,6 +278,7 @@ def _described(given: Mapping[str, Any]) -> list[str]:
 
 
 @action(
+    "money",
     AccountSubject,
     "credit-limit",
     "Change credit limit",
@@ -282,14 +293,21 @@ def change_credit(subject: AccountSubject, given: Mapping[str, Any]) -> Plan:
     return Plan(
         (f"The credit limit of {subject.title} changes from {before} to {after}.", "No money moves."),
         crud.change_credit,
-        lambda key: crud.CreditChange(subject.account.id, given["credit_limit"]),
+        lambda key, actor: crud.CreditChange(subject.account.id, given["credit_limit"], actor),
     )
 
 
 # --- transfers and holds ----------------------------------------------------------------------------------------------
 
 
-@action(TransferSubject, "reverse", "Reverse", done="The transfer was reversed. This is the reversal.", takes_away=True)
+@action(
+    "money",
+    TransferSubject,
+    "reverse",
+    "Reverse",
+    done="The transfer was reversed. This is the reversal.",
+    takes_away=True,
+)
 def reverse(subject: TransferSubject, given: Mapping[str, Any]) -> Plan:
     """Send the money back."""
     amount, money = subject.transfer.amount, subject.money
@@ -304,11 +322,12 @@ def reverse(subject: TransferSubject, given: Mapping[str, Any]) -> Plan:
     return Plan(
         tuple(sentences),
         crud.reverse_transfers,
-        lambda key: crud.Reversal(subject.transfer.id, OPERATOR, key),
+        lambda key, actor: crud.Reversal(subject.transfer.id, OPERATOR, key, actor),
     )
 
 
 @action(
+    "money",
     HoldSubject,
     "capture",
     "Capture",
@@ -327,24 +346,25 @@ def capture(subject: HoldSubject, given: Mapping[str, Any]) -> Plan:
     return Plan(
         tuple(sentences),
         crud.end_holds,
-        lambda key: crud.HoldEnd(subject.hold.id, OPERATOR, amount=amount, idempotency_key=key),
+        lambda key, actor: crud.HoldEnd(subject.hold.id, OPERATOR, amount=amount, idempotency_key=key, actor=actor),
     )
 
 
-@action(HoldSubject, "void", "Void", done="The hold was voided.", takes_away=True)
+@action("money", HoldSubject, "void", "Void", done="The hold was voided.", takes_away=True)
 def void(subject: HoldSubject, given: Mapping[str, Any]) -> Plan:
     """Free what is held."""
     amount = subject.money.show(subject.hold.amount)
     return Plan(
         (f"{amount} on {subject.debit.title} will be free again at once, and nothing is transferred.",),
         crud.end_holds,
-        lambda key: crud.HoldEnd(subject.hold.id, OPERATOR, is_void=True),
+        lambda key, actor: crud.HoldEnd(subject.hold.id, OPERATOR, is_void=True, actor=actor),
     )
 
 
-def actions_on(subject: Subject) -> list[Action]:
-    """Return the actions that make sense for a subject as it is."""
-    return [each for each in ACTIONS if each.on is type(subject) and _makes_sense(each.name, subject)]
+def actions_on(subject: Subject, scopes: Collection[KeyScope]) -> list[Action]:
+    """Return the actions that make sense for a subject as it is, and that these scopes allow."""
+    allowed = [each for each in ACTIONS if each.on is type(subject) and each.scope in scopes]
+    return [each for each in allowed if _makes_sense(each.name, subject)]
 
 
 def _makes_sense(name: str, subject: Subject) -> bool:

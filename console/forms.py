@@ -1,11 +1,15 @@
-"""Forms as browsers send them: small, in UTF-8, each field once, and from a page of ours."""
+"""What browsers send: forms, which are small, in UTF-8, each field once, and from a page of ours; and numbers."""
 
 from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import Request
+from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
+from api.pages import RowFilter
+
 FORM = "application/x-www-form-urlencoded"
+ROW_ID: TypeAdapter[int] = TypeAdapter(RowFilter)
 MOST_BYTES = 2**15
 MOST_FIELDS = 30
 
@@ -37,3 +41,11 @@ async def read_form(request: Request) -> dict[str, str]:
     if len(fields) < len(pairs):
         raise HTTPException(400)
     return fields
+
+
+def read_row_id(text: str) -> int:
+    """Return the number of a row, in digits. Raises HTTPException 404."""
+    try:
+        return ROW_ID.validate_python(text)
+    except ValidationError:
+        raise HTTPException(404) from None

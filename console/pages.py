@@ -1,7 +1,10 @@
-"""The pages that show: the dashboard, users, accounts, transfers and holds."""
+"""The pages that show: the dashboard, users, accounts, transfers, holds and actions."""
 
+import re
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter, ValidationError
@@ -9,10 +12,12 @@ from starlette.exceptions import HTTPException
 
 import crud
 from api.callers import operations_of
-from api.pages import RowFilter, RowId, encode_cursor, read_cursor
+from api.pages import RowId, encode_cursor, read_cursor
 from console.actions import ACTIONS, actions_on
 from console.chart import draw_balance
 from console.figures import collect_figures
+from console.forms import read_row_id
+from console.operators import SIGNED_IN, SignedIn
 from console.rendering import lead_to, money_of, page
 from console.routes import SessionRoute
 from console.subjects import (
@@ -23,7 +28,7 @@ from console.subjects import (
     find_user,
     read_items,
 )
-from fields import Email, Username, UserReference
+from fields import Email, KeyScope, Username, UserReference
 from ledger import OPERATOR
 from models import now
 
@@ -62,6 +67,11 @@ def _next(part: crud.Part) -> str | None:
 def _done(request: Request) -> str:
     """Return the words for what was just done; any other text in the address is not shown."""
     return DONE.get(request.query_params.get("done", ""), "")
+
+
+def _scopes(request: Request) -> Collection[KeyScope]:
+    signed_in: SignedIn = request.scope[SIGNED_IN]
+    return signed_in.scopes
 
 
 @router.get("")
@@ -113,7 +123,7 @@ async def show_user(id: RowId, request: Request) -> Response:
         request,
         "user.html",
         subject=subject,
-        actions=actions_on(subject),
+        actions=actions_on(subject, _scopes(request)),
         done=_done(request),
         tokens=read_items(tokens),
         older_tokens=_next(tokens),
@@ -136,7 +146,7 @@ async def show_account(id: RowId, request: Request) -> Response:
         request,
         "account.html",
         subject=subject,
-        actions=actions_on(subject),
+        actions=actions_on(subject, _scopes(request)),
         done=_done(request),
         entries=read_items(entries),
         following=_next(entries),
@@ -172,17 +182,39 @@ async def show_transfers(request: Request) -> Response:
 async def show_transfer(id: RowId, request: Request) -> Response:
     """A transfer: both sides, its reversal, transaction and hold."""
     subject = await find_transfer(request, id)
-    return page(request, "transfer.html", subject=subject, actions=actions_on(subject), done=_done(request))
+    return page(
+        request, "transfer.html", subject=subject, actions=actions_on(subject, _scopes(request)), done=_done(request)
+    )
 
 
 @router.get("/holds/{id}")
 async def show_hold(id: RowId, request: Request) -> Response:
     """A hold: both sides, and what became of it."""
     subject = await find_hold(request, id)
-    return page(request, "hold.html", subject=subject, actions=actions_on(subject), done=_done(request))
+    return page(
+        request, "hold.html", subject=subject, actions=actions_on(subject, _scopes(request)), done=_done(request)
+    )
 
 
-ROW_ID: TypeAdapter[int] = TypeAdapter(RowFilter)
+@router.get("/actions")
+async def show_actions(request: Request) -> Response:
+    """What the operator did, newest first: all, on a user, by a key, or in a request."""
+    sought = {name: request.query_params.get(name, "").strip() for name in ("user_id", "key_id", "request_id")}
+    filters: dict[str, Any] = {name: text or None for name, text in sought.items()}
+    filters |= {name: read_row_id(sought[name]) for name in ("user_id", "key_id") if sought[name]}
+    part = crud.Part("[]", None)
+    # A text that cannot be the id of a request is none.
+    if re.fullmatch(r"[A-Za-z0-9._-]{0,64}", sought["request_id"]):
+        after = _after(request, NEWEST)
+        part = await operations_of(request).read(crud.list_actions, filters, after=after, limit=SHOWN)
+    return page(
+        request,
+        "actions.html",
+        sought=sought,
+        recorded=read_items(part),
+        following=_next(part),
+        query="".join(f"{name}={quote(text)}&" for name, text in sought.items() if text),
+    )
 
 
 @router.get("/open")
@@ -191,8 +223,5 @@ async def open_by_number(request: Request) -> Response:
     kind = request.query_params.get("kind", "")
     if kind not in ("users", "accounts", "transfers", "holds"):
         raise HTTPException(404)
-    try:
-        id = ROW_ID.validate_python(request.query_params.get("id", "").strip())
-    except ValidationError:
-        raise HTTPException(404) from None
+    id = read_row_id(request.query_params.get("id", "").strip())
     return lead_to(request, f"/{kind}/{id}")

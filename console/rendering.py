@@ -12,12 +12,9 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from api.request_ids import request_id_of
 from console.money import Money
-from console.sessions import Session
+from console.operators import signed_in_of
 
 FOLDER = Path(__file__).parent
-SESSION = "savepoint.console_session"
-"""The key in a request's scope of the session that it belongs to."""
-
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -38,12 +35,6 @@ templates = Environment(
 )
 
 
-def session_of(request: Request) -> Session | None:
-    """Return the session of a request; None of one to a page for anyone."""
-    session: Session | None = request.scope.get(SESSION)
-    return session
-
-
 def url(request: Request, path: str) -> str:
     """Return the address of a page of the console."""
     return f"{request.scope['root_path'].rstrip('/')}/console{path}"
@@ -53,7 +44,7 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
     """Return a page; its template knows who is signed in, and the id of the request."""
     text = templates.get_template(template).render(
         **values,
-        session=session_of(request),
+        operator=signed_in_of(request),
         link=lambda path: url(request, path),
         here=request.url.path,
         request_id=request_id_of(request.scope),

@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 
 from api.errors import report
 from console.forms import is_from_elsewhere, read_form
-from console.rendering import SESSION, lead_to, page, url
-from console.sessions import COOKIE, Session, read_session
+from console.operators import SIGNED_IN, find_signed_in, read_cookie
+from console.rendering import lead_to, page, url
 from refusals import Refusal
 
 FORM = "savepoint.console_form"
@@ -62,15 +62,16 @@ class SessionRoute(PublicRoute):
 
     async def admit(self, request: Request) -> Response | None:
         """Lead to the sign-in page without a session; read the form that was sent, if one was."""
-        session = read_cookie(request)
-        if session is None:
+        is_form = request.method == "POST" and read_cookie(request) is not None
+        # First, since a key may be revoked while it arrives.
+        form = await read_form(request) if is_form else {}
+        signed_in = await find_signed_in(request)
+        if signed_in is None:
             # What was typed into a form is lost; the page that it stood on is found again.
             return lead_to(request, f"/sign-in?next={quote(request.url.path)}")
-        request.scope[SESSION] = session
-        if request.method == "POST":
-            request.scope[FORM] = form = await read_form(request)
-            if is_from_elsewhere(request) or form.pop("form_token", "") != session.form_token:
-                return failed(request, 403)
+        request.scope[SIGNED_IN], request.scope[FORM] = signed_in, form
+        if is_form and (is_from_elsewhere(request) or form.pop("form_token", "") != signed_in.session.form_token):
+            return failed(request, 403)
         return None
 
 
@@ -78,11 +79,6 @@ def form_of(request: Request) -> dict[str, str]:
     """Return the fields of the form that was sent."""
     form: dict[str, str] = request.scope[FORM]
     return form
-
-
-def read_cookie(request: Request) -> Session | None:
-    """Return the session of who sends this request."""
-    return read_session(request.app.state.operator_token_hash, request.cookies.get(COOKIE, ""))
 
 
 def failed(request: Request, status: int) -> Response:

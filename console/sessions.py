@@ -15,7 +15,10 @@ ROOT = "root"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Someone who signed in, until when (seconds since 1970), and the token that the session's forms carry."""
+    """Someone who signed in, until when (seconds since 1970), and the token that the session's forms carry.
+
+    `who` is ROOT or the hash of an operator's key, which is looked up for each page: it may have been revoked.
+    """
 
     who: str
     expires_at: int

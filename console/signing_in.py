@@ -1,6 +1,5 @@
 """Signing in with the operator's token, and out; the stylesheet and the icon, which are for anyone."""
 
-from secrets import compare_digest
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
@@ -8,11 +7,11 @@ from fastapi import APIRouter, Request, Response
 from api.callers import count_failed_token, operations_of
 from api.errors import report
 from console.forms import is_from_elsewhere, read_form
+from console.operators import find_signed_in, identify
 from console.rendering import HEADERS, lead_to, page, read_asset, url
-from console.routes import PublicRoute, SessionRoute, failed, read_cookie
+from console.routes import PublicRoute, SessionRoute, failed
 from console.sessions import COOKIE, LIFETIME, start_session
-from refusals import TooManyRequests
-from tokens import hash_secret
+from refusals import ScopeMissing, TooManyRequests, Unauthenticated
 
 router = APIRouter(prefix="/console", route_class=PublicRoute, include_in_schema=False)
 signed_in = APIRouter(prefix="/console", route_class=SessionRoute, include_in_schema=False)
@@ -34,7 +33,7 @@ def _next_path(request: Request, asked: str) -> str:
 async def show_sign_in(request: Request) -> Response:
     """The form for the operator's token."""
     path = _next_path(request, request.query_params.get("next", ""))
-    if read_cookie(request) is not None:
+    if await find_signed_in(request) is not None:
         return lead_to(request, path)
     return _sign_in_page(request, path)
 
@@ -52,19 +51,22 @@ async def sign_in(request: Request) -> Response:
     if is_from_elsewhere(request):
         return failed(request, 403)
     path = _next_path(request, form.get("next", ""))
-    expected: str = request.app.state.operator_token_hash
-    if not compare_digest(expected, hash_secret(form.get("token", "").strip())):
+    try:
+        who = await identify(request, form.get("token", "").strip())
+    except Unauthenticated:
         try:
             count_failed_token(request)
         except TooManyRequests as limited:
             return _sign_in_page(request, path, (await report(request, limited)).detail, 429)
-        return _sign_in_page(request, path, "This is not the operator's token.", 403)
+        return _sign_in_page(request, path, "This is no token of the operator, or it is no longer valid.", 403)
+    except ScopeMissing:
+        return _sign_in_page(request, path, "This key cannot use the console: it needs the scope “read”.", 403)
     answer = lead_to(request, path)
     is_secure = not (request.url.scheme == "http" and _may_be_plain(request))
     cookie_path = url(request, "")
     answer.set_cookie(
         COOKIE,
-        start_session(expected),
+        start_session(request.app.state.operator_token_hash, who),
         max_age=LIFETIME,
         path=cookie_path,
         secure=is_secure,

@@ -36,7 +36,7 @@ KINDS = {
         "/accounts/1",
         "/accounts/1/deposit",
     ),
-    *("/transfers", "/transfers/5", "/transfers/20/reverse", "/holds/1"),
+    *("/transfers", "/transfers/5", "/transfers/20/reverse", "/holds/1", "/actions"),
 }
 """A page of each kind."""
 
@@ -44,7 +44,7 @@ PAGES = (
     *("", "/users", "/users?q=al", "/users/1", "/users/1/change", "/users/1/issue-token", "/users/1/suspend"),
     *("/users/1/open-account", "/users/1/tokens/1/revoke", "/users/4", "/users/999", "/accounts/1", "/accounts/4"),
     *("/accounts/1/deposit", "/accounts/1/credit-limit", "/transfers", "/transfers/5", "/transfers/20"),
-    *("/transfers/20/reverse", "/holds/1", "/holds/1/capture"),
+    *("/transfers/20/reverse", "/holds/1", "/holds/1/capture", "/actions"),
 )
 
 LONG = "the-very-long-name-" + "without-a-space" * 2

@@ -36,7 +36,7 @@ def pages() -> Iterator[tuple[str, str]]:
 def test_every_page_leads_who_has_no_session_to_the_sign_in_page(client: TestClient, rows: Rows) -> None:
     before = rows(EVERYTHING)
     sent = [*pages()]
-    assert len(sent) == 35
+    assert len(sent) == 36
     for method, path in (*sent, *(("HEAD", path) for method, path in sent if method == "GET")):
         answer = client.request(method, path, follow_redirects=False)
         assert location(answer) == f"/console/sign-in?next={path}", (method, path)
@@ -44,10 +44,17 @@ def test_every_page_leads_who_has_no_session_to_the_sign_in_page(client: TestCli
 
 
 def test_a_wrong_token_begins_no_session_and_is_not_repeated(client: TestClient) -> None:
-    for wrong in ("", "the-wrong-token-entirely", OPERATOR_TOKEN[:-1], hash_secret(OPERATOR_TOKEN)):
+    for wrong in (
+        "",
+        "the-wrong-token-entirely",
+        "svo_wrong",
+        "svp_wrong",
+        OPERATOR_TOKEN[:-1],
+        hash_secret(OPERATOR_TOKEN),
+    ):
         answer = client.post("/console/sign-in", data={"token": wrong})
         assert answer.status_code == 403
-        assert "This is not the operator's token." in words(answer)
+        assert "This is no token of the operator" in words(answer)
         assert "set-cookie" not in answer.headers
         assert not wrong or wrong not in answer.text
 
