@@ -5,6 +5,7 @@ from urllib.parse import parse_qsl, urlsplit
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from api.pages import RowFilter
 
@@ -29,13 +30,13 @@ async def read_form(request: Request) -> dict[str, str]:
     if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != FORM:
         raise HTTPException(415)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BYTES:
-            raise HTTPException(413)
     try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise HTTPException(413)
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
-    except ValueError:
+    except (ClientDisconnect, ValueError):
         raise HTTPException(400) from None
     fields = dict(pairs)
     if len(fields) < len(pairs):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
+from secrets import compare_digest
 from typing import Any
 from urllib.parse import quote
 
@@ -70,8 +71,10 @@ class SessionRoute(PublicRoute):
             # What was typed into a form is lost; the page that it stood on is found again.
             return lead_to(request, f"/sign-in?next={quote(request.url.path)}")
         request.scope[SIGNED_IN], request.scope[FORM] = signed_in, form
-        if is_form and (is_from_elsewhere(request) or form.pop("form_token", "") != signed_in.session.form_token):
-            return failed(request, 403)
+        if is_form:
+            sent, expected = form.pop("form_token", ""), signed_in.session.form_token
+            if is_from_elsewhere(request) or not compare_digest(sent.encode(), expected.encode()):
+                return failed(request, 403)
         return None
 
 
