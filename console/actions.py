@@ -96,6 +96,32 @@ def reopen(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
     return _change_user(subject, {"status": "active"}, (f"{name} will be active again.", sentence))
 
 
+@action("users", UserSubject, "close", "Close", done="The user is closed.", takes_away=True)
+def close(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
+    """Close the user."""
+    name = subject.user.username
+    sentences = (
+        f"{name} will be closed: all tokens of {name} are revoked for good, and no transfer reaches its accounts.",
+        "What is in its accounts stays there, and can be withdrawn. The name stays taken. The user can be reopened.",
+    )
+    return _change_user(subject, {"status": "closed"}, sentences)
+
+
+@action("users", UserSubject, "erase", "Erase personal data", done="The personal data was erased.", takes_away=True)
+def erase(subject: UserSubject, given: Mapping[str, Any]) -> Plan:
+    """Erase the personal data of the closed user."""
+    name = subject.user.username
+    return Plan(
+        (
+            f"Name, e-mail address, phone number, reference, metadata and token names of {name} are erased for good.",
+            "Accounts, transfers and entries stay, with their memos. The name is free again; the user stays closed.",
+            "Saves and backups keep what they have.",
+        ),
+        crud.erase_users,
+        lambda key, actor: crud.Erasure(subject.user.id, actor),
+    )
+
+
 class _UserChange(UserUpdate):
     """The fields of a user that the console changes."""
 
@@ -370,9 +396,15 @@ def actions_on(subject: Subject, scopes: Collection[KeyScope]) -> list[Action]:
 def _makes_sense(name: str, subject: Subject) -> bool:
     if isinstance(subject, UserSubject):
         is_active = subject.user.status == "active"
-        return {"suspend": is_active, "reopen": not is_active, "issue-token": is_active, "open-account": is_active}.get(
-            name, True
-        )
+        makes_sense = {
+            "suspend": is_active,
+            "reopen": not is_active,
+            "close": subject.user.status != "closed",
+            "erase": subject.user.status == "closed",
+            "issue-token": is_active,
+            "open-account": is_active,
+        }
+        return makes_sense.get(name, True)
     if isinstance(subject, AccountSubject):
         return subject.owner is not None
     if isinstance(subject, TransferSubject):

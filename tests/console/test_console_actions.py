@@ -70,6 +70,13 @@ CASES = {
         "bob will be active again",
         "/users/{user}?done=reopen",
     ),
+    "close": Case(
+        "/users/{user}/close",
+        {},
+        call("PATCH", "/users/{user}", status="closed"),
+        "bob will be closed: all tokens of bob are revoked for good",
+        "/users/{user}?done=close",
+    ),
     "change": Case(
         "/users/{user}/change",
         {"email": " new@EXAMPLE.com ", "phone_number": "+4915112345678", "reference": ""},
@@ -201,7 +208,22 @@ def test_an_action_changes_what_the_call_of_the_api_does(
 
 
 def test_each_action_is_tested() -> None:
-    assert sorted([*CASES, "issue-token"]) == sorted(each.name for each in ACTIONS)
+    assert sorted([*CASES, "erase", "issue-token"]) == sorted(each.name for each in ACTIONS)
+
+
+def test_a_closed_users_personal_data_is_erased(client: TestClient, rows: Rows) -> None:
+    [bob] = register_all(client, bob=100)
+    console, path = Console(client), f"/users/{bob.user_id}"
+    location(console.do(f"{path}/close"))
+    assert "An account of this user has money" in words(console.do(f"{path}/erase"))
+    location(console.do(f"/accounts/{bob.account_id}/withdraw", amount="1"))
+
+    page = console.review(f"{path}/erase")
+    assert "of bob are erased for good." in words(page)
+    assert location(console.confirm(f"{path}/erase", page)) == f"/console{path}?done=erase"
+
+    assert rows("SELECT username FROM users") == [(f"erased {bob.user_id}",)]
+    assert "The personal data of this user was erased" in words(console.do(f"{path}/reopen"))
 
 
 @pytest.mark.parametrize("name", CASES)
