@@ -1690,16 +1690,6 @@ async def count_newest(session: AsyncSession, model: type[SQLModel], since: date
     return int(number)
 
 
-async def list_totals(session: AsyncSession) -> list[tuple[str, int]]:
-    """Return each currency that was ever paid in, and what all users have of it.
-
-    All balances of a currency add up to 0, so it is what the system account lacks, and no user's account is read.
-    """
-    system = select(Account.currency, -col(Account.balance)).where(col(Account.user_id).is_(None))
-    rows = await session.exec(system.order_by(col(Account.currency)))
-    return [(currency, total) for currency, total in rows]
-
-
 # --- rows as the API shows them ---------------------------------------------------------------------------------------
 # Nothing is validated again: it was when it came in.
 

@@ -103,9 +103,10 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
 
 
 async def report(request: Request, refusal: refusals.Refusal) -> Problem:
-    """Return the problem that a refusal is; where the service is at fault, leave its cause for the log."""
+    """Return the problem that a refusal is, noted for metrics and traces; with its cause if the service is at fault."""
     differs = isinstance(refusal, refusals.SchemaBehind) and await _is_migrated(request)
     problem = problem_of(refusals.SchemaDiffers() if differs else refusal)
+    request.scope[problems.NOTED] = problem
     if problem.status == 503:
         request.scope[problems.CAUSE] = problems.cause_of(refusal)
     return problem

@@ -53,7 +53,7 @@ async def collect_figures(request: Request) -> Figures:
         registrations=await operations.read(crud.count_newest, User, since),
         transfers=await operations.read(crud.count_newest, Transfer, since),
         most_counted=crud.MOST_COUNTED,
-        totals=await operations.read(crud.list_totals),
+        totals=[*await operations.read(crud.sum_balances_of_users)],
         schema=schema.compare(await operations.read(get_revision)),
         last_save=next(iter(await asyncio.to_thread(list_saves, operations.settings.saves_dir)), None),
         batches=_list_batches(),
@@ -82,8 +82,8 @@ def _list_batches() -> list[Batches]:
 
 
 def _list_refusals() -> list[tuple[str, int]]:
-    """Return how often each kind of refusal was answered, most frequent first."""
-    counted = [(sample.labels["reason"], int(sample.value)) for sample in _samples(metrics.REFUSED)]
+    """Return how often each type of problem was answered, most frequent first."""
+    counted = [(sample.labels["type"], int(sample.value)) for sample in _samples(metrics.PROBLEMS)]
     return sorted(((kind, number) for kind, number in counted if number), key=lambda each: (-each[1], each[0]))
 
 

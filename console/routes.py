@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from api.callers import ACTOR
 from api.errors import report
 from console.forms import is_from_elsewhere, read_form
 from console.operators import SIGNED_IN, find_signed_in, read_cookie
@@ -70,7 +71,7 @@ class SessionRoute(PublicRoute):
         if signed_in is None:
             # What was typed into a form is lost; the page that it stood on is found again.
             return lead_to(request, f"/sign-in?next={quote(request.url.path)}")
-        request.scope[SIGNED_IN], request.scope[FORM] = signed_in, form
+        request.scope[SIGNED_IN], request.scope[FORM], request.scope[ACTOR] = signed_in, form, signed_in.actor
         if is_form:
             sent, expected = form.pop("form_token", ""), signed_in.session.form_token
             if is_from_elsewhere(request) or not compare_digest(sent.encode(), expected.encode()):

@@ -190,10 +190,14 @@ def test_the_dashboard_counts_what_was_stored_in_the_last_minute(client: TestCli
     rows("UPDATE users SET created_at = '2026-01-01 00:00:00+00:00' WHERE username = 'alice'")
     client.post("/accounts", json={"user_id": 1, "currency": "JPY"}, headers=AS_OPERATOR)
 
-    page = words(Console(client).get("?refresh=10"))
+    console = Console(client)
+    console.get("/users/999")
+
+    page = words(console.get("?refresh=10"))
 
     assert "Registrations in the last minute 1 Transfers in the last minute 2 Schema ready" in page
     assert "EUR, all balances of users 12.34 EUR" in page
+    assert "User not found" in page.partition("Refusals by type")[2]
     assert "Loaded again each 10 seconds" in page
     assert "Last save on this machine none" in page
 
