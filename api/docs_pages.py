@@ -1,9 +1,10 @@
-"""The pages /docs and /redoc, from files of an installed package: they need no internet."""
+"""The start page, and /docs and /redoc from files of an installed package: they need no internet."""
 
 import hashlib
 import re
 from base64 import b64encode
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import fastapi_offline
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, RedirectResponse
+from starlette.responses import HTMLResponse, JSONResponse
 
 FOLDER = Path(fastapi_offline.__file__).with_name("static")
 ASSETS = {
@@ -28,10 +29,49 @@ REDOC_LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"
 router = APIRouter(include_in_schema=False)
 
 
+START = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Savepoint</title>
+<link rel="icon" href="{root}/docs/assets/favicon.png">
+<style>
+:root {{ color-scheme: light dark; font: 1.1rem/1.6 system-ui, sans-serif; }}
+body {{ max-width: 36rem; margin: 12vh auto; padding: 0 1.25rem; }}
+h1 {{ margin: 0; }}
+dt {{ margin-top: 1rem; font-weight: 600; }}
+dd {{ margin: 0; }}
+</style>
+<h1>Savepoint</h1>
+<p>{summary}</p>
+<p>This is version {version}, and it is running. Programs call it over HTTP:</p>
+<dl>
+{links}
+</dl>
+</html>
+"""
+LINKS = {
+    "/docs": "every call, to try out in the browser",
+    "/redoc": "the same, to read",
+    "/openapi.json": "the same, for programs that generate clients",
+    "/readyz": "the state of the service, and of its database",
+    "/console": "for operators: users, accounts and transfers",
+}
+
+
 @router.get("/")
-async def lead_to_docs(request: Request) -> Response:
-    """A redirect to /docs, for a browser at the server's address."""
-    return RedirectResponse(f"{request.scope['root_path']}/docs")
+async def get_start(request: Request) -> Response:
+    """A page for a browser at the server's address: what this is, and where to go."""
+    root = escape(request.scope["root_path"])
+    # As console/routes.py serves it.
+    has_console = request.app.state.console and request.app.state.operator_token_hash is not None
+    links = "\n".join(
+        f'<dt><a href="{root}{path}">{path}</a></dt><dd>{words}</dd>'
+        for path, words in LINKS.items()
+        if path != "/console" or has_console
+    )
+    app = request.app
+    return _confined(HTMLResponse(START.format(root=root, summary=app.summary, version=app.version, links=links)))
 
 
 rendered: dict[str, tuple[dict[str, Any], bytes]] = {}
@@ -83,7 +123,7 @@ async def get_redoc(request: Request) -> Response:
 def _confined(page: Response) -> Response:
     """The page, which may run its own scripts, request this server only, and be in no frame.
 
-    Both pages have inline styles; ReDoc creates its search worker from a blob.
+    All have inline styles; ReDoc creates its search worker from a blob.
     """
     inline = re.findall(rb"<script>(.*?)</script>", page.body, re.DOTALL)
     hashes = "".join(f" 'sha256-{b64encode(hashlib.sha256(script).digest()).decode()}'" for script in inline)

@@ -65,7 +65,7 @@ def test_head_is_answered_as_get_without_the_body(http: TestClient) -> None:
     readable = [at(path) for path, methods in PATHS.items() if "GET" in methods]
     assert len(readable) > 15
     for path in (*readable, "/nowhere", "/docs/assets/swagger-ui.css", "/docs/assets"):
-        for headers in ({}, AS_OPERATOR):
+        for headers in ({"X-Request-ID": "same"}, AS_OPERATOR | {"X-Request-ID": "same"}):
             get, head = (http.request(method, path, headers=headers) for method in ("GET", "HEAD"))
             assert (head.status_code, head.content) == (get.status_code, b""), path
             assert get.headers["content-length"] == str(len(get.content)), path
@@ -134,17 +134,28 @@ def test_a_letter_that_was_encoded_without_need_is_that_letter(http: TestClient)
     assert http.get("/%68ealthz").json() == {"status": "alive"}
 
 
-def test_the_root_leads_to_the_docs(http: TestClient) -> None:
-    response = http.get("/")
+@pytest.mark.parametrize("has_console", [True, False])
+def test_the_root_says_what_this_is_and_where_to_go(http: TestClient, has_console: bool) -> None:
+    app.state.console = has_console
+    try:
+        response = http.get("/")
+        links = re.findall('<a href="(.*?)">', response.text)
+        statuses = {http.get(link, follow_redirects=True).status_code for link in links}
+    finally:
+        app.state.console = True
 
-    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert str(app.summary) in response.text
+    assert ("/console" in links) == has_console
+    assert "/docs" in links
+    assert statuses == {200}
     assert "/" not in app.openapi()["paths"]
 
 
 def test_paths_and_methods_are_the_same_behind_a_prefix(http: TestClient) -> None:
     behind = TestClient(app, ELSEWHERE, root_path="/bank", raise_server_exceptions=False, follow_redirects=False)
 
-    assert behind.get("/").headers["location"] == "/bank/docs"
+    assert 'href="/bank/docs"' in behind.get("/").text
     assert behind.get("/docs").status_code == 200
     assert behind.head("/healthz").status_code == 200
     assert behind.patch("/users/batch", headers=AS_OPERATOR).headers["Allow"] == "POST"
