@@ -198,7 +198,7 @@ def test_the_dashboard_counts_what_was_stored_in_the_last_minute(client: TestCli
     assert "Registrations in the last minute 1 Transfers in the last minute 2 Schema ready" in page
     assert "EUR, all balances of users 12.34 EUR" in page
     assert "User not found" in page.partition("Refusals by type")[2]
-    assert "Loaded again each 10 seconds" in page
+    assert "Loaded again every 10 seconds" in page
     assert "Last save on this machine none" in page
 
 
