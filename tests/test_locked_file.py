@@ -47,7 +47,7 @@ async def test_while_another_process_keeps_the_lock_every_kind_of_write_is_locke
             await asyncio.sleep(delay)
             start = time.monotonic()
             answer = await client.request(method, path, json=body, headers=headers)
-            return answer.status_code, answer.json()["type"], time.monotonic() - start < 4
+            return answer.status_code, answer.json()["type"], time.monotonic() - start < 10
 
         calls: list[tuple[str, str, object, dict[str, str]]] = [
             ("PATCH", "/me", {"phone_number": None}, alice),
