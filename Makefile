@@ -17,7 +17,7 @@ install: .venv/dev ## Make the virtual environment, with what tests and checks n
 run: .venv/run ## Serve on this machine, on SQLite
 	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); sys.exit(s.connect_ex(("127.0.0.1", $(PORT))) == 0)' \
 		|| { echo "Port $(PORT) is in use. Stop what listens there, or choose another: make run PORT=8001" >&2; exit 1; }
-	@echo "API docs: http://127.0.0.1:$(PORT)/docs"
+	@echo "API docs: http://127.0.0.1:$(PORT)/docs, console: http://127.0.0.1:$(PORT)/console"
 	@exec $(BIN)/uvicorn main:app --http server.protocol:BoundedProtocol --host 127.0.0.1 --port $(PORT)
 
 # Proxies keep connections for a minute.

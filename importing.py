@@ -29,7 +29,7 @@ from db.database import Database
 from models import Registration
 from private_files import keep_older, open_private
 from refusals import Conflict, DatabaseUnavailable, Interruption, OutcomeUnknown, Refusal, SchemaBehind, SchemaDiffers
-from schema import Schema, get_revision, has_columns
+from schema import Schema, get_state
 from settings import Settings
 
 CHUNK = 20_000
@@ -398,9 +398,10 @@ class Import:
         if database.is_sqlite:
             event.listen(database.engine.sync_engine, "connect", _prepare_for_many_rows)
         try:
-            if Schema().compare(await database.read(get_revision)).status == "behind":
+            state = await database.read(get_state, Schema())
+            if state.status == "behind":
                 raise SchemaBehind
-            if not await database.read(has_columns):
+            if state.status == "differs":
                 raise SchemaDiffers
             if on_error == "rollback":
                 await database.write(self.write_all, settings.default_currency)

@@ -88,7 +88,7 @@ def _show_overview() -> None:
         "users": f"{users:,}{by_status and f': {by_status}'}",
         "last save": f"{saved.created_at:%F %T} UTC, {saved.name}" if saved else f"none in {settings.saves_dir}",
     }
-    if schema.status == "behind":
+    if schema.status in ("behind", "differs"):
         del lines["users"]
     for name, value in lines.items():
         output.print_line(f"{name:<11}{printable(value)}")
@@ -102,8 +102,10 @@ def _show_overview() -> None:
 
 def _next_step(status: str, *, is_saved: bool) -> str:
     spelled = spelling().of
+    if status == "differs":
+        return spelled("alembic-savepoint doctor") + ", which says what differs from the revision."
     if status == "behind":
-        return spelled("alembic-savepoint rehearse") + ", then alembic upgrade head."
+        return spelled("alembic-savepoint rehearse, then alembic upgrade head") + "."
     if status == "ahead":
         return (
             "start newer code; this one serves meanwhile. " + spelled("alembic-savepoint doctor") + " looks for faults."

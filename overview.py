@@ -1,13 +1,14 @@
 """How a database is, in a few figures."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from db.engines import reading
 from db.statements import table_of
 from models import Account, Profile
-from schema import Schema, SchemaState
+from schema import Schema, SchemaState, has_types, select_all_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,12 @@ def look(url: str) -> Overview:
         state = Schema().compare(_find_revision(connection))
         if state.status == "behind":
             return Overview(state)
+        try:
+            connection.execute(select_all_columns())
+        except (ProgrammingError, OperationalError):
+            return Overview(replace(state, status="differs"))
+        if not has_types(connection):
+            return Overview(replace(state, status="differs"))
         status, account = table_of(Profile).c.status, table_of(Account).c
         users = sa.select(status, sa.func.count()).group_by(status).order_by(status)
         sums = [sa.cast(sa.func.sum(each), sa.BigInteger) for each in (account.balance, account.held)]

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from logging.config import fileConfig
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,14 @@ class Schema:
         return SchemaState("behind" if revision is None or revision in self.known else "ahead", revision, self.head)
 
 
+async def get_state(session: AsyncSession, schema: Schema) -> SchemaState:
+    """Return the state of the database: behind its code, or different from its revision, it cannot serve all calls."""
+    state = schema.compare(await get_revision(session))
+    if state.status != "behind" and not await _has_columns(session):
+        return replace(state, status="differs")
+    return state
+
+
 async def get_revision(session: AsyncSession) -> str | None:
     """Return the revision in alembic_version, several where a branch was not merged, or None."""
     try:
@@ -69,17 +77,22 @@ async def get_revision(session: AsyncSession) -> str | None:
     return ", ".join(map(str, revisions)) or None
 
 
-async def has_columns(session: AsyncSession) -> bool:
+async def _has_columns(session: AsyncSession) -> bool:
     """Return True if all tables and columns of models.py are there with fitting types, none of them altered by hand."""
-    reads = (select(*each.columns).where(false()).exists() for each in SQLModel.metadata.sorted_tables)
     try:
-        await session.exec(select(*reads))
+        await session.exec(select_all_columns())
     except SchemaBehind:
         return False
-    return await (await session.connection()).run_sync(_has_types)
+    return await (await session.connection()).run_sync(has_types)
 
 
-def _has_types(connection: Connection) -> bool:
+def select_all_columns() -> Any:
+    """Return a SELECT that reads no row, and fails where a table or column is missing."""
+    return select(*(select(*each.columns).where(false()).exists() for each in SQLModel.metadata.sorted_tables))
+
+
+def has_types(connection: Connection) -> bool:
+    """Return True if the columns that are there have types with the same values as those of models.py."""
     tables = SQLModel.metadata.tables
     found = inspect(connection).get_multi_columns(filter_names=[*tables])
     return all(

@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, 
 import crud
 from operations import Operations
 from refusals import Interruption
-from schema import Schema, get_revision
+from schema import Schema, get_state
 
 PATIENCE = 2.0
 """Seconds for the database to answer: Prometheus itself waits for 10 by default."""
@@ -22,7 +22,7 @@ async def gather(operations: Operations, schema: Schema, version: str) -> list[M
     )
     try:
         async with asyncio.timeout(PATIENCE):
-            state = schema.compare(await operations.read(get_revision))
+            state = await operations.read(get_state, schema)
             up.add_metric([], 1)
             shown = {"status": state.status, "revision": state.revision or "", "head": state.head}
             revisions.add_metric([], shown)

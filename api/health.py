@@ -1,6 +1,5 @@
 """For load balancers and monitoring."""
 
-from dataclasses import replace
 from typing import Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -16,7 +15,7 @@ from api.errors import OPERATOR_ONLY, documented, problem_of
 from api.strict_route import StrictRoute
 from models import Answer
 from refusals import DatabaseUnavailable
-from schema import Schema, SchemaState, get_revision, has_columns
+from schema import SchemaState, get_state
 
 router = APIRouter(route_class=StrictRoute, tags=["health"])
 
@@ -46,10 +45,7 @@ async def healthz() -> Alive:
 )
 async def readyz(request: Request, response: Response) -> SchemaState:
     """503 while the database is out of reach, or its schema is behind this code or lacks a table or column."""
-    schema: Schema = request.app.state.schema
-    state = schema.compare(await operations_of(request).read(get_revision))
-    if state.status != "behind" and not await operations_of(request).read(has_columns):
-        state = replace(state, status="differs")
+    state = await operations_of(request).read(get_state, request.app.state.schema)
     if state.status in ("behind", "differs"):
         response.status_code = 503
     return state

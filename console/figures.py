@@ -15,7 +15,7 @@ from alembic_savepoint.backup.save_files import Save
 from alembic_savepoint.backup.saves import list_saves
 from api.callers import operations_of
 from models import Transfer, User, now
-from schema import Schema, SchemaState, get_revision
+from schema import Schema, SchemaState, get_state
 
 MINUTE = timedelta(minutes=1)
 
@@ -54,7 +54,7 @@ async def collect_figures(request: Request) -> Figures:
         transfers=await operations.read(crud.count_newest, Transfer, since),
         most_counted=crud.MOST_COUNTED,
         totals=[*await operations.read(crud.sum_balances_of_users)],
-        schema=schema.compare(await operations.read(get_revision)),
+        schema=await operations.read(get_state, schema),
         last_save=next(iter(await asyncio.to_thread(list_saves, operations.settings.saves_dir)), None),
         batches=_list_batches(),
         refusals=_list_refusals(),

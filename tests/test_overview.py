@@ -55,6 +55,22 @@ def test_an_older_schema_is_to_be_migrated(url: str, monkeypatch: pytest.MonkeyP
     assert shown.stdout.endswith("Next: python manage.py rehearse, then alembic upgrade head.\n")
 
 
+@pytest.mark.parametrize(
+    "change", ["ALTER TABLE entries RENAME COLUMN amount TO amount_x", "DROP TABLE operator_actions"]
+)
+def test_tables_that_were_changed_by_hand_lead_to_the_doctor(
+    url: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    query(url, change)
+
+    shown = run()
+
+    assert shown.exit_code == 0, shown.stderr
+    assert "(differs; this code's head is " in shown.stdout
+    assert shown.stdout.endswith("Next: python manage.py doctor, which says what differs from the revision.\n")
+
+
 def test_a_database_without_a_schema_is_behind(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", empty_url)
     query(empty_url, "SELECT 1")

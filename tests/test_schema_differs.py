@@ -57,6 +57,7 @@ def test_a_column_whose_type_was_altered_by_hand_differs(
 
     ready = client.get("/readyz")
     assert (ready.status_code, ready.json()["status"]) == (503, "differs")
+    assert 'status="differs"' in client.get("/metrics", headers=AS_OPERATOR).text
 
     rows(f"ALTER TABLE {undo}")
     assert client.get("/readyz").json()["status"] == "ready"
