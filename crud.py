@@ -489,7 +489,7 @@ def _update_user(
         return UserNotFound()
     if profile.status != "active" and not change.by_operator:
         return UserNotActive()
-    if _is_erased(user):
+    if is_erased(user):
         return UserErased()
     if change.fields.get("status") == "closed" and user.id in holders and not change.by_operator:
         return BalanceNotZero()
@@ -578,7 +578,7 @@ def _erase_user(
         return UserNotClosed()
     if user.id in holders:
         return BalanceNotZero()
-    if not _is_erased(user):
+    if not is_erased(user):
         user.username, user.email = _erased_name(user), f"erased-{user.id}@erased.invalid"
         user.phone_number = user.reference = user.details = None
         user.registration_key_hash = user.registration_content_hash = None
@@ -587,12 +587,13 @@ def _erase_user(
     return _show(UserRecord, user, status=status)
 
 
-def _erased_name(user: User) -> str:
+def _erased_name(user: User | UserPublic) -> str:
     # With a space, so that nobody can register it.
     return f"erased {user.id}"
 
 
-def _is_erased(user: User) -> bool:
+def is_erased(user: User | UserPublic) -> bool:
+    """Return True if the personal data of this user was erased."""
     return user.username == _erased_name(user)
 
 

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from api.callers import operations_of
 from api.errors import report
 from api.problems import Problem, field_errors
-from console.actions import ACTIONS, Action, Field, Plan
+from console.actions import ACTIONS, Action, Field, Plan, find_refusal
 from console.forms import read_row_id
 from console.operators import require_scope
 from console.rendering import lead_to, page
-from console.routes import SessionRoute, form_of
+from console.routes import SessionRoute, form_of, refused
 from console.subjects import (
     AccountSubject,
     HoldSubject,
@@ -150,6 +150,8 @@ async def begin(request: Request, action: Action) -> Response:
     """Answer GET: the form, or what will happen where nothing is to be filled in."""
     require_scope(request, action.scope)
     subject = await find_subject(request, action.on)
+    if refusal := find_refusal(action.name, subject):
+        return await refused(request, refusal, subject.path, subject.title)
     form = Form(action.start(subject), {}, {})
     if action.fields:
         return show_form(request, action, subject, form)

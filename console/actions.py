@@ -11,6 +11,15 @@ from console.subjects import AccountSubject, HoldSubject, Subject, TokenSubject,
 from fields import KeyScope, UserReference
 from ledger import OPERATOR, Actor
 from models import AccountRequest, AccountUpdate, CaptureRequest, CashRequest, TokenRequest, UserUpdate
+from refusals import (
+    AlreadyReversed,
+    HoldResolved,
+    Refusal,
+    ReversalNotReversible,
+    UserErased,
+    UserNotActive,
+    UserNotClosed,
+)
 
 S = TypeVar("S", bound=Subject)
 
@@ -390,23 +399,31 @@ def void(subject: HoldSubject, given: Mapping[str, Any]) -> Plan:
 def actions_on(subject: Subject, scopes: Collection[KeyScope]) -> list[Action]:
     """Return the actions that make sense for a subject as it is, and that these scopes allow."""
     allowed = [each for each in ACTIONS if each.on is type(subject) and each.scope in scopes]
-    return [each for each in allowed if _makes_sense(each.name, subject)]
+    return [each for each in allowed if find_refusal(each.name, subject) is None and _makes_sense(each.name, subject)]
+
+
+def find_refusal(name: str, subject: Subject) -> Refusal | None:
+    """Return why an action is refused for a subject as it is, whatever is filled in; None where it may be done."""
+    if isinstance(subject, UserSubject):
+        if crud.is_erased(subject.user) and name in ("suspend", "reopen", "close", "erase", "change"):
+            return UserErased()
+        if name == "erase" and subject.user.status != "closed":
+            return UserNotClosed()
+        if name in ("issue-token", "open-account") and subject.user.status != "active":
+            return UserNotActive()
+    if isinstance(subject, TransferSubject):
+        if subject.transfer.reverses_id is not None:
+            return ReversalNotReversible()
+        if subject.sides.reversed_by is not None:
+            return AlreadyReversed()
+    if isinstance(subject, HoldSubject) and subject.hold.status != "open":
+        return HoldResolved(subject.hold.status)
+    return None
 
 
 def _makes_sense(name: str, subject: Subject) -> bool:
     if isinstance(subject, UserSubject):
-        is_active = subject.user.status == "active"
-        makes_sense = {
-            "suspend": is_active,
-            "reopen": not is_active,
-            "close": subject.user.status != "closed",
-            "erase": subject.user.status == "closed",
-            "issue-token": is_active,
-            "open-account": is_active,
-        }
+        status = subject.user.status
+        makes_sense = {"suspend": status == "active", "reopen": status != "active", "close": status != "closed"}
         return makes_sense.get(name, True)
-    if isinstance(subject, AccountSubject):
-        return subject.owner is not None
-    if isinstance(subject, TransferSubject):
-        return subject.transfer.reverses_id is None and subject.sides.reversed_by is None
-    return isinstance(subject, HoldSubject) and subject.hold.status == "open"
+    return not isinstance(subject, AccountSubject) or subject.owner is not None

@@ -123,6 +123,7 @@ async def show_user(id: RowId, request: Request) -> Response:
         request,
         "user.html",
         subject=subject,
+        is_erased=crud.is_erased(subject.user),
         actions=actions_on(subject, _scopes(request)),
         done=_done(request),
         tokens=read_items(tokens),

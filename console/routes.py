@@ -15,7 +15,7 @@ from api.callers import ACTOR
 from api.errors import report
 from console.forms import is_from_elsewhere, read_form
 from console.operators import SIGNED_IN, find_signed_in, read_cookie
-from console.rendering import lead_to, page, url
+from console.rendering import lead_to, page
 from refusals import Refusal
 
 FORM = "savepoint.console_form"
@@ -88,12 +88,14 @@ def form_of(request: Request) -> dict[str, str]:
 def failed(request: Request, status: int) -> Response:
     """Return the page for a status."""
     detail = WORDS.get(status, f"{HTTPStatus(status).phrase}.")
-    return page(request, "refused.html", status, title=HTTPStatus(status).phrase, detail=detail, back=url(request, ""))
+    return page(
+        request, "refused.html", status, title=HTTPStatus(status).phrase, detail=detail, path="", name="the dashboard"
+    )
 
 
-async def refused(request: Request, refusal: Refusal) -> Response:
-    """Return the page for a refusal, in the words of the API."""
+async def refused(request: Request, refusal: Refusal, path: str = "", name: str = "the dashboard") -> Response:
+    """Return the page for a refusal, in the words of the API, with a link to where to go on."""
     problem = await report(request, refusal)
     return page(
-        request, "refused.html", problem.status, title=problem.title, detail=problem.detail, back=url(request, "")
+        request, "refused.html", problem.status, title=problem.title, detail=problem.detail, path=path, name=name
     )

@@ -223,7 +223,6 @@ def test_a_closed_users_personal_data_is_erased(client: TestClient, rows: Rows) 
     assert location(console.confirm(f"{path}/erase", page)) == f"/console{path}?done=erase"
 
     assert rows("SELECT username FROM users") == [(f"erased {bob.user_id}",)]
-    assert "The personal data of this user was erased" in words(console.do(f"{path}/reopen"))
 
 
 @pytest.mark.parametrize("name", CASES)
