@@ -178,6 +178,27 @@ async def list_actions(session: AsyncSession, filters: Mapping[str, Any], *, aft
     return await _read_part(session, query, after=after, limit=limit, looked=LOOKED, **values)
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What actions name by id: the names of keys, the currencies of accounts, amount and currency of transfers."""
+
+    keys: Mapping[int, str]
+    currencies: Mapping[int, str]
+    amounts: Mapping[int, tuple[int, str]]
+
+
+async def find_named(session: AsyncSession, key_ids: set[int], account_ids: set[int], transfer_ids: set[int]) -> Named:
+    """Return what these keys, accounts and transfers are; those that are not there are left out."""
+    keys = select(OperatorKey.id, OperatorKey.name).where(col(OperatorKey.id).in_(key_ids))
+    accounts = select(Account.id, Account.currency).where(col(Account.id).in_(account_ids))
+    transfers = select(Transfer.id, Transfer.amount, Transfer.currency).where(col(Transfer.id).in_(transfer_ids))
+    return Named(
+        {id or 0: name for id, name in await session.exec(keys)},
+        {id or 0: currency for id, currency in await session.exec(accounts)},
+        {id or 0: (amount, currency) for id, amount, currency in await session.exec(transfers)},
+    )
+
+
 # --- registration -----------------------------------------------------------------------------------------------------
 
 
@@ -823,6 +844,7 @@ class AdmittedKey:
 
     id: int
     scopes: Sequence[KeyScope]
+    name: str
 
 
 async def authenticate_keys(session: AsyncSession, key_hashes: Sequence[str]) -> list[AdmittedKey | Refusal]:
@@ -830,8 +852,8 @@ async def authenticate_keys(session: AsyncSession, key_hashes: Sequence[str]) ->
     rows = await execute(session, queries.select_admitted_keys(dialect_of(session)), hashes=[*set(key_hashes)])
     moment = now()
     keys = {
-        key_hash: AdmittedKey(id, scopes)
-        for key_hash, revoked_at, expires_at, id, scopes in rows
+        key_hash: AdmittedKey(id, scopes, name)
+        for key_hash, revoked_at, expires_at, id, scopes, name in rows
         if _is_valid(revoked_at, expires_at, moment)
     }
     return [keys.get(key_hash) or Unauthenticated() for key_hash in key_hashes]

@@ -100,7 +100,7 @@ def select_tokens(dialect: str, newest_first: bool = False) -> Any:
 def select_admitted_keys(dialect: str) -> Any:
     """SELECT the operator's keys by their `hashes`."""
     key = table_of(OperatorKey).c
-    columns = (key.key_hash, key.revoked_at, key.expires_at, key.id, key.scopes)
+    columns = (key.key_hash, key.revoked_at, key.expires_at, key.id, key.scopes, key.name)
     return sa.select(*columns).where(among(dialect, key.key_hash, "hashes"))
 
 

@@ -48,7 +48,7 @@ async def find_signed_in(request: Request) -> SignedIn | None:
         key = await operations_of(request).authenticate_key(session.who)
     except Unauthenticated:
         return None
-    return SignedIn(session, f"key {key.id}", key.scopes, Actor(key.id, request_id))
+    return SignedIn(session, f"{key.name} (key {key.id})", key.scopes, Actor(key.id, request_id))
 
 
 async def identify(request: Request, token: str) -> str:

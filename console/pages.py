@@ -208,14 +208,37 @@ async def show_actions(request: Request) -> Response:
     if re.fullmatch(r"[A-Za-z0-9._-]{0,64}", sought["request_id"]):
         after = _after(request, NEWEST)
         part = await operations_of(request).read(crud.list_actions, filters, after=after, limit=SHOWN)
+    recorded = read_items(part)
+    keys, accounts, transfers = (
+        {id for each in recorded for id in (each[name], (each["details"] or {}).get(name)) if id}
+        for name in ("key_id", "account_id", "transfer_id")
+    )
+    named = await operations_of(request).read(crud.find_named, keys, accounts, transfers)
     return page(
         request,
         "actions.html",
         sought=sought,
-        recorded=read_items(part),
+        recorded=[(each, _describe(request, each, named)) for each in recorded],
+        named=named,
+        money=lambda currency: money_of(request, currency),
         following=_next(part),
         query="".join(f"{name}={quote(text)}&" for name, text in sought.items() if text),
     )
+
+
+def _describe(request: Request, action: dict[str, Any], named: crud.Named) -> dict[str, str]:
+    """Return the details of an action as people read them."""
+    details = action["details"] or {}
+    words = {
+        name: ", ".join(each).replace("_", " ") if isinstance(each, list) else str(each)
+        for name, each in details.items()
+    }
+    if "key_id" in details:
+        words["key_id"] = f"{named.keys[details['key_id']]} (key {details['key_id']})"
+    if action["action"] == "account.credit":
+        money = money_of(request, named.currencies[action["account_id"]])
+        words |= {name: money.show(details[name]) for name in ("old", "new")}
+    return {name.removesuffix("_id"): text for name, text in words.items()}
 
 
 @router.get("/open")

@@ -1,12 +1,15 @@
 """The operator's keys in the console: each page and action needs its scope, and what is done is recorded."""
 
+import re
+from html import unescape
+
 import pytest
 from starlette.testclient import TestClient
 
 from console.actions import ACTIONS
 from tests.support.accounts import Holder, register
 from tests.support.console import Console, hidden, location, words
-from tests.support.operator import actions_of, issue_key_of
+from tests.support.operator import actions_of, bearing, issue_key_of
 from tests.support.service import AS_OPERATOR, Rows
 
 SQLITE = pytest.mark.parametrize("engine", ["sqlite"])
@@ -63,7 +66,7 @@ def test_a_form_without_the_scope_does_nothing(client: TestClient, rows: Rows) -
 def test_a_key_that_is_revoked_or_expired_ends_its_sessions(client: TestClient, rows: Rows) -> None:
     for end in ("revoked_at", "expires_at"):
         console, key_id = with_key(client, "read")
-        assert f"Signed in as key {key_id} until" in console.get().text
+        assert re.search(rf"Signed in as key \d+ \(key {key_id}\) until", console.get().text)
         rows(f"UPDATE operator_keys SET {end} = created_at WHERE id = {key_id}")
         assert location(console.get("/users")) == "/console/sign-in?next=/console/users"
         assert console.get("/sign-in").status_code == 200
@@ -103,13 +106,32 @@ def test_what_is_done_is_recorded_with_the_key_and_the_request(client: TestClien
     assert len({each["request_id"] for each in done}) == len(done)
     page = words(console.get(f"/actions?key_id={key_id}"))
     assert all(each["action"] in page and each["request_id"] in page for each in done)
-    assert f"User {bob.user_id} key {key_id}" in page
+    assert re.search(rf"User {bob.user_id} key \d+ \(key {key_id}\)", page)
     assert f"with key {key_id}" in words(console.get(f"/transfers/{done[5]['transfer_id']}"))
     found = words(console.get(f"/actions?request_id={done[5]['request_id']}"))
     assert ("transfer.deposit" in found, "user.reopen" in found) == (True, False)
     for nothing in ("request_id=%00", "request_id=unknown", "user_id=999"):
         assert "None." in words(console.get(f"/actions?{nothing}"))
     assert console.get("/actions?user_id=x").status_code == 404
+
+
+def test_what_was_done_is_shown_in_peoples_words(client: TestClient, bob: Holder) -> None:
+    maker = issue_key_of(client, "read", "money", "keys", name="Ann's_key")
+    issued = issue_key_of(client, "read", "money", name="cash_desk", headers=bearing(maker))
+    as_key, account = bearing(maker), f"/accounts/{bob.account_id}"
+    client.patch(account, json={"credit_limit": 1_000_050}, headers=as_key)
+    client.patch(f"/users/{bob.user_id}", json={"phone_number": "+4915112345678"}, headers=AS_OPERATOR)
+    console = Console(client, maker["secret"])
+
+    page = words(console.get("/actions"))
+
+    by = f"Ann's_key (key {maker['id']})"
+    assert f"Signed in as {by}" in unescape(console.get().text)
+    assert f"key.issue Key: cash_desk (key {issued['id']}) Scopes: money, read" in page
+    assert "Old: 0.00 EUR New: 10 000.50 EUR" in page
+    assert f"account {bob.account_id} {by}" in page
+    assert "user.update Fields: phone number" in page
+    assert "transfer 1 : 10.00 EUR root" in page
 
 
 def test_sent_twice_an_action_is_recorded_once(client: TestClient, bob: Holder) -> None:
