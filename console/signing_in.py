@@ -41,7 +41,15 @@ async def show_sign_in(request: Request) -> Response:
 def _sign_in_page(request: Request, path: str, error: str = "", status: int = 200) -> Response:
     # A cookie with SameSite=Strict does not come with a link from another site; it does with a link from this page.
     comes_from_elsewhere = is_from_elsewhere(request)
-    return page(request, "sign_in.html", status, path=path, error=error, comes_from_elsewhere=comes_from_elsewhere)
+    return page(
+        request,
+        "sign_in.html",
+        status,
+        path=path,
+        error=error,
+        comes_from_elsewhere=comes_from_elsewhere,
+        in_development=operations_of(request).settings.environment == "development",
+    )
 
 
 @router.post("/sign-in")

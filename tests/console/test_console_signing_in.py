@@ -42,6 +42,15 @@ def test_every_page_leads_who_has_no_session_to_the_sign_in_page(client: TestCli
     assert rows(EVERYTHING) == before
 
 
+@pytest.mark.parametrize("environment", ["development", "production"])
+def test_the_sign_in_page_says_where_the_token_is(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, environment: str
+) -> None:
+    monkeypatch.setattr(app.state.operations.settings, "environment", environment)
+
+    assert ("printed at start-up" in client.get("/console/sign-in").text) == (environment == "development")
+
+
 def test_a_wrong_token_begins_no_session_and_is_not_repeated(client: TestClient) -> None:
     for wrong in (
         "",
