@@ -56,6 +56,10 @@ def test_a_user_who_is_not_active_gets_no_token_and_no_account(client: TestClien
     set_status(client, bob, "suspended")
     console, path = Console(client), f"/users/{bob.user_id}"
 
+    assert "valid refused while suspended" in words(console.get(path))
+    set_status(client, bob, "active")
+    assert "valid Revoke" in words(console.get(path))
+    set_status(client, bob, "suspended")
     for name in ("issue-token", "open-account"):
         assert f"{path}/{name}" not in console.get(path).text
         page = console.get(f"{path}/{name}")
