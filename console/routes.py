@@ -26,7 +26,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 WORDS = {
     400: "This form could not be read. Go back, reload the page, and send it again.",
     403: "This was sent by another site, or by a page of an earlier session. Nothing was done: go back and reload.",
-    404: "There is nothing here with this number.",
+    404: "There is no such page, or nothing with this number.",
     413: "This form is too large. Shorten what you wrote.",
     415: "This form could not be read. Send it from the console's own pages.",
 }

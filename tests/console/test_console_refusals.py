@@ -76,3 +76,13 @@ def test_a_hold_that_is_not_open_is_left_alone(client: TestClient) -> None:
     for name in ("capture", "void"):
         assert f"{path}/{name}" not in console.get(path).text
         assert refuses(console.get(f"{path}/{name}"), "captured"), name
+
+
+@pytest.mark.parametrize("path", ["/unknown", "/", "/users/1/unknown", "/users/x", "/actions/1"])
+def test_a_path_that_is_not_there_is_a_page_that_says_so(client: TestClient, path: str) -> None:
+    page = Console(client).get(path)
+
+    assert page.status_code == 404
+    assert "There is no such page" in words(page)
+    assert 'href="/console/users"' in page.text
+    assert client.get("/consoles").headers["Content-Type"] == "application/problem+json"
