@@ -82,7 +82,20 @@ def read_fields(action: Action, subject: Subject, sent: Mapping[str, str], curre
             given = action.model.model_validate(given).model_dump(include={*given})
         except ValidationError as error:
             errors = {each.field: f"{each.detail.removesuffix('.')}." for each in field_errors(error)}
+            errors |= _describe_limits(error, action, subject)
     return Form(typed, given, errors)
+
+
+def _describe_limits(error: ValidationError, action: Action, subject: Subject) -> dict[str, str]:
+    """Return which amounts are too small or too large, with their currency: the API's words have minor units."""
+    words = {"greater_than_equal": ("small", "ge", "least"), "less_than_equal": ("large", "le", "most")}
+    amounts = {field.name for field in action.fields if field.kind == "amount"}
+    limits = {}
+    for each in error.errors():
+        if isinstance(subject, MoneySubject) and each["loc"][0] in amounts and each["type"] in words:
+            size, bound, end = words[each["type"]]
+            limits[str(each["loc"][0])] = f"This is too {size}: {subject.money.show(each['ctx'][bound])} is the {end}."
+    return limits
 
 
 def _read_field(field: Field, text: str, subject: Subject, currencies: set[str]) -> Any:

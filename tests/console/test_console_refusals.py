@@ -86,3 +86,11 @@ def test_a_path_that_is_not_there_is_a_page_that_says_so(client: TestClient, pat
     assert "There is no such page" in words(page)
     assert 'href="/console/users"' in page.text
     assert client.get("/consoles").headers["Content-Type"] == "application/problem+json"
+
+
+def test_a_credit_limit_that_is_too_large_is_refused_in_its_currency(client: TestClient) -> None:
+    [bob] = register_all(client, bob=0)
+
+    page = Console(client).review(f"/accounts/{bob.account_id}/credit-limit", credit_limit="90071992547409.92")
+
+    assert "This is too large: 90 071 992 547 409.91 EUR is the most." in words(page)
