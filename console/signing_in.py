@@ -97,6 +97,12 @@ async def sign_out(request: Request) -> Response:
     return answer
 
 
+@signed_in.get("/sign-out")
+async def show_sign_out(request: Request) -> Response:
+    """A redirect to the dashboard: an address that was typed or reloaded ends no session."""
+    return lead_to(request, "")
+
+
 @router.get("/assets/{name}")
 async def get_asset(name: str, request: Request) -> Response:
     """The stylesheet or the icon."""

@@ -85,6 +85,7 @@ def test_a_path_that_is_not_there_is_a_page_that_says_so(client: TestClient, pat
     assert page.status_code == 404
     assert "There is no such page" in words(page)
     assert 'href="/console/users"' in page.text
+    assert location(Console(client).get("/sign-out")) == "/console"
     assert client.get("/consoles").headers["Content-Type"] == "application/problem+json"
 
 
