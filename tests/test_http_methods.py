@@ -104,7 +104,9 @@ def test_a_method_that_a_path_does_not_take_is_405_and_allow_lists_those_it_take
 
 
 def test_a_path_of_its_own_is_never_taken_for_an_id(http: TestClient) -> None:
-    templates = [re.compile(re.sub(r"{\w+(:\w+)?}", "[^/]+", path)) for path in PATHS if "{" in path]
+    # All but the console's last route, which is for any other path.
+    with_ids = [path for path in PATHS if "{" in path and ":path}" not in path]
+    templates = [re.compile(re.sub(r"{\w+(:\w+)?}", "[^/]+", path)) for path in with_ids]
     shadowed = {path for path in PATHS for template in templates if "{" not in path and template.fullmatch(path)}
 
     assert shadowed == {"/users/batch", "/transfers/batch"}
