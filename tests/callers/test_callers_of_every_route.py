@@ -133,7 +133,7 @@ FOR_THE_OPERATOR = {route: row for route, row in TABLE.items() if "operator" in 
 TABLE |= {
     f"{method} {path}": Row("anyone", "303", "303", "303", re.sub("{.*?}", "1", path))
     for context in iter_route_contexts(app.routes)
-    if (path := str(context.path)).startswith("/console")
+    if (path := str(context.path).replace(":path}", "}")).startswith("/console")
     for method in context.methods or ()
 }
 TABLE |= {
