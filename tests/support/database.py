@@ -46,7 +46,7 @@ async def count_users(session: AsyncSession) -> int:
     return number
 
 
-async def until(condition: Callable[[], Any], what: str, seconds: float = 10) -> Any:
+async def until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
     """Let the event loop go on until the condition answers something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
