@@ -112,10 +112,6 @@ async def check_again(request: Request) -> None:
         await _authenticate(request, checked.token_hash, checked.authenticate)
 
 
-async def _find_user(request: Request, token_hash: str) -> UserPublic:
-    return await _authenticate(request, token_hash, operations_of(request).authenticate)
-
-
 async def _is_operator(request: Request, token: str, token_hash: str, scope: KeyScope | None) -> bool:
     """Return True for OPERATOR_TOKEN, or a key that has the scope. Raises Unauthenticated, ScopeMissing.
 
@@ -147,7 +143,7 @@ async def current_user(
     token_hash = hash_secret(credentials.credentials)
     if await _is_operator(request, credentials.credentials, token_hash, None):
         raise UserOnly
-    return await _find_user(request, token_hash)
+    return await _authenticate(request, token_hash, operations_of(request).authenticate)
 
 
 async def require_operator(request: Request, credentials: HTTPAuthorizationCredentials | None, scope: KeyScope) -> None:
@@ -159,7 +155,7 @@ async def require_operator(request: Request, credentials: HTTPAuthorizationCrede
         return
     if request.app.state.operator_token_hash is None:
         raise OperatorDisabled
-    await _find_user(request, token_hash)
+    await _authenticate(request, token_hash, operations_of(request).authenticate)
     raise OperatorOnly
 
 
@@ -199,7 +195,7 @@ def _caller(scope: KeyScope) -> Any:
         token_hash = hash_secret(credentials.credentials)
         if await _is_operator(request, credentials.credentials, token_hash, scope):
             return OPERATOR
-        return (await _find_user(request, token_hash)).id
+        return (await _authenticate(request, token_hash, operations_of(request).authenticate)).id
 
     return Depends(find)
 
