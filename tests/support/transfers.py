@@ -3,7 +3,6 @@
 from typing import Any
 
 from httpx2 import Client, Response
-from starlette.testclient import TestClient
 
 from tests.support.accounts import (
     Headers,
@@ -39,7 +38,7 @@ def set_balance(rows: Rows, account_id: int, amount: int) -> None:
     rows(f"UPDATE accounts SET balance = {amount} WHERE id = {account_id}")
 
 
-def set_status(client: TestClient, holder: Holder, status: str) -> None:
+def set_status(client: Client, holder: Holder, status: str) -> None:
     changed = client.patch(f"/users/{holder.user_id}", json={"status": status}, headers=AS_OPERATOR)
     assert changed.json()["status"] == status
 
