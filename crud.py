@@ -23,7 +23,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 import queries
 from db.isolation import Write, all_or_nothing, begin, isolating_failures
 from db.prepared import Prepared
-from db.statements import dialect_of, insert_free, insert_rows, update_rows
+from db.statements import dialect_of, insert_free, insert_rows, update_rows, write_rows
 from db.trips import Call, Rows, call, execute, execute_together
 from fields import ActionName, HoldStatus, KeyScope, Status
 from ledger import (
@@ -50,13 +50,13 @@ from models import (
     Account,
     AccountPublic,
     Entry,
+    Event,
     Hold,
     HoldPublic,
     IssuedKey,
     IssuedToken,
     KeyedRegistration,
     KeyPublic,
-    OperatorAction,
     OperatorKey,
     Profile,
     Registration,
@@ -70,6 +70,7 @@ from models import (
     UserRecord,
     now,
 )
+from recording import ACTION_OF_STATUS, EVENT_OF_STATUS, action, event, events_of, record, tell, tells
 from refusals import (
     AccountExists,
     AccountLimit,
@@ -140,33 +141,6 @@ REPLAY_WINDOW = timedelta(minutes=15)
 # --- what the operator did --------------------------------------------------------------------------------------------
 
 
-def _action(
-    actor: Actor,
-    action: ActionName,
-    user_id: int | None = None,
-    *,
-    account_id: int | None = None,
-    transfer_id: int | None = None,
-    **details: Any,
-) -> dict[str, Any]:
-    """Return the row of an action. No personal data is among the details."""
-    return {
-        "action": action,
-        "key_id": actor.key_id,
-        "request_id": actor.request_id,
-        "user_id": user_id,
-        "account_id": account_id,
-        "transfer_id": transfer_id,
-        "details": details or None,
-    }
-
-
-def _record(session: AsyncSession, actions: Sequence[dict[str, Any]], moment: datetime) -> None:
-    """Store what the operator did, in the transaction that does it; it is sent with COMMIT."""
-    if actions:
-        insert_rows(session, OperatorAction, actions, created_at=moment)
-
-
 async def list_actions(session: AsyncSession, filters: Mapping[str, Any], *, after: int, limit: int) -> Part:
     """Return up to `limit` actions (ActionPublic), newest first, from the first id less than `after`.
 
@@ -175,7 +149,7 @@ async def list_actions(session: AsyncSession, filters: Mapping[str, Any], *, aft
     """
     values = {name: value for name, value in filters.items() if value is not None}
     query = queries.select_actions(dialect_of(session), tuple(sorted(values)))
-    return await _read_part(session, query, after=after, limit=limit, looked=LOOKED, **values)
+    return await read_part(session, query, after=after, limit=limit, looked=LOOKED, **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +224,7 @@ async def _insert_part(
     hashes = [_hash_key(registration) for registration in registrations]
     ids = await _insert_users(session, registrations, hashes, currency, moment)
     created = {
-        index: _show(UserPublic, registrations[index], id=id, status="active", created_at=moment)
+        index: show(UserPublic, registrations[index], id=id, status="active", created_at=moment)
         for index, id in ids.items()
     }
     # After the insert: the transaction that took a name or key has committed by now, so its row is visible.
@@ -260,14 +234,16 @@ async def _insert_part(
         created.get(index) or _judge_repeated(registration, content_hash, earlier.get(key_hash), moment)
         for index, (registration, (key_hash, content_hash)) in enumerate(zip(registrations, hashes, strict=True))
     ]
-    secrets = iter(_insert_tokens(session, [each.id for each in judged if isinstance(each, UserPublic)], moment))
+    issued = _insert_tokens(session, [each.id for each in judged if isinstance(each, UserPublic)], moment)
+    _tell_registrations(session, [*ids.values()], issued, moment)
+    secrets = iter(issued)
     by_operator = [
         # A replay issues another token.
-        _action(registration.actor, "user.register" if index in created else "token.issue", user.id)
+        action(registration.actor, "user.register" if index in created else "token.issue", user.id)
         for index, (registration, user) in enumerate(zip(registrations, judged, strict=True))
         if isinstance(registration, OperatorRegistration) and isinstance(user, UserPublic)
     ]
-    _record(session, by_operator, moment)
+    record(session, by_operator, moment)
     return [
         each if isinstance(each, Refusal) else Registered(each, next(secrets), replayed=index not in created)
         for index, each in enumerate(judged)
@@ -334,7 +310,7 @@ async def _find_registrations(
     """
     rows = await session.exec(USERS.where(col(User.registration_key_hash).in_(key_hashes)).with_for_update(read=True))
     return {
-        user.registration_key_hash: (_show(UserPublic, user, status=status), user.registration_content_hash)
+        user.registration_key_hash: (show(UserPublic, user, status=status), user.registration_content_hash)
         for user, status in rows
     }
 
@@ -366,6 +342,17 @@ def _insert_tokens(session: AsyncSession, user_ids: Sequence[int], moment: datet
     if rows:
         insert_rows(session, AccessToken, rows, created_at=moment)
     return secrets
+
+
+def _tell_registrations(
+    session: AsyncSession, user_ids: Sequence[int], secrets: Sequence[str], moment: datetime
+) -> None:
+    """Store the events of new users, each with an account, and of new tokens, whose ids are not known here."""
+    if tells(session) and (user_ids or secrets):
+        statement = queries.insert_registration_events(dialect_of(session))
+        hashes = [hash_secret(secret) for secret in secrets]
+        number = 2 * len(user_ids) + len(secrets)
+        write_rows(session, Event, statement, number, ids=user_ids, hashes=hashes, moment=moment)
 
 
 @isolating_failures
@@ -409,6 +396,7 @@ async def import_users(
         if len(new) < len(keys):
             rows = await execute(session, queries.select_imported(dialect_of(session)), keys=keys)
             imported = {key for (key,) in rows}
+        secrets: list[str] = []
         if keep_tokens:
             owners = [(id, registrations[index].username) for index, id in created.items()]
             if len(new) < len(imported):
@@ -417,6 +405,7 @@ async def import_users(
             secrets = _insert_tokens(session, [id for id, _ in owners], moment)
             if owners:
                 keep_tokens([(username, secret) for (_, username), secret in zip(owners, secrets, strict=True)])
+        _tell_registrations(session, [*created.values()], secrets, moment)
     outcomes: list[bool | Refusal] = []
     for key in keys:
         outcomes.append(key in new if key in imported else UsernameTaken())
@@ -460,12 +449,14 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
             query = queries.select_references(dialect_of(session))
             owners = dict(await execute(session, query, references=[*references]))  # type: ignore[arg-type]
         before = {id: user.reference for id, (user, _) in found.items()}
+        moment = now()
         actions: list[dict[str, Any]] = []
+        happened: list[dict[str, Any]] = []
         outcomes = [
-            _update_user(change, holders, owners, *found.get(change.user_id, (None, None)), actions=actions)
+            _update_user(change, holders, owners, *found.get(change.user_id, (None, None)), log=(actions, happened))
             for change in changes
         ]
-        _record(session, actions, now())
+        record(session, actions, moment)
         freed = [
             {"id": id, "reference": None} for id, (user, _) in found.items() if before[id] not in (None, user.reference)
         ]
@@ -478,7 +469,8 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
             if isinstance(outcome, UserPublic) and change.fields.get("status") == "closed"
         }
         if closed:
-            await _revoke_all_tokens(session, closed)
+            happened += (event("token.revoked", token.id) for token in await _revoke_all_tokens(session, closed))
+        tell(session, happened, moment)
         return outcomes
 
 
@@ -500,11 +492,12 @@ def _update_user(
     user: User | None,
     profile: Profile | None,
     *,
-    actions: list[dict[str, Any]],
+    log: tuple[list[dict[str, Any]], list[dict[str, Any]]],
 ) -> UserPublic | Refusal:
-    """Apply one change to the locked rows of its user, and to the `owners` of references; add it to the `actions`.
+    """Apply one change to the locked rows of its user, and to the `owners` of references.
 
-    The session writes the rows at COMMIT.
+    Add it to the `log`: if the operator makes it, to the actions, and in any case to the events. The session writes the
+    rows at COMMIT.
     """
     if user is None or profile is None:
         return UserNotFound()
@@ -520,34 +513,30 @@ def _update_user(
         owners.pop(user.reference, None)
         if reference is not None:
             owners[reference] = change.user_id
-    if change.actor is not None:
-        actions += _action_of_change(change.actor, change.fields, user, profile)
+    _log_change(change, user, profile, *log)
     for name, value in change.fields.items():
         setattr(profile if name == "status" else user, name, value)
-    return _show(UserRecord if change.by_operator else UserPublic, user, status=profile.status)
+    return show(UserRecord if change.by_operator else UserPublic, user, status=profile.status)
 
 
-ACTION_OF_STATUS: dict[Status, ActionName] = {
-    "active": "user.reopen",
-    "suspended": "user.suspend",
-    "closed": "user.close",
-}
-
-
-def _action_of_change(
-    actor: Actor, fields: Mapping[str, Any], user: User, profile: Profile
-) -> Iterator[dict[str, Any]]:
-    """Return what the operator changes of a user, if it changes anything: the status, and the names of fields."""
-    status = fields.get("status", profile.status)
+def _log_change(
+    change: UserChange, user: User, profile: Profile, actions: list[dict[str, Any]], happened: list[dict[str, Any]]
+) -> None:
+    """Add what this changes of a user, if it changes anything: the status, and the names of fields."""
+    status = change.fields.get("status", profile.status)
     changed = sorted(
         "metadata" if name == "details" else name
-        for name, value in fields.items()
+        for name, value in change.fields.items()
         if name != "status" and getattr(user, name) != value
     )
     if status != profile.status:
-        yield _action(actor, ACTION_OF_STATUS[status], user.id, old=profile.status, new=status)
+        happened.append(event(EVENT_OF_STATUS[status], user.id))
+        if change.actor is not None:
+            actions.append(action(change.actor, ACTION_OF_STATUS[status], user.id, old=profile.status, new=status))
     if changed:
-        yield _action(actor, "user.update", user.id, fields=changed)
+        happened.append(event("user.updated", user.id, status=status, changed=changed))
+        if change.actor is not None:
+            actions.append(action(change.actor, "user.update", user.id, fields=changed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -571,12 +560,15 @@ async def erase_users(session: AsyncSession, erasures: Sequence[Erasure]) -> lis
         users = select(User, Profile.status).join(Profile).where(col(User.id).in_(ids)).order_by(col(User.id))
         found = {user.id: (user, status) for user, status in await session.exec(users.with_for_update())}
         holders = await _lock_holders(session, ids)
+        moment = now()
         actions: list[dict[str, Any]] = []
+        happened: list[dict[str, Any]] = []
         outcomes = [
-            _erase_user(erasure, holders, *found.get(erasure.user_id, (None, None)), actions=actions)
+            _erase_user(erasure, holders, *found.get(erasure.user_id, (None, None)), log=(actions, happened))
             for erasure in erasures
         ]
-        _record(session, actions, now())
+        record(session, actions, moment)
+        tell(session, happened, moment)
         erased = [outcome.id for outcome in outcomes if isinstance(outcome, UserRecord)]
         tokens = TOKENS.where(col(AccessToken.user_id).in_(erased), col(AccessToken.name).is_not(None))
         for token in await session.exec(tokens.with_for_update()):
@@ -590,7 +582,7 @@ def _erase_user(
     user: User | None,
     status: Status | None,
     *,
-    actions: list[dict[str, Any]],
+    log: tuple[list[dict[str, Any]], list[dict[str, Any]]],
 ) -> UserRecord | Refusal:
     """Erase the locked row of a user; the session writes it at COMMIT."""
     if user is None or status is None:
@@ -603,9 +595,11 @@ def _erase_user(
         user.username, user.email = _erased_name(user), f"erased-{user.id}@erased.invalid"
         user.phone_number = user.reference = user.details = None
         user.registration_key_hash = user.registration_content_hash = None
+        actions, happened = log
+        happened.append(event("user.erased", user.id))
         if erasure.actor is not None:
-            actions.append(_action(erasure.actor, "user.erase", user.id))
-    return _show(UserRecord, user, status=status)
+            actions.append(action(erasure.actor, "user.erase", user.id))
+    return show(UserRecord, user, status=status)
 
 
 def _erased_name(user: User | UserPublic) -> str:
@@ -621,7 +615,7 @@ def is_erased(user: User | UserPublic) -> bool:
 async def get_user(session: AsyncSession, user_id: int) -> UserRecord:
     """Return the user with this id. Raises UserNotFound."""
     for user, status in await session.exec(USERS.where(User.id == user_id)):
-        return _show(UserRecord, user, status=status)
+        return show(UserRecord, user, status=status)
     raise UserNotFound
 
 
@@ -640,7 +634,7 @@ async def list_users(
     filters = {"status": status, "pattern": pattern, "email": email, "reference": reference}
     filters = {name: value for name, value in filters.items() if value is not None}
     query = queries.select_users(dialect_of(session), tuple(filters))
-    return await _read_part(session, query, after=after, limit=limit, **filters)
+    return await read_part(session, query, after=after, limit=limit, **filters)
 
 
 def _pattern_of(prefix: str) -> str:
@@ -716,11 +710,13 @@ async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> l
         session.add_all(token for token, refusal in zip(tokens, refused, strict=True) if refusal is None)
         await session.flush()
         issued = [
-            _action(issue.actor, "token.issue", issue.user_id, token_id=token.id)
+            action(issue.actor, "token.issue", issue.user_id, token_id=token.id)
             for issue, token, refusal in zip(issues, tokens, refused, strict=True)
             if issue.actor is not None and refusal is None
         ]
-        _record(session, issued, moment)
+        record(session, issued, moment)
+        new = (token for token, refusal in zip(tokens, refused, strict=True) if refusal is None)
+        tell(session, (event("token.issued", token.id) for token in new), moment)
         return [
             refusal or _show_issued(token, secret)
             for token, secret, refusal in zip(tokens, secrets, refused, strict=True)
@@ -734,7 +730,7 @@ def _refuse_issue(status: str | None, is_valid: bool) -> Refusal | None:
 
 
 def _show_issued(token: AccessToken, secret: str) -> IssuedToken:
-    return IssuedToken.model_construct(**_show(TokenPublic, token).__dict__, access_token=secret)
+    return IssuedToken.model_construct(**show(TokenPublic, token).__dict__, access_token=secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -767,14 +763,19 @@ async def revoke_tokens(session: AsyncSession, revocations: Sequence[Revocation]
         rows = await session.exec(TOKENS.where(is_asked).with_for_update())
         found = {(token.user_id, token.id): token for token in rows}
         existing = await _find_users(session, {user_id for user_id, _ in pairs})
+        moment = now()
         actions: list[dict[str, Any]] = []
+        happened: list[dict[str, Any]] = []
         outcomes: list[TokenPublic | Refusal] = []
         for each, pair in zip(revocations, pairs, strict=True):
             token = found.get(pair)
-            if each.actor is not None and token is not None and token.revoked_at is None:
-                actions.append(_action(each.actor, "token.revoke", each.user_id, token_id=each.token_id))
+            if token is not None and token.revoked_at is None:
+                happened.append(event("token.revoked", token.id))
+                if each.actor is not None:
+                    actions.append(action(each.actor, "token.revoke", each.user_id, token_id=each.token_id))
             outcomes.append(_revoke(token) if each.user_id in existing else UserNotFound())
-        _record(session, actions, now())
+        record(session, actions, moment)
+        tell(session, happened, moment)
         return outcomes
 
 
@@ -786,14 +787,17 @@ async def revoke_users_tokens(session: AsyncSession, revocations: Sequence[Revoc
         # Locked, so that no token is issued meanwhile: their profiles, since who opens accounts locks users.
         users = select(Profile.user_id).where(col(Profile.user_id).in_(user_ids)).order_by(col(Profile.user_id))
         existing = {*await session.exec(users.with_for_update(key_share=True))}
-        counts = await _revoke_all_tokens(session, existing)
+        tokens = await _revoke_all_tokens(session, existing)
+        counts = Counter(token.user_id for token in tokens)
         # Of several that revoke the same tokens, the first one does.
         revoked = [
-            _action(each.actor, "token.revoke", each.user_id, count=count)
+            action(each.actor, "token.revoke", each.user_id, count=count)
             for each in revocations
             if each.actor is not None and (count := counts.pop(each.user_id, 0))
         ]
-        _record(session, revoked, now())
+        moment = now()
+        record(session, revoked, moment)
+        tell(session, (event("token.revoked", token.id) for token in tokens), moment)
         return [None if user_id in existing else UserNotFound() for user_id in user_ids]
 
 
@@ -801,13 +805,13 @@ async def _find_users(session: AsyncSession, user_ids: set[int]) -> set[int | No
     return {*await session.exec(select(User.id).where(col(User.id).in_(user_ids)))}
 
 
-async def _revoke_all_tokens(session: AsyncSession, user_ids: Collection[int | None]) -> Counter[int]:
-    """Revoke all tokens of these users; return how many these were of each."""
+async def _revoke_all_tokens(session: AsyncSession, user_ids: Collection[int | None]) -> Sequence[AccessToken]:
+    """Revoke all tokens of these users; return those that were valid."""
     tokens = TOKENS.where(col(AccessToken.user_id).in_(user_ids), col(AccessToken.revoked_at).is_(None))
     valid = (await session.exec(tokens.with_for_update())).all()
     for token in valid:
         _revoke(token)
-    return Counter(token.user_id for token in valid)
+    return valid
 
 
 def _revoke(token: AccessToken | None) -> TokenPublic | Refusal:
@@ -815,7 +819,7 @@ def _revoke(token: AccessToken | None) -> TokenPublic | Refusal:
     if token is None:
         return TokenNotFound()
     token.revoked_at = token.revoked_at or now()
-    return _show(TokenPublic, token)
+    return show(TokenPublic, token)
 
 
 async def list_users_tokens(session: AsyncSession, *, user_id: int, after: int, limit: int) -> Part:
@@ -832,7 +836,7 @@ async def list_tokens(
     With `newest_first`, in the opposite order, from the first id less than `after`.
     """
     query = queries.select_tokens(dialect_of(session), newest_first)
-    return await _read_part(session, query, user_id=user_id, after=after, limit=limit)
+    return await read_part(session, query, user_id=user_id, after=after, limit=limit)
 
 
 # --- the operator's keys ----------------------------------------------------------------------------------------------
@@ -888,11 +892,13 @@ async def issue_keys(session: AsyncSession, issues: Sequence[KeyIssue]) -> list[
         for index in sorted(range(len(issues)), key=lambda index: issues[index].name):
             outcomes[index] = await _issue_key(session, issues[index], issuers, moment)
         actions = [
-            _action(issue.actor, "key.issue", key_id=key.id, scopes=key.scopes)
+            action(issue.actor, "key.issue", key_id=key.id, scopes=key.scopes)
             for issue, key in ((issues[index], outcome) for index, outcome in sorted(outcomes.items()))
             if issue.actor is not None and isinstance(key, IssuedKey)
         ]
-        _record(session, actions, moment)
+        record(session, actions, moment)
+        issued = (key for _, key in sorted(outcomes.items()) if isinstance(key, IssuedKey))
+        tell(session, (event("key.issued", key.id) for key in issued), moment)
     return [outcomes[index] for index in range(len(issues))]
 
 
@@ -932,6 +938,7 @@ class KeyRevocation:
 async def revoke_keys(session: AsyncSession, revocations: Sequence[KeyRevocation]) -> list[KeyPublic | Refusal]:
     """Revoke the keys; one that is already revoked stays as it is. Refusal: KeyNotFound."""
     actions = []
+    happened = []
     async with begin(session):
         keys = KEYS.where(col(OperatorKey.id).in_({each.key_id for each in revocations}))
         # Actions refer to keys, and do not wait for it.
@@ -941,15 +948,17 @@ async def revoke_keys(session: AsyncSession, revocations: Sequence[KeyRevocation
             key = found.get(each.key_id)
             if key is not None and key.revoked_at is None:
                 key.revoked_at = moment
+                happened.append(event("key.revoked", key.id))
                 if each.actor is not None:
-                    actions.append(_action(each.actor, "key.revoke", key_id=key.id))
-        _record(session, actions, moment)
-        return [_show(KeyPublic, found[each.key_id]) if each.key_id in found else KeyNotFound() for each in revocations]
+                    actions.append(action(each.actor, "key.revoke", key_id=key.id))
+        record(session, actions, moment)
+        tell(session, happened, moment)
+        return [show(KeyPublic, found[each.key_id]) if each.key_id in found else KeyNotFound() for each in revocations]
 
 
 async def list_keys(session: AsyncSession, *, after: int, limit: int) -> Part:
     """Return up to `limit` keys (KeyPublic) in order of id, from the first id greater than `after`."""
-    return await _read_part(session, queries.select_keys(dialect_of(session)), after=after, limit=limit)
+    return await read_part(session, queries.select_keys(dialect_of(session)), after=after, limit=limit)
 
 
 # --- accounts ---------------------------------------------------------------------------------------------------------
@@ -990,11 +999,13 @@ async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening
         inserted = await insert_free(session, Account, rows, returning=returning) if rows else ()
         ids_of = {AccountOpening(*key): id for *key, id in inserted}
         by_operator = [
-            _action(each.actor, "account.open", each.user_id, account_id=ids_of[each])
+            action(each.actor, "account.open", each.user_id, account_id=ids_of[each])
             for each, refusal in zip(openings, refusals, strict=True)
             if each.actor is not None and refusal is None and each in ids_of
         ]
-        _record(session, by_operator, now())
+        moment = now()
+        record(session, by_operator, moment)
+        tell(session, (event("account.opened", id) for id in ids_of.values()), moment)
     opened: dict[AccountOpening, AccountPublic | Refusal] = {
         each: AccountPublic.model_construct(id=id, available=0, **each.columns) for each, id in ids_of.items()
     }
@@ -1029,9 +1040,12 @@ async def change_credit(session: AsyncSession, changes: Sequence[CreditChange]) 
     ids = {change.account_id for change in changes}
     async with begin(session):
         accounts = {account.id: account for account in await _lock_accounts(session, col(Account.id).in_(ids))}
+        moment = now()
         actions: list[dict[str, Any]] = []
-        outcomes = [_change_credit(change, accounts.get(change.account_id), actions) for change in changes]
-        _record(session, actions, now())
+        happened: list[dict[str, Any]] = []
+        outcomes = [_change_credit(each, accounts.get(each.account_id), actions, happened) for each in changes]
+        record(session, actions, moment)
+        tell(session, happened, moment)
         return outcomes
 
 
@@ -1058,13 +1072,30 @@ async def _free_expired(session: AsyncSession, account_ids: Sequence[int], momen
         freed[account_id] += amount
     if expired:
         update_rows(session, Hold, [{"id": id} for id, *_ in expired], status="expired")
+        tell(session, (event("hold.expired", id) for id, *_ in expired), moment)
     return freed
 
 
+async def expire_holds(session: AsyncSession, limit: int) -> int:
+    """Mark holds that have expired, on up to `limit` accounts, so that it is told in time; return how many accounts.
+
+    Nothing depends on it: what has expired counts nowhere.
+    """
+    query = queries.select_accounts_with_expired(dialect_of(session))
+    async with begin(session):
+        ids = [id for (id,) in await execute(session, query, moment=now(), limit=limit)]
+        if ids:
+            await _lock_accounts(session, col(Account.id).in_(ids))
+    return len(ids)
+
+
 def _change_credit(
-    change: CreditChange, account: Account | None, actions: list[dict[str, Any]]
+    change: CreditChange, account: Account | None, actions: list[dict[str, Any]], happened: list[dict[str, Any]]
 ) -> AccountPublic | Refusal:
-    """Apply one change to the locked row of its account; add it to the `actions`. The session writes it at COMMIT."""
+    """Apply one change to the locked row of its account, and add it to what was done, and to what happened.
+
+    The session writes it at COMMIT.
+    """
     if account is None:
         return AccountNotFound()
     if account.user_id is None:
@@ -1073,9 +1104,11 @@ def _change_credit(
     if available < 0:
         return CreditInUse()
     old, account.credit_limit = account.credit_limit, change.credit_limit
+    if old != change.credit_limit:
+        happened.append(event("account.updated", account.id, credit_limit=change.credit_limit))
     if change.actor is not None and old != change.credit_limit:
         actions.append(
-            _action(
+            action(
                 change.actor,
                 "account.credit",
                 account.user_id,
@@ -1084,14 +1117,14 @@ def _change_credit(
                 new=change.credit_limit,
             )
         )
-    return _show(AccountPublic, account, available=min(available, BALANCE_MAX))
+    return show(AccountPublic, account, available=min(available, BALANCE_MAX))
 
 
 async def list_accounts(session: AsyncSession, *, user_id: int | None, after: int, limit: int) -> Part:
     """Return up to `limit` accounts (AccountPublic) of one user or all, from the first id greater than `after`."""
     owner = {} if user_id is None else {"user_id": user_id}
     query = queries.select_accounts(dialect_of(session), tuple(owner))
-    return await _read_part(session, query, moment=now(), after=after, limit=limit, **owner)
+    return await read_part(session, query, moment=now(), after=after, limit=limit, **owner)
 
 
 async def get_account(session: AsyncSession, id: int, caller: int) -> AccountPublic:
@@ -1168,8 +1201,9 @@ async def post_orders(
     _store_transactions(session, ledger.transactions, ledger.moment)
     async for postings in _in_parts(ledger.postings):
         _store_postings(session, postings, ledger.moment)
-        _record(session, [*_actions_of(postings, ledger)], ledger.moment)
-    _record(session, [*_actions_of_holds(ledger)], ledger.moment)
+        record(session, [*_actions_of(postings, ledger)], ledger.moment)
+    record(session, [*_actions_of_holds(ledger)], ledger.moment)
+    tell(session, events_of(ledger), ledger.moment)
     # Most batches have no holds.
     columns = ("id", "balance", "version", "held") if ledger.holds_changed else ("id", "balance", "version")
     values_of = attrgetter(*columns)
@@ -1406,6 +1440,9 @@ def _store_postings(session: AsyncSession, postings: Sequence[Posting], moment: 
     ]
     insert_rows(session, Transfer, transfers, created_at=moment)
     insert_rows(session, Entry, entries, created_at=moment)
+    if tells(session):
+        told = [{"subject_id": each.id} for each in postings]
+        insert_rows(session, Event, told, type="transfer.created", created_at=moment)
 
 
 def _actions_of(postings: Sequence[Posting], ledger: Ledger) -> Iterator[dict[str, Any]]:
@@ -1423,7 +1460,7 @@ def _actions_of(postings: Sequence[Posting], ledger: Ledger) -> Iterator[dict[st
             name = "transfer.withdraw"
         account = credit if debit.user_id is None else debit
         assert order.actor is not None
-        yield _action(order.actor, name, account.user_id, account_id=account.id, transfer_id=id)
+        yield action(order.actor, name, account.user_id, account_id=account.id, transfer_id=id)
 
 
 def _actions_of_holds(ledger: Ledger) -> Iterator[dict[str, Any]]:
@@ -1434,7 +1471,7 @@ def _actions_of_holds(ledger: Ledger) -> Iterator[dict[str, Any]]:
     for hold, actor, name in done:
         if actor is not None:
             account = ledger.holdings[hold.order.debit_account_id]
-            yield _action(actor, name, account.user_id, account_id=account.id, hold_id=hold.id)
+            yield action(actor, name, account.user_id, account_id=account.id, hold_id=hold.id)
 
 
 @isolating_failures
@@ -1453,7 +1490,7 @@ async def get_transfer(session: AsyncSession, id: int, caller: int) -> TransferP
     """Return the transfer. Raises TransferNotFound, also where the caller is no party to it."""
     for transfer, *parties in await _find_transfers(session, [id]):
         if caller in (OPERATOR, *parties):
-            return _show(TransferPublic, transfer)
+            return show(TransferPublic, transfer)
     raise TransferNotFound
 
 
@@ -1495,7 +1532,7 @@ async def list_transfers(
     query = queries.select_transfers(dialect_of(session), tuple(sorted(values)))
     values |= {"latest": min(values.get("before", LATEST), LATEST) + CLOCKS}
     values |= {"earliest": max(values.get("since", EARLIEST), EARLIEST) - CLOCKS}
-    return await _read_part(session, query, after=after, limit=limit, looked=LOOKED, **values)
+    return await read_part(session, query, after=after, limit=limit, looked=LOOKED, **values)
 
 
 FoundTransfer = tuple[Transfer, int | None, int | None]
@@ -1634,7 +1671,7 @@ async def list_holds(
         values["status"] = status
     sides = 2 * len(ids or ()) or 1
     share = min(LOOKED if status else limit + 1, max(1, LOOKED // sides))
-    return await _read_part(session, query, moment=now(), after=after, limit=limit, share=share, **values)
+    return await read_part(session, query, moment=now(), after=after, limit=limit, share=share, **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1695,7 +1732,8 @@ async def _find_system_accounts(session: AsyncSession, account_ids: Collection[i
     missing = sorted({currency for _, currency, system_id in found if system_id is None})
     if missing:
         # In order of currency, against deadlocks. An account that another transaction has just opened is found then.
-        await insert_free(session, Account, [{"currency": each} for each in missing], returning=("id",))
+        opened = await insert_free(session, Account, [{"currency": each} for each in missing], returning=("id",))
+        tell(session, (event("account.opened", id) for (id,) in opened), now())
         found = (await session.exec(query)).all()
     return {id: system_id for id, _, system_id in found if id is not None and system_id is not None}
 
@@ -1717,13 +1755,14 @@ async def count_newest(session: AsyncSession, model: type[SQLModel], since: date
 # Nothing is validated again: it was when it came in.
 
 
-def _show(model: type[Shown], row: SQLModel, **others: Any) -> Shown:
+def show(model: type[Shown], row: SQLModel, **others: Any) -> Shown:
     """Return the fields of the model that the row has, and the others."""
     fields = {name: getattr(row, name) for name in model.model_fields if name not in others}
     return model.model_construct(**fields, **others)
 
 
-async def _read_part(session: AsyncSession, query: Prepared, **parameters: Any) -> Part:
+async def read_part(session: AsyncSession, query: Prepared, **parameters: Any) -> Part:
+    """Return the part of a list that one of the queries of lists reads."""
     [row] = await execute(session, query, **parameters)
     return Part(*row)
 

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 import pydantic
@@ -185,15 +185,15 @@ KeyName = Annotated[
 KeySecret = Annotated[
     str, pydantic.Field(description="The bearer token, `svo_` and 43 characters; shown only once", examples=["svo_…"])
 ]
-KeyScope = Literal["read", "users", "money", "keys"]
+KeyScope = Literal["read", "users", "money", "keys", "webhooks"]
 KeyScopes = Annotated[
     list[KeyScope],
     Field(sa_type=JSON),
     pydantic.Field(
         min_length=1,
-        max_length=4,
+        max_length=5,
         description="read: every GET but that of keys; users: users, their tokens and accounts; money: whatever moves, "
-        "holds or lends it; keys: the operator's keys",
+        "holds or lends it; keys: the operator's keys; webhooks: who is told of events",
         examples=[["read", "users"]],
     ),
     AfterValidator(lambda scopes: sorted({*scopes})),
@@ -218,7 +218,39 @@ ActionName = Literal[
     "user.reopen",
     "user.suspend",
     "user.update",
+    "webhook.create",
+    "webhook.end",
+    "webhook.resend",
+    "webhook.rotate",
+    "webhook.test",
+    "webhook.update",
 ]
+EventType = Literal[
+    "account.opened",
+    "account.updated",
+    "hold.captured",
+    "hold.created",
+    "hold.expired",
+    "hold.voided",
+    "key.issued",
+    "key.revoked",
+    "token.issued",
+    "token.revoked",
+    "transaction.created",
+    "transfer.created",
+    "user.closed",
+    "user.erased",
+    "user.registered",
+    "user.reopened",
+    "user.suspended",
+    "user.updated",
+    "webhook.created",
+    "webhook.ended",
+    "webhook.test",
+    "webhook.updated",
+]
+WebhookStatus = Literal["active", "paused", "ended"]
+DeliveryStatus = Literal["waiting", "delivered", "failed"]
 Status = Literal["active", "suspended", "closed"]
 HoldStatus = Literal["open", "captured", "voided", "expired"]
 RegistrationKey = Annotated[
@@ -363,4 +395,37 @@ HoldId = Annotated[
     int | None,
     Field(foreign_key="holds.id", sa_type=Id),
     pydantic.Field(description="The hold that it captured", examples=[None], json_schema_extra=INT64),
+]
+EventTypes = Annotated[
+    list[EventType] | None,
+    Field(sa_type=JSON(none_as_null=True)),
+    pydantic.Field(
+        min_length=1,
+        max_length=len(get_args(EventType)),
+        description="Which events are sent; null for all",
+        examples=[["transfer.created", "hold.expired"]],
+    ),
+    AfterValidator(lambda types: types and sorted({*types})),
+]
+WebhookUrl = Annotated[
+    str,
+    pydantic.Field(
+        min_length=1,
+        max_length=500,
+        description="Where events are sent: https, or in development http; no private address but in WEBHOOK_NETWORKS",
+        examples=["https://example.com/hooks/savepoint"],
+    ),
+]
+PersonalData = Annotated[
+    bool,
+    pydantic.Field(
+        description="Whether the data has more than ids: names, addresses, memos, metadata, as they are when it is sent"
+    ),
+]
+WebhookSecret = Annotated[
+    str,
+    pydantic.Field(
+        description="What signatures are made with (Standard Webhooks): `whsec_` and base64; shown only once",
+        examples=["whsec_…"],
+    ),
 ]

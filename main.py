@@ -16,6 +16,7 @@ import tracing
 from api import (
     accounts,
     docs_pages,
+    events,
     health,
     holds,
     me,
@@ -26,6 +27,7 @@ from api import (
     transactions,
     transfers,
     users,
+    webhooks,
 )
 from api.address_limits import limit_of
 from api.errors import handle_refusal
@@ -43,6 +45,7 @@ from server.protocol import BoundedProtocol
 from settings import SettingsError, settings_from_environment
 from starting import StartRefused
 from tokens import metrics_token_hash, operator_token_hash
+from webhooks.running import telling
 
 logger = logging.getLogger("savepoint")
 
@@ -77,7 +80,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     # objects, since few requests leave any: that took a tenth of the CPU time.
     gc.freeze()
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
-    yield
+    async with telling(operations.database, settings, VERSION, delivers=settings.deliverer) as sequencer:
+        app.state.sequencer = sequencer
+        yield
     gc.unfreeze()
     await operations.close()
     await asyncio.to_thread(stop_tracing)
@@ -140,6 +145,8 @@ app = DescribedAPI(
         {"name": "transfers", "description": "Money moves between accounts."},
         {"name": "holds", "description": "Money is promised, and moved or given free later."},
         {"name": "me", "description": "A user's own data and tokens."},
+        {"name": "events", "description": "What happened, in the order of commits. Needs `EVENTS=true`."},
+        {"name": "webhooks", "description": "Events are sent to other programs, signed."},
         {"name": "health", "description": "For load balancers and monitoring."},
     ],
     generate_unique_id_function=lambda route: route.name,
@@ -166,6 +173,8 @@ for module in (
     payments,
     users,
     operator,
+    events,
+    webhooks,
     health,
     docs_pages,
 ):

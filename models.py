@@ -19,7 +19,10 @@ from fields import (
     Balance,
     CreditLimit,
     Currency,
+    DeliveryStatus,
     Email,
+    EventType,
+    EventTypes,
     Held,
     HoldId,
     HoldStatus,
@@ -30,6 +33,7 @@ from fields import (
     KeySecret,
     Memo,
     Metadata,
+    PersonalData,
     PhoneNumber,
     Reference,
     RegistrationKey,
@@ -42,6 +46,9 @@ from fields import (
     UserMetadata,
     Username,
     UserReference,
+    WebhookSecret,
+    WebhookStatus,
+    WebhookUrl,
 )
 
 # Where a column has an unexpected type, these would write its values to the log; /readyz reports the column.
@@ -516,6 +523,7 @@ class Hold(TransferFields, table=True):
         ForeignKeyConstraint(["debit_account_id", "currency"], ["accounts.id", "accounts.currency"]),
         ForeignKeyConstraint(["credit_account_id", "currency"], ["accounts.id", "accounts.currency"]),
         partial_index("ix_holds_open", "debit_account_id", "expires_at", where="status = 'open'"),
+        partial_index("ix_holds_expires_at", "expires_at", where="status = 'open'"),
         Index("ix_holds_debit_account_id", "debit_account_id", "id"),
         Index("ix_holds_credit_account_id", "credit_account_id", "id"),
     )
@@ -676,3 +684,168 @@ class TransfersBatch(Strict):
 
     transfers: items_of(KeyedTransfer, "1 to 1,000 transfers, for the operator to 10,000")  # type: ignore[valid-type]
     on_error: BatchOnError = "rollback"
+
+
+# --- events and webhooks ----------------------------------------------------------------------------------------------
+
+
+class Event(SQLModel, table=True):
+    """Something that happened, stored by the transaction that did it, where EVENTS is on. Only its number changes.
+
+    It gets the number after COMMIT, so that they ascend in the order in which readers can see them. The first part of
+    its type says which table has the row of this subject_id. data has only what that row cannot tell later, and no
+    personal data.
+    """
+
+    __tablename__ = "events"
+    __table_args__ = (
+        UniqueConstraint("number"),
+        partial_index("ix_events_unnumbered", "id", where="number IS NULL"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    number: int | None = Field(default=None, sa_type=BigInteger)
+    type: EventType = Field(sa_type=String(20))
+    subject_id: int = Field(sa_type=BigInteger)
+    data: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    created_at: datetime
+
+
+class EventNumbers(SQLModel, table=True):
+    """The last number that an event got, in a single row; who locks it gives the next ones."""
+
+    __tablename__ = "event_numbers"
+
+    id: int = Field(primary_key=True, sa_type=Id, sa_column_kwargs={"autoincrement": False})
+    last: int = Field(sa_type=BigInteger)
+
+
+class EventPublic(Answer):
+    """An event, as the API and webhooks tell it."""
+
+    id: Annotated[
+        int, pydantic.Field(description="Ascends in the order of commits", examples=[1], json_schema_extra=INT64)
+    ]
+    type: EventType
+    version: Annotated[Literal[1], pydantic.Field(description="Of the form of data; fields may be added to it")] = 1
+    created_at: datetime
+    data: Annotated[
+        dict[str, Any],
+        pydantic.Field(
+            description="What it happened to, as the API shows it, without personal data", examples=[{"id": 1}]
+        ),
+    ]
+
+
+class EventsPage(Answer):
+    """Events in order, and where the next ones begin."""
+
+    items: list[EventPublic]
+    next: Annotated[
+        int,
+        pydantic.Field(description="Send it as ?after= for what follows", examples=[1], json_schema_extra=INT64),
+    ]
+
+
+class WebhookFields(SQLModel):
+    """The fields of a webhook that its caller sends."""
+
+    url: WebhookUrl
+    types: EventTypes = None
+    personal_data: PersonalData = False
+
+
+class Webhook(WebhookFields, table=True):
+    """An address that is told of events. One that ended stays, without its secrets.
+
+    Its secrets are kept as they are, since each signature is made with them.
+    """
+
+    __tablename__ = "webhooks"
+    __table_args__ = (CheckConstraint("status IN ('active', 'paused', 'ended')", name="status"),)
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=Id)
+    status: WebhookStatus = Field(default="active", sa_type=String(6))
+    secret: str | None = Field(default=None, max_length=100)
+    previous_secret: str | None = Field(default=None, max_length=100)
+    previous_secret_expires_at: datetime | None = None
+    failing_since: datetime | None = None
+    created_at: datetime
+
+
+class WebhookRequest(Strict, WebhookFields):
+    """A webhook to create."""
+
+
+class WebhookUpdate(Strict):
+    """The fields of a webhook to change; those left out stay."""
+
+    url: WebhookUrl = None  # type: ignore[assignment] # left out, not null
+    types: EventTypes = None
+    personal_data: PersonalData = None  # type: ignore[assignment] # left out, not null
+    status: Annotated[
+        Literal["active", "paused"],
+        pydantic.Field(description="paused: what it would be told waits; active: it is told"),
+    ] = None  # type: ignore[assignment] # left out, not null
+
+
+class WebhookPublic(WebhookFields, Identified):
+    """A webhook as the API lists it, without its secrets."""
+
+    status: WebhookStatus
+    failing_since: Annotated[
+        datetime | None,
+        pydantic.Field(description="Since when nothing has arrived; after 3 days it is paused", examples=[None]),
+    ]
+    previous_secret_expires_at: Annotated[
+        datetime | None,
+        pydantic.Field(description="Until when the secret before this one signs as well", examples=[None]),
+    ]
+    created_at: datetime
+
+
+class WebhookWithSecret(WebhookPublic):
+    """A webhook with a secret just made, which is shown only once."""
+
+    secret: WebhookSecret
+
+
+class DeliveryFields(SQLModel):
+    """The fields of a delivery that the API shows."""
+
+    status: DeliveryStatus = Field(default="waiting", sa_type=String(9))
+    attempts: Annotated[int, pydantic.Field(description="How often it was tried", examples=[1])] = 0
+    due_at: Annotated[datetime, pydantic.Field(description="When it is tried next, if it waits")]
+    attempted_at: datetime | None = None
+    status_code: Annotated[
+        int | None, pydantic.Field(description="The HTTP status of the last attempt", examples=[200])
+    ] = None
+    error: Annotated[
+        str | None,
+        Field(max_length=200),
+        pydantic.Field(description="Why the last attempt failed", examples=[None]),
+    ] = None
+
+
+class WebhookDelivery(DeliveryFields, table=True):
+    """An event that a webhook is told of, until it was, or was not for 3 days."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        CheckConstraint("status IN ('waiting', 'delivered', 'failed')", name="status"),
+        partial_index("ix_webhook_deliveries_due", "webhook_id", "due_at", where="status = 'waiting'"),
+    )
+
+    webhook_id: int = Field(
+        primary_key=True, foreign_key="webhooks.id", sa_type=Id, sa_column_kwargs={"autoincrement": False}
+    )
+    event_id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    created_at: datetime
+
+
+class DeliveryPublic(DeliveryFields, Answer):
+    """A delivery as the API shows it."""
+
+    event_id: Annotated[int, pydantic.Field(examples=[1], json_schema_extra=INT64)]
+    type: EventType
+    created_at: datetime

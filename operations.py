@@ -18,6 +18,7 @@ from ledger import OPERATOR, Posted
 from models import UserPublic
 from refusals import BatchUnderWay, Conflict, DatabaseUnavailable, Interruption, Locked, OutcomeUnknown, Overloaded
 from settings import Settings
+from webhooks import transactions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,6 +28,15 @@ Call = Callable[[Item], Coroutine[Any, Any, Outcome]]
 
 READS_TOGETHER = 4
 """Queries that may share a connection, one after the other: to take one costs as much as a short query."""
+
+SEARCHES: tuple[Any, ...] = (
+    crud.list_users,
+    crud.list_transfers,
+    crud.list_actions,
+    transactions.list_deliveries,
+    transactions.list_events,
+)
+"""Queries that may read many rows."""
 
 PART = 250
 """Items of a batch that share a transaction, unless all do; others need a turn, or the locks, in between."""
@@ -107,6 +117,9 @@ class Operations:
             crud.revoke_users_tokens: self._coalesce(crud.revoke_users_tokens),
             crud.issue_keys: self._coalesce(crud.issue_keys),
             crud.revoke_keys: self._coalesce(crud.revoke_keys),
+            transactions.create_webhooks: self._coalesce(transactions.create_webhooks),
+            transactions.change_webhooks: self._coalesce(transactions.change_webhooks),
+            transactions.resend_deliveries: self._coalesce(transactions.resend_deliveries),
             crud.make_transfers: self._coalesce_postings(crud.make_transfers),
             crud.reverse_transfers: self._coalesce_postings(crud.reverse_transfers),
             crud.end_holds: self._coalesce_postings(crud.end_holds),
@@ -126,7 +139,7 @@ class Operations:
         )
         # Not cancelled at the deadline: SQLite would wait for the query to end, however long that takes.
         self.query = self._query_batcher("query", tasks=4, together=READS_TOGETHER)
-        # They may read all users, or 10,000 transfers or actions, where every other query reads a few rows by an index.
+        # They may read all users, or 10,000 rows, where every other query reads a few by an index.
         self.search = self._query_batcher("search", tasks=2, together=1)
 
     def write(self, write: IsolatedWrite[Item, ..., Outcome], item: Item) -> Coroutine[Any, Any, Outcome]:
@@ -151,7 +164,7 @@ class Operations:
         async def run(session: AsyncSession) -> T:
             return await query(session, *args, **kwargs)
 
-        batcher = self.search if query in (crud.list_users, crud.list_transfers, crud.list_actions) else self.query
+        batcher = self.search if query in SEARCHES else self.query
         answer: T = await batcher(run)
         return answer
 

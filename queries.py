@@ -11,7 +11,7 @@ from sqlmodel import SQLModel, col, select
 from sqlmodel.sql.sqltypes import UTCDateTime
 
 from db.prepared import prepared
-from db.statements import among, table_of
+from db.statements import among, counted, table_of
 from ledger import BALANCE_MAX, CONTENT, OPERATOR, Holding
 from models import (
     AccessToken,
@@ -20,6 +20,7 @@ from models import (
     ActionPublic,
     Entry,
     EntryPublic,
+    Event,
     Hold,
     HoldPublic,
     KeyPublic,
@@ -68,6 +69,22 @@ def select_token_owners(dialect: str) -> Any:
 
 
 @prepared
+def insert_registration_events(dialect: str) -> Any:
+    """INSERT the events of the users `ids`, who were just registered, and of the tokens with these `hashes`."""
+    user, account, token = (table_of(model).c for model in (User, Account, AccessToken))
+    told = (
+        ("user.registered", user.id, among(dialect, user.id, "ids")),
+        ("account.opened", account.id, among(dialect, account.user_id, "ids")),
+        ("token.issued", token.id, among(dialect, token.token_hash, "hashes")),
+    )
+    moment = sa.bindparam("moment", type_=table_of(Event).c.created_at.type)
+    each = (sa.select(sa.literal_column(f"'{type}'"), id, moment).where(is_new) for type, id, is_new in told)
+    return counted(
+        dialect, sa.insert(table_of(Event)).from_select(["type", "subject_id", "created_at"], sa.union_all(*each))
+    )
+
+
+@prepared
 def select_users(dialect: str, filters: tuple[str, ...]) -> Any:
     """SELECT a part of the list of users, those with these values and whose name is LIKE the `pattern`."""
     user, status = table_of(User).c, table_of(Profile).c.status
@@ -77,7 +94,7 @@ def select_users(dialect: str, filters: tuple[str, ...]) -> Any:
         "pattern": user.username.like(sa.bindparam("pattern"), escape="/"),
     }
     query = sa.select(*(columns[name] for name in UserRecord.model_fields)).join_from(table_of(User), table_of(Profile))
-    return _part(dialect, query.where(*(conditions[name] for name in filters)), user.id)
+    return part(dialect, query.where(*(conditions[name] for name in filters)), user.id)
 
 
 @prepared
@@ -93,7 +110,7 @@ def select_tokens(dialect: str, newest_first: bool = False) -> Any:
     token = table_of(AccessToken).c
     query = sa.select(*(token[name] for name in TokenPublic.model_fields))
     is_users = token.user_id == sa.bindparam("user_id")
-    return _part(dialect, query.where(is_users), token.id, newest_first=newest_first)
+    return part(dialect, query.where(is_users), token.id, newest_first=newest_first)
 
 
 @prepared
@@ -108,7 +125,7 @@ def select_admitted_keys(dialect: str) -> Any:
 def select_keys(dialect: str) -> Any:
     """SELECT a part of the list of the operator's keys."""
     key = table_of(OperatorKey).c
-    return _part(dialect, sa.select(*(key[name] for name in KeyPublic.model_fields)), key.id)
+    return part(dialect, sa.select(*(key[name] for name in KeyPublic.model_fields)), key.id)
 
 
 @prepared
@@ -143,7 +160,7 @@ def select_actions(dialect: str, filters: tuple[str, ...]) -> Any:
     lowest = sa.select(sa.func.min(read.c.id)).having(sa.func.count() == most).scalar_subquery()
     query = sa.select(*(read.c[name] for name in ActionPublic.model_fields))
     query = query.where(*(read.c[name] == sa.bindparam(name) for name in rest))
-    return _part(dialect, query, read.c.id, newest_first=True, otherwise=lowest)
+    return part(dialect, query, read.c.id, newest_first=True, otherwise=lowest)
 
 
 @prepared
@@ -151,7 +168,7 @@ def select_accounts(dialect: str, filters: tuple[str, ...]) -> Any:
     """SELECT a part of the list of accounts, those of `user_id` or all."""
     account = table_of(Account).c
     query = sa.select(*_shown_account())
-    return _part(dialect, query.where(*(account[name] == sa.bindparam(name) for name in filters)), account.id)
+    return part(dialect, query.where(*(account[name] == sa.bindparam(name) for name in filters)), account.id)
 
 
 @prepared
@@ -180,7 +197,7 @@ def _shown_account() -> Iterator[sa.ColumnElement[Any]]:
     """Return the fields of AccountPublic."""
     account, hold = table_of(Account).c, table_of(Hold).c
     expired = sa.select(sa.func.coalesce(sa.func.sum(hold.amount), 0)).where(
-        _has_expired(), hold.debit_account_id == account.id
+        has_expired(), hold.debit_account_id == account.id
     )
     # Most accounts hold nothing.
     held = sa.cast(sa.case((account.held > 0, account.held - expired.scalar_subquery()), else_=0), sa.BigInteger)
@@ -190,7 +207,7 @@ def _shown_account() -> Iterator[sa.ColumnElement[Any]]:
     return (columns[name] for name in AccountPublic.model_fields)
 
 
-def _has_expired() -> sa.ColumnElement[bool]:
+def has_expired() -> sa.ColumnElement[bool]:
     """Return the condition that a hold has expired at this `moment`, and its row does not say so yet."""
     hold = table_of(Hold).c
     # The words of its index, without a parameter.
@@ -315,7 +332,7 @@ def select_entries(dialect: str) -> Any:
         table_of(Entry), table_of(Transfer)
     )
     is_shown = sa.exists().where(_is_shown_account())
-    return _part(dialect, query.where(entry.account_id == sa.bindparam("id"), is_shown), entry.seq, newest_first=True)
+    return part(dialect, query.where(entry.account_id == sa.bindparam("id"), is_shown), entry.seq, newest_first=True)
 
 
 @prepared
@@ -355,7 +372,7 @@ def select_transfers(dialect: str, filters: tuple[str, ...]) -> Any:
     columns = {**looked_up, "details": looked_up["metadata"]}
     query = sa.select(*(columns[name] for name in TransferPublic.model_fields))
     query = query.where(*(_transfer_conditions(dialect, looked_up)[name] for name in rest))
-    return _part(dialect, query, looked_up.position, newest_first=True, otherwise=lowest)
+    return part(dialect, query, looked_up.position, newest_first=True, otherwise=lowest)
 
 
 def _transfer_conditions(dialect: str, transfer: Any) -> dict[str, sa.ColumnElement[bool]]:
@@ -416,7 +433,7 @@ def _find_by_entries(filters: tuple[str, ...], most: Any) -> tuple[sa.FromClause
     return sa.select(found.c.id).distinct().where(found.c.id >= sa.func.coalesce(lowest, 0)).subquery(), lowest
 
 
-def _part(
+def part(
     dialect: str,
     query: Any,
     position: sa.ColumnElement[int],
@@ -461,6 +478,8 @@ def _shown(dialect: str, column: Any) -> sa.Label[Any]:
     if dialect == "sqlite" and isinstance(column.type, sa.JSON):
         # A text there, which would be shown as one.
         shown = sa.func.json(column)
+    elif dialect == "sqlite" and isinstance(column.type, sa.Boolean):
+        shown = sa.func.json(sa.case((column, "true"), else_="false"))
     return shown.label(column.name)
 
 
@@ -605,7 +624,15 @@ def select_expired(dialect: str) -> Any:
     """SELECT id, debit account and amount of the holds on the accounts `ids` that have expired at this `moment`."""
     hold = table_of(Hold).c
     is_asked = among(dialect, hold.debit_account_id, "ids")
-    return sa.select(hold.id, hold.debit_account_id, hold.amount).where(_has_expired(), is_asked)
+    return sa.select(hold.id, hold.debit_account_id, hold.amount).where(has_expired(), is_asked)
+
+
+@prepared
+def select_accounts_with_expired(_: str) -> Any:
+    """SELECT up to `limit` accounts with holds that have expired at this `moment`, those of the oldest first."""
+    hold = table_of(Hold).c
+    oldest = sa.select(hold.debit_account_id).where(has_expired()).order_by(hold.expires_at)
+    return sa.select(oldest.limit(sa.bindparam("limit", type_=sa.Integer)).subquery().c[0]).distinct()
 
 
 @prepared
@@ -653,13 +680,13 @@ def select_holds_list(dialect: str, accounts: int | None, status: str | None) ->
     query = sa.select(*(shown["metadata" if name == "details" else name] for name in HoldPublic.model_fields))
     if status:
         query = query.where(shown.status == sa.bindparam("status"))
-    return _part(dialect, query, shown.position, newest_first=True, otherwise=lowest)
+    return part(dialect, query, shown.position, newest_first=True, otherwise=lowest)
 
 
 def _shown_hold() -> Iterator[sa.ColumnElement[Any]]:
     """Return the fields of HoldPublic at this `moment`."""
     hold = table_of(Hold).c
-    status = sa.case((_has_expired(), sa.literal_column("'expired'")), else_=hold.status)
+    status = sa.case((has_expired(), sa.literal_column("'expired'")), else_=hold.status)
     ended = sa.case((status == sa.literal_column("'expired'"), hold.expires_at), else_=hold.resolved_at)
     columns = {**hold, "status": status.label("status"), "resolved_at": ended.label("resolved_at")}
     return (columns["metadata" if name == "details" else name] for name in HoldPublic.model_fields)

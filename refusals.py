@@ -196,6 +196,34 @@ class KeyNotFound(Refusal):
     """There is no key with this id. GET /operator/keys lists them."""
 
 
+class EventsOff(Refusal):
+    """This server stores no events. Set EVENTS=true and restart it; what happened before is not told."""
+
+
+class EventsPruned(Refusal):
+    """Events after this one were pruned. Read what you need anew, then go on from where GET /events begins."""
+
+
+class EventUnknown(Refusal):
+    """No event has this id yet: a saved database was loaded, perhaps. Read what you need anew, and go on from there."""
+
+
+class WebhookNotFound(Refusal):
+    """There is no webhook with this id. GET /webhooks lists them."""
+
+
+class WebhookEnded(Refusal):
+    """This webhook has ended. Create a new one: POST /webhooks."""
+
+
+class WebhookLimit(Refusal):
+    """There are 50 webhooks that have not ended, the most that can be. End one of them first."""
+
+
+class EventNotFound(Refusal):
+    """There is no event with this id. It was pruned, or never was."""
+
+
 class UserOnly(Refusal):
     """Only a user can make this call. Send a user's token, not the operator's."""
 

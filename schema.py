@@ -16,7 +16,20 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import CHAR, DATETIME, JSON, Connection, DateTime, Integer, String, column, false, inspect, table
+from sqlalchemy import (
+    CHAR,
+    DATETIME,
+    JSON,
+    Boolean,
+    Connection,
+    DateTime,
+    Integer,
+    String,
+    column,
+    false,
+    inspect,
+    table,
+)
 from sqlalchemy.dialects.postgresql import DOMAIN, JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
@@ -108,6 +121,8 @@ def _is_alike(type_: TypeEngine[Any], found: TypeEngine[Any]) -> bool:
     found = found.data_type if isinstance(found, DOMAIN) else found
     if isinstance(type_, Integer):
         return isinstance(found, Integer)
+    if isinstance(type_, Boolean):
+        return isinstance(found, Boolean)
     if isinstance(type_, String | AutoString):
         # CHAR fills its values up with blanks.
         return isinstance(found, String) and not isinstance(found, CHAR)

@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
@@ -120,10 +121,25 @@ def check_rate(text: str) -> str:
     return text
 
 
+def check_networks(text: str) -> str:
+    """Refuse an invalid list of networks."""
+    parse_networks(text)
+    return text
+
+
+def parse_networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """Return the networks of a list with commas between them. Raises ValueError."""
+    try:
+        return [ip_network(each.strip()) for each in text.split(",") if each.strip()]
+    except ValueError as error:
+        raise ValueError(f"{error}; write networks with a comma between them: 10.1.0.0/16,fd00::/8") from None
+
+
 MINIMUM_TOKEN_LENGTH = 16
 
 Token = Annotated[SecretStr, AfterValidator(check_token)]
 DatabaseUrl = Annotated[str, AfterValidator(check_database_url)]
+Networks = Annotated[str, AfterValidator(check_networks)]
 OptionalRate = Annotated[str, AfterValidator(check_rate)]
 # At least a millisecond, since PostgreSQL takes 0 for no limit, and at most a day.
 Seconds = Annotated[float, Field(ge=0.001, le=86_400, allow_inf_nan=False)]
@@ -169,6 +185,18 @@ class Settings(BaseSettings):
     )
     default_currency: Annotated[str, AfterValidator(check_default_currency)] = Field(
         default="EUR", description="The currency of the account that a registration opens"
+    )
+    events: bool = Field(
+        default=False, description="Store what happens as events, for GET /events and webhooks; each is a row more"
+    )
+    events_days: int = Field(
+        default=30, ge=4, le=36_500, description="Days that `python manage.py prune` keeps events and deliveries"
+    )
+    deliverer: bool = Field(
+        default=True, description="Send webhooks from the service; false: only `python manage.py deliver` does"
+    )
+    webhook_networks: Networks = Field(
+        default="", description="Private networks that webhooks may reach in production: 10.1.0.0/16,fd00::/8"
     )
     database_pool_size: int = Field(default=10, ge=2, description="Connections to the database, per worker")
     queue_limit: int = Field(

@@ -29,6 +29,9 @@ from settings import Settings
 P = ParamSpec("P")
 T = TypeVar("T")
 
+TELLS_EVENTS = "savepoint_tells_events"
+"""The key in a session's `info` of the setting EVENTS."""
+
 ATTEMPTS = 5
 """Attempts at a transaction before the conflict is reported to the caller."""
 
@@ -46,6 +49,9 @@ class Database:
         """With `lock_patience`, a statement waits for a PostgreSQL lock for so many seconds only."""
         url = driver_url(settings.database_url, is_async=True)
         self.is_sqlite = url.get_backend_name() == "sqlite"
+        self.session_info = {TELLS_EVENTS: settings.events}
+        self.wrote = asyncio.Event()
+        """Set after each transaction that may have written."""
         self.lock_timeout = settings.lock_timeout
         self.deadline = settings.request_timeout
         self.postgresql = Connector(url, settings, min(lock_patience or settings.lock_timeout, settings.lock_timeout))
@@ -108,8 +114,9 @@ class Database:
                 self.turn_of_process(),
             ):
                 # Not closed, which would cost a task: closing the connection rolls back what has not ended.
-                session = AsyncSession(connection, autoflush=False, expire_on_commit=False)
+                session = AsyncSession(connection, autoflush=False, expire_on_commit=False, info=self.session_info)
                 outcome = await operation(session, *args, **kwargs)
+                self.wrote.set()
                 if connection.info.pop(UNCONFIRMED, False):
                     raise OutcomeUnknown
             return outcome

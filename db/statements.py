@@ -45,8 +45,15 @@ def update_rows(session: AsyncSession, model: type[SQLModel], rows: Rows, **same
 def _write_later(
     session: AsyncSession, statement: Prepared, model: type[SQLModel], rows: Rows, same: dict[str, Any]
 ) -> None:
-    counted = {} if dialect_of(session) == "sqlite" else {"expected": len(rows)}
-    execute_later(session, statement, table_of(model).name, len(rows), rows=rows, **_named_same(same), **counted)
+    write_rows(session, model, statement, len(rows), rows=rows, **_named_same(same))
+
+
+def write_rows(
+    session: AsyncSession, model: type[SQLModel], statement: Prepared, number: int, **parameters: Any
+) -> None:
+    """Execute a statement, which is `counted`, with the next one that has an answer, or with COMMIT; as insert_rows."""
+    expected = {} if dialect_of(session) == "sqlite" else {"expected": number}
+    execute_later(session, statement, table_of(model).name, number, **parameters, **expected)
 
 
 def _named_same(same: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def _insert_statement(
     insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
     statement = insert.from_select([*values], source, include_defaults=False)
     if not returning:
-        return _counted(dialect, statement)
+        return counted(dialect, statement)
     return statement.on_conflict_do_nothing().returning(*(table.c[name] for name in returning))
 
 
@@ -77,10 +84,10 @@ def _insert_statement(
 def _update_statement(dialect: str, model: type[SQLModel], names: tuple[str, ...], same: tuple[str, ...]) -> Any:
     table = table_of(model)
     values = {**_same_values(table, same), **_row_values(dialect, table, names)}
-    return _counted(dialect, sa.update(table).where(table.c.id == values.pop("id")).values(values))
+    return counted(dialect, sa.update(table).where(table.c.id == values.pop("id")).values(values))
 
 
-def _counted(dialect: str, statement: Any) -> Any:
+def counted(dialect: str, statement: Any) -> Any:
     """Make the statement fail unless it writes as many rows as `expected`: COMMIT may be sent along with it.
 
     On SQLite, db/trips.py counts. PostgreSQL divides by zero.

@@ -15,6 +15,7 @@ from api.request_ids import new_id, request_id_of
 from server.answers import BUSY_CLOSING, ENDING, HEAD_TOO_LARGE, INVALID, TIMED_OUT, Answer
 from server.connection import Connection, Stage, headers_of_one_request
 from server.worker import Worker
+from webhooks.sequencer import end_waiting
 
 HEAD_LIMIT = 16 * 2**10
 """Bytes of a request without its body: request line and headers, trailers and the framing of chunks."""
@@ -71,7 +72,8 @@ class BoundedProtocol(Connection):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Answer accepted requests; incomplete ones have ENDING_SECONDS to arrive."""
+        """Answer accepted requests, without waiting for events; incomplete ones have ENDING_SECONDS to arrive."""
+        end_waiting()
         self.worker.ends_at = min(self.worker.ends_at, self.loop.time() + ENDING_SECONDS)
         super().shutdown()
 

@@ -297,7 +297,7 @@ async def test_a_failure_that_nobody_foresaw_harms_no_neighbour(
 async def test_a_failure_between_two_statements_harms_no_neighbour(
     operations: Operations, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    show = crud._show
+    show = crud.show
 
     def fail_for_the_cursed(model: Any, row: Any, **others: Any) -> Any:
         # The profile and the account wait for the next round trip by now.
@@ -305,7 +305,7 @@ async def test_a_failure_between_two_statements_harms_no_neighbour(
             raise RuntimeError
         return show(model, row, **others)
 
-    monkeypatch.setattr(crud, "_show", fail_for_the_cursed)
+    monkeypatch.setattr(crud, "show", fail_for_the_cursed)
     names = ["user0", "user1", "cursed2", "user3", "user4"]
 
     outcomes = await asyncio.gather(

@@ -1,0 +1,77 @@
+"""What is stored beside a change, in its transaction: the operator's action, and the events that tell of it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from db.database import TELLS_EVENTS
+from db.statements import insert_rows
+from fields import ActionName, EventType, Status
+from ledger import Actor, Ledger
+from models import Event, OperatorAction
+
+ACTION_OF_STATUS: Mapping[Status, ActionName] = {
+    "active": "user.reopen",
+    "suspended": "user.suspend",
+    "closed": "user.close",
+}
+EVENT_OF_STATUS: Mapping[Status, EventType] = {
+    "active": "user.reopened",
+    "suspended": "user.suspended",
+    "closed": "user.closed",
+}
+
+
+def action(
+    actor: Actor,
+    action: ActionName,
+    user_id: int | None = None,
+    *,
+    account_id: int | None = None,
+    transfer_id: int | None = None,
+    **details: Any,
+) -> dict[str, Any]:
+    """Return the row of an action. No personal data is among the details."""
+    return {
+        "action": action,
+        "key_id": actor.key_id,
+        "request_id": actor.request_id,
+        "user_id": user_id,
+        "account_id": account_id,
+        "transfer_id": transfer_id,
+        "details": details or None,
+    }
+
+
+def record(session: AsyncSession, actions: Sequence[dict[str, Any]], moment: datetime) -> None:
+    """Store what the operator did, in the transaction that does it; it is sent with COMMIT."""
+    if actions:
+        insert_rows(session, OperatorAction, actions, created_at=moment)
+
+
+def event(type: EventType, subject_id: int | None, **data: Any) -> dict[str, Any]:
+    """Return the row of an event. The data is what the row of its subject cannot tell later; nothing personal."""
+    return {"type": type, "subject_id": subject_id, "data": data or None}
+
+
+def tells(session: AsyncSession) -> bool:
+    """Return True if events are stored: the setting EVENTS."""
+    return bool(session.info.get(TELLS_EVENTS))
+
+
+def tell(session: AsyncSession, events: Iterable[dict[str, Any]], moment: datetime) -> None:
+    """Store what happened, in the transaction that did it; it is sent with COMMIT. Without EVENTS, do nothing."""
+    if tells(session) and (rows := [*events]):
+        insert_rows(session, Event, rows, created_at=moment)
+
+
+def events_of(ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """Return what happened besides the transfers, each of which is an event of its own."""
+    for transaction in ledger.transactions:
+        yield event("transaction.created", transaction.id, transfer_ids=[each.id for each in transaction.postings])
+    for hold in ledger.new_holds:
+        yield event("hold.created", hold.id)
+    for hold in ledger.resolved:
+        yield event("hold.captured" if hold.status == "captured" else "hold.voided", hold.id)

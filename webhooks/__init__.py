@@ -1,0 +1,1 @@
+"""Webhooks: what happened, sent to the receivers that asked for it."""

@@ -1,0 +1,99 @@
+"""The sequencer: events get their numbers after COMMIT, and whoever waits for them is woken."""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from weakref import WeakSet
+
+import crud
+from db.database import Database
+from refusals import Interruption
+from webhooks import transactions
+
+logger = logging.getLogger("savepoint")
+
+PAUSE = 0.1
+"""Seconds between two looks at the events, at least: those that arrive meanwhile are numbered together."""
+
+LOOK_EACH = 0.25
+"""Seconds between two looks where this process writes nothing: others do, or died before they numbered theirs."""
+
+EXPIRED_TOGETHER = 100
+"""Accounts whose expired holds are marked in one transaction."""
+
+WAITING_LIMIT = 200
+"""Calls that may wait for news at once; others are not kept waiting."""
+
+_RUNNING: "WeakSet[Sequencer]" = WeakSet()
+
+
+class Sequencer:
+    """Numbers the events of all processes, one of them at a time, and marks holds that have expired."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.is_ending = False
+        self._last = 0
+        self._waiting = 0
+        self._news = asyncio.Event()
+        _RUNNING.add(self)
+
+    async def run(self) -> None:
+        """Look at the events until the end."""
+        while not self.is_ending:
+            started = time.monotonic()
+            has_more = False
+            try:
+                has_more = await self._step()
+            except Interruption:
+                # The database cannot be reached, or is locked: the calls of clients report it.
+                pass
+            except Exception:
+                logger.exception("Events could not be numbered; this is tried again.")
+            if not has_more:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EACH):
+                        await self.database.wrote.wait()
+            self.database.wrote.clear()
+            if not self.is_ending:
+                await asyncio.sleep(max(0, started + PAUSE - time.monotonic()))
+
+    async def _step(self) -> bool:
+        """Number what is to be numbered, once; return True if there may be more."""
+        state = await self.database.read(transactions.get_feed_state)
+        numbered = 0
+        if state.has_expired:
+            await self.database.write(crud.expire_holds, EXPIRED_TOGETHER)
+        if state.has_unnumbered or state.has_expired:
+            numbered = await self.database.write(transactions.number_events)
+            state = await self.database.read(transactions.get_feed_state)
+        if state.last != self._last:
+            self._last = state.last
+            self._news.set()
+            self._news = asyncio.Event()
+        return numbered == transactions.NUMBERED_TOGETHER
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for an event with a new number, at most so many seconds, or until the end."""
+        if self.is_ending or self._waiting >= WAITING_LIMIT:
+            return
+        self._waiting += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._news.wait()
+        finally:
+            self._waiting -= 1
+
+    def end(self) -> None:
+        """Stop after the transaction that is under way, and let nobody wait any longer."""
+        self.is_ending = True
+        self._news.set()
+        self.database.wrote.set()
+
+
+def end_waiting() -> None:
+    """Let nobody in this process wait any longer: the server was told to stop."""
+    for each in _RUNNING:
+        each.end()

@@ -1,0 +1,495 @@
+"""Every transaction on events, webhooks and their deliveries. Knows nothing of HTTP."""
+
+import base64
+import random
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from operator import attrgetter
+from typing import Any, get_args
+
+import sqlalchemy as sa
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from crud import LOOKED, Part, read_part, show
+from db.isolation import begin, isolating_failures
+from db.statements import dialect_of, insert_free, write_rows
+from db.trips import call, execute, execute_together
+from fields import ActionName, EventType
+from ledger import Actor
+from models import (
+    DeliveryPublic,
+    Event,
+    EventNumbers,
+    EventPublic,
+    EventsPage,
+    Webhook,
+    WebhookDelivery,
+    WebhookPublic,
+    WebhookWithSecret,
+    now,
+)
+from recording import action, event, record, tell
+from refusals import (
+    EventNotFound,
+    EventsPruned,
+    EventUnknown,
+    Refusal,
+    WebhookEnded,
+    WebhookLimit,
+    WebhookNotFound,
+)
+from webhooks import queries
+from webhooks.envelopes import show_events
+
+NUMBERED_TOGETHER = 1000
+"""Events that are numbered in one transaction."""
+
+WEBHOOK_LIMIT = 50
+"""Webhooks that have not ended, at most."""
+
+TYPES: Sequence[str] = get_args(EventType)
+
+OVERLAP = timedelta(days=1)
+"""How long the secret before a new one still signs."""
+
+LEASE = timedelta(minutes=1)
+"""How long a delivery is its deliverer's alone; a delivery takes a quarter of it at most."""
+
+PATIENCE = timedelta(days=3)
+"""How long a webhook may fail before it is paused."""
+
+WAITS = [
+    *(timedelta(seconds=seconds) for seconds in (5, 60, 300, 1800)),
+    *(timedelta(hours=hours) for hours in (2, 5, 10, 14, 20, 20)),
+]
+"""How long a delivery waits after each attempt that failed: 3 days in all."""
+
+GONE = 410
+"""The HTTP status with which a receiver ends its webhook."""
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FeedState:
+    """The last number that an event has; whether others wait for theirs; whether holds expired that nobody marked."""
+
+    last: int
+    has_unnumbered: bool
+    has_expired: bool
+
+
+async def get_feed_state(session: AsyncSession) -> FeedState:
+    """Return how far events are numbered, and what is to be done."""
+    [[last, unnumbered, expired]] = await execute(session, queries.select_feed(dialect_of(session)), moment=now())
+    return FeedState(last, bool(unnumbered), bool(expired))
+
+
+async def number_events(session: AsyncSession) -> int:
+    """Give the next numbers to the oldest events without one, and each webhook its deliveries; return how many.
+
+    One transaction at a time does so, and the others return 0. So when a number can be seen, all below it can: a
+    reader that goes on after the last one it saw misses no event, however late it was committed.
+    """
+    dialect = dialect_of(session)
+    async with begin(session):
+        # The lock first: what is counted after it, nobody else numbers.
+        turn, [[number]], listeners = await execute_together(
+            session,
+            call(queries.lock_numbers(dialect)),
+            call(queries.count_unnumbered(dialect), most=NUMBERED_TOGETHER),
+            call(queries.select_listeners(dialect)),
+        )
+        if not turn:
+            # The first time, there is no row yet.
+            turn = await insert_free(session, EventNumbers, [{"id": 1, "last": 0}], returning=("last",))
+        if not turn or not number:
+            return 0
+        [[last]] = turn
+        write_rows(session, Event, queries.number_events(dialect), number, take=number, last=last)
+        moment = now()
+        queued = [
+            call(queries.insert_deliveries(dialect), webhook_id=id, types=types or TYPES, last=last, moment=moment)
+            for id, types in listeners
+        ]
+        if queued:
+            await execute_together(session, *queued)
+        write_rows(session, EventNumbers, queries.advance_numbers(dialect), 1, more=number)
+    return int(number)
+
+
+async def list_events(
+    session: AsyncSession, *, after: int | None, types: Collection[str] | None, limit: int
+) -> EventsPage:
+    """Return up to `limit` events in order, those after this one, with one of these types; without personal data.
+
+    Of at most LOOKED events: so it may be short, even empty, before the last. Raises EventsPruned and EventUnknown.
+    """
+    dialect = dialect_of(session)
+    bounds = call(queries.select_bounds(dialect))
+    [[[last, oldest]]] = await execute_together(session, bounds)
+    first = oldest - 1 if after is None else after
+    if first > last:
+        raise EventUnknown
+    until = min(last, first + (LOOKED if types else limit))
+    values: dict[str, Any] = {"after": first, "last": until, "limit": limit}
+    if types:
+        values["types"] = [*types]
+    query = queries.select_events(dialect, bool(types))
+    # The bounds again, after the events: what is pruned meanwhile is not passed over.
+    rows, [[_, oldest]] = await execute_together(session, call(query, **values), bounds)
+    if oldest > first + 1:
+        raise EventsPruned
+    items = await show_events(session, rows, personal_data=False)
+    following = items[-1].id if len(items) == limit else until
+    return EventsPage.model_construct(items=items, next=following)
+
+
+async def prune_events(session: AsyncSession, before: datetime, limit: int) -> int:
+    """Delete up to `limit` of the oldest events, and their deliveries, from before an instant; return how many."""
+    async with begin(session):
+        oldest = select(Event.number, Event.created_at).where(col(Event.number).is_not(None))
+        rows = (await session.exec(oldest.order_by(col(Event.number)).limit(limit))).all()
+        # In order, so that the feed has no gap, whatever the clocks said.
+        numbers = []
+        for number, created_at in rows:
+            if created_at >= before:
+                break
+            numbers.append(number)
+        if numbers:
+            last = numbers[-1]
+            for id in await session.exec(select(Webhook.id)):
+                is_its = (col(WebhookDelivery.webhook_id) == id) & (col(WebhookDelivery.event_id) <= last)
+                await session.exec(sa.delete(WebhookDelivery).where(is_its))
+            await session.exec(sa.delete(Event).where(col(Event.number) <= last))
+    return len(numbers)
+
+
+# --- webhooks ---------------------------------------------------------------------------------------------------------
+
+# In id order, so that two transactions that lock the same webhooks cannot deadlock.
+WEBHOOKS = select(Webhook).order_by(col(Webhook.id))
+
+
+def make_secret() -> str:
+    """Return a new secret, as Standard Webhooks writes them: `whsec_` and 256 random bits in base64."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookCreation:
+    """A webhook to create."""
+
+    url: str
+    types: list[EventType] | None
+    personal_data: bool
+    actor: Actor | None = None
+
+
+@isolating_failures
+async def create_webhooks(
+    session: AsyncSession, creations: Sequence[WebhookCreation]
+) -> list[WebhookWithSecret | Refusal]:
+    """Create the webhooks; they are told of events that are numbered after that. Refusal: WebhookLimit."""
+    moment = now()
+    async with begin(session):
+        alive = len((await session.exec(select(Webhook.id).where(Webhook.status != "ended"))).all())
+        room = max(0, WEBHOOK_LIMIT - alive)
+        webhooks = [
+            Webhook(
+                url=each.url,
+                types=each.types,
+                personal_data=each.personal_data,
+                secret=make_secret(),
+                created_at=moment,
+            )
+            for each in creations[:room]
+        ]
+        session.add_all(webhooks)
+        await session.flush()
+        created = list(zip(creations, webhooks, strict=False))
+        by_operator = [
+            action(each.actor, "webhook.create", webhook_id=webhook.id) for each, webhook in created if each.actor
+        ]
+        record(session, by_operator, moment)
+        tell(session, (event("webhook.created", webhook.id, **_state_of(webhook)) for _, webhook in created), moment)
+        return [
+            *(show(WebhookWithSecret, webhook) for webhook in webhooks),
+            *(WebhookLimit() for _ in creations[room:]),
+        ]
+
+
+def _state_of(webhook: Webhook) -> dict[str, Any]:
+    """Return what events tell of a webhook; not its address, in which there may be a secret."""
+    return {"status": webhook.status, "types": webhook.types, "personal_data": webhook.personal_data}
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookChange:
+    """New values of some fields of a webhook; with rotates, a new secret; with ends, its end; with tests, a test."""
+
+    webhook_id: int
+    fields: dict[str, Any] = field(default_factory=dict)
+    rotates: bool = False
+    ends: bool = False
+    tests: bool = False
+    actor: Actor | None = None
+
+
+@isolating_failures
+async def change_webhooks(session: AsyncSession, changes: Sequence[WebhookChange]) -> list[WebhookPublic | Refusal]:
+    """Apply the changes in order; one that rotates returns a WebhookWithSecret, the only one that has the new secret.
+
+    Refusals: WebhookNotFound, WebhookEnded.
+    """
+    moment = now()
+    async with begin(session):
+        asked = WEBHOOKS.where(col(Webhook.id).in_({each.webhook_id for each in changes}))
+        # New deliveries refer to them, and do not wait for it.
+        found = {webhook.id: webhook for webhook in await session.exec(asked.with_for_update(key_share=True))}
+        actions: list[dict[str, Any]] = []
+        happened: list[dict[str, Any]] = []
+        outcomes = [_change_webhook(each, found.get(each.webhook_id), moment, actions, happened) for each in changes]
+        record(session, actions, moment)
+        tell(session, happened, moment)
+        return outcomes
+
+
+def _change_webhook(
+    change: WebhookChange,
+    webhook: Webhook | None,
+    moment: datetime,
+    actions: list[dict[str, Any]],
+    happened: list[dict[str, Any]],
+) -> WebhookPublic | Refusal:
+    """Apply one change to the locked row of its webhook; the session writes it at COMMIT."""
+    if webhook is None:
+        return WebhookNotFound()
+    if webhook.status == "ended":
+        return show(WebhookPublic, webhook) if change.ends else WebhookEnded()
+    name: ActionName
+    if change.ends:
+        end_webhook(webhook)
+        happened.append(event("webhook.ended", webhook.id, **_state_of(webhook)))
+        name = "webhook.end"
+    elif change.rotates:
+        webhook.previous_secret, webhook.previous_secret_expires_at = webhook.secret, moment + OVERLAP
+        webhook.secret = make_secret()
+        happened.append(event("webhook.updated", webhook.id, **_state_of(webhook)))
+        name = "webhook.rotate"
+    elif change.tests:
+        happened.append(event("webhook.test", webhook.id))
+        name = "webhook.test"
+    else:
+        changed = {name: value for name, value in change.fields.items() if getattr(webhook, name) != value}
+        if change.fields.get("status") == "active":
+            webhook.failing_since = None
+        if not changed:
+            return show(WebhookPublic, webhook)
+        for field_name, value in changed.items():
+            setattr(webhook, field_name, value)
+        happened.append(event("webhook.updated", webhook.id, **_state_of(webhook)))
+        name = "webhook.update"
+    if change.actor is not None:
+        actions.append(action(change.actor, name, webhook_id=webhook.id))
+    return show(WebhookWithSecret if change.rotates else WebhookPublic, webhook)
+
+
+def end_webhook(webhook: Webhook) -> None:
+    """End a locked webhook; the session writes it at COMMIT."""
+    webhook.status = "ended"
+    webhook.secret = webhook.previous_secret = webhook.previous_secret_expires_at = None
+
+
+async def list_webhooks(session: AsyncSession, *, after: int, limit: int) -> Part:
+    """Return up to `limit` webhooks (WebhookPublic) in order of id, from the first id greater than `after`."""
+    return await read_part(session, queries.select_webhooks(dialect_of(session)), after=after, limit=limit)
+
+
+async def get_webhook(session: AsyncSession, id: int) -> WebhookPublic:
+    """Return the webhook with this id. Raises WebhookNotFound."""
+    for webhook in await session.exec(WEBHOOKS.where(Webhook.id == id)):
+        return show(WebhookPublic, webhook)
+    raise WebhookNotFound
+
+
+# --- deliveries -------------------------------------------------------------------------------------------------------
+
+
+async def list_deliveries(
+    session: AsyncSession, webhook_id: int, status: str | None, *, after: int, limit: int
+) -> Part:
+    """Return up to `limit` deliveries (DeliveryPublic) to a webhook, newest first, from the first id less than `after`.
+
+    With a status, those of at most LOOKED: a part may be short. Raises WebhookNotFound.
+    """
+    await get_webhook(session, webhook_id)
+    filters: dict[str, Any] = {"status": status, "looked": LOOKED} if status else {}
+    query = queries.select_deliveries(dialect_of(session), bool(status))
+    return await read_part(session, query, webhook_id=webhook_id, after=after, limit=limit, **filters)
+
+
+@dataclass(frozen=True, slots=True)
+class Resending:
+    """An event to send to a webhook again, or though it did not ask for it."""
+
+    webhook_id: int
+    event_id: int
+    actor: Actor | None = None
+
+
+@isolating_failures
+async def resend_deliveries(session: AsyncSession, resendings: Sequence[Resending]) -> list[DeliveryPublic | Refusal]:
+    """Make each delivery due now, as if it was new. Refusals: WebhookNotFound, WebhookEnded, EventNotFound."""
+    moment = now()
+    async with begin(session):
+        ids = {each.webhook_id for each in resendings}
+        webhooks = {webhook.id: webhook for webhook in await session.exec(WEBHOOKS.where(col(Webhook.id).in_(ids)))}
+        events = select(Event.number, Event.type).where(col(Event.number).in_({each.event_id for each in resendings}))
+        types = dict((await session.exec(events)).all())
+        refusals = [_judge_resending(each, webhooks.get(each.webhook_id), types) for each in resendings]
+        done = [each for each, refusal in zip(resendings, refusals, strict=True) if refusal is None]
+        deliveries = await _make_due(session, sorted({(each.webhook_id, each.event_id) for each in done}), moment)
+        by_operator = [
+            action(each.actor, "webhook.resend", webhook_id=each.webhook_id, event_id=each.event_id)
+            for each in done
+            if each.actor is not None
+        ]
+        record(session, by_operator, moment)
+        return [
+            refusal or show(DeliveryPublic, deliveries[each.webhook_id, each.event_id], type=types[each.event_id])
+            for each, refusal in zip(resendings, refusals, strict=True)
+        ]
+
+
+def _judge_resending(resending: Resending, webhook: Webhook | None, types: Mapping[int | None, str]) -> Refusal | None:
+    if webhook is None:
+        return WebhookNotFound()
+    if webhook.status == "ended":
+        return WebhookEnded()
+    return None if resending.event_id in types else EventNotFound()
+
+
+async def _make_due(
+    session: AsyncSession, keys: Sequence[tuple[int, int]], moment: datetime
+) -> dict[tuple[int, int], WebhookDelivery]:
+    """Make the deliveries with these keys, in order, due now; one that is not there is made."""
+    if not keys:
+        return {}
+    rows = [{"webhook_id": webhook_id, "event_id": event_id} for webhook_id, event_id in keys]
+    await insert_free(session, WebhookDelivery, rows, returning=("event_id",), due_at=moment, created_at=moment)
+    is_asked = sa.tuple_(col(WebhookDelivery.webhook_id), col(WebhookDelivery.event_id)).in_(keys)
+    query = select(WebhookDelivery).where(is_asked)
+    query = query.order_by(col(WebhookDelivery.webhook_id), col(WebhookDelivery.event_id))
+    found = {(each.webhook_id, each.event_id): each for each in await session.exec(query.with_for_update())}
+    for delivery in found.values():
+        delivery.status, delivery.attempts, delivery.due_at = "waiting", 0, moment
+    return found
+
+
+async def list_due_webhooks(session: AsyncSession) -> list[int]:
+    """Return the ids of the active webhooks with deliveries that are due."""
+    rows = await execute(session, queries.select_due_webhooks(dialect_of(session)), moment=now())
+    return [id for (id,) in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Deliveries that are now their deliverer's alone, until the LEASE ends: events, each with its attempt's number."""
+
+    url: str
+    secrets: Sequence[str]
+    events: Sequence[tuple[EventPublic, int]]
+
+
+async def take_due(session: AsyncSession, webhook_id: int, limit: int) -> Due | None:
+    """Take up to `limit` deliveries to a webhook that are due, or None. If their deliverer dies, they are due again."""
+    moment = now()
+    dialect = dialect_of(session)
+    async with begin(session):
+        webhook = (await session.exec(WEBHOOKS.where(Webhook.id == webhook_id))).first()
+        if webhook is None or webhook.status != "active" or webhook.secret is None:
+            return None
+        due = await execute(session, queries.select_due(dialect), webhook_id=webhook_id, moment=moment, limit=limit)
+        ids = [id for (id,) in due]
+        if not ids:
+            return None
+        leased = await execute(
+            session,
+            queries.lease_deliveries(dialect),
+            its=webhook_id,
+            ids=ids,
+            moment=moment,
+            later=moment + LEASE,
+        )
+        attempts: dict[int, int] = dict(leased)  # type: ignore[arg-type]
+        rows = await execute(session, queries.select_events_by_number(dialect), numbers=ids)
+        events = await show_events(session, rows, personal_data=webhook.personal_data)
+        valid, expires_at = [webhook.secret], webhook.previous_secret_expires_at
+        if webhook.previous_secret and expires_at and expires_at > moment:
+            valid.append(webhook.previous_secret)
+        return Due(webhook.url, valid, [(each, attempts[each.id]) for each in sorted(events, key=attrgetter("id"))])
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The outcome of an attempt to deliver an event; with an error, it failed."""
+
+    event_id: int
+    number: int
+    status_code: int | None
+    error: str | None
+
+
+async def finish_attempts(session: AsyncSession, webhook_id: int, attempts: Sequence[Attempt]) -> None:
+    """Store the outcomes of attempts. What failed is due again later; after 3 days it has failed for good.
+
+    A webhook whose receiver answered 410 ends. One where nothing has arrived for PATIENCE is paused.
+    """
+    moment = now()
+    async with begin(session):
+        webhook = (await session.exec(WEBHOOKS.where(Webhook.id == webhook_id).with_for_update(key_share=True))).one()
+        ids = {each.event_id for each in attempts}
+        query = select(WebhookDelivery).where(WebhookDelivery.webhook_id == webhook_id)
+        query = query.where(col(WebhookDelivery.event_id).in_(ids)).order_by(col(WebhookDelivery.event_id))
+        deliveries = {delivery.event_id: delivery for delivery in await session.exec(query.with_for_update())}
+        for attempt in attempts:
+            # It is gone if it was pruned meanwhile.
+            if delivery := deliveries.get(attempt.event_id):
+                _finish_attempt(attempt, delivery, moment)
+        tell(session, _judge_webhook(webhook, attempts, moment), moment)
+
+
+def _finish_attempt(attempt: Attempt, delivery: WebhookDelivery, moment: datetime) -> None:
+    if attempt.error is None:
+        # Also if another deliverer has taken it since: it has arrived.
+        delivery.status, delivery.status_code, delivery.error = "delivered", attempt.status_code, None
+    elif delivery.status == "waiting" and delivery.attempts == attempt.number:
+        delivery.status_code, delivery.error = attempt.status_code, attempt.error[:200]
+        if attempt.number > len(WAITS):
+            delivery.status = "failed"
+        else:
+            # Jitter, so that what failed together is not tried together.
+            delivery.due_at = moment + WAITS[attempt.number - 1] * random.uniform(0.9, 1.1)
+
+
+def _judge_webhook(webhook: Webhook, attempts: Sequence[Attempt], moment: datetime) -> list[dict[str, Any]]:
+    """Change the locked row of a webhook as the outcomes demand; return what happened to it."""
+    if webhook.status == "ended":
+        return []
+    if any(attempt.status_code == GONE for attempt in attempts):
+        end_webhook(webhook)
+        return [event("webhook.ended", webhook.id, **_state_of(webhook))]
+    if any(attempt.error is None for attempt in attempts):
+        webhook.failing_since = None
+        return []
+    webhook.failing_since = webhook.failing_since or moment
+    is_given_up = any(attempt.number > len(WAITS) for attempt in attempts)
+    if webhook.status == "active" and (is_given_up or moment - webhook.failing_since > PATIENCE):
+        webhook.status = "paused"
+        return [event("webhook.updated", webhook.id, **_state_of(webhook))]
+    return []
