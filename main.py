@@ -80,7 +80,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     # objects, since few requests leave any: that took a tenth of the CPU time.
     gc.freeze()
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
-    async with telling(operations.database, settings, VERSION, delivers=settings.deliverer) as sequencer:
+    async with telling(operations.database, settings, delivers=settings.deliverer) as sequencer:
         app.state.sequencer = sequencer
         yield
     gc.unfreeze()

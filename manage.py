@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """The operator's commands: `python manage.py --help`."""
 
+import asyncio
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from io import FileIO
 from pathlib import Path
@@ -19,6 +22,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 import importing
+import logs
 from alembic_savepoint.backup.saves import list_saves
 from alembic_savepoint.commands.main import mount, run
 from alembic_savepoint.commands.shared import (
@@ -35,12 +39,18 @@ from alembic_savepoint.commands.shared import (
 )
 from alembic_savepoint.terminal import plural, printable, url_text
 from audit import Totals, open_books
+from db.database import Database
 from db.sqlite_file import is_part_of
 from overview import look
 from private_files import FileRefused, older_name
 from refusals import Interruption
 from schema import chosen_project, chosen_settings, spelling, url_setting
 from settings import Settings, SettingsError
+from webhooks import transactions
+from webhooks.running import telling
+
+PRUNED_TOGETHER = 1000
+"""Events that are deleted in one transaction."""
 
 
 class OwnCommands(Commands):
@@ -56,6 +66,8 @@ class OwnCommands(Commands):
             raise typer.Exit(2) from None
         except FileRefused as error:
             fail(str(error))
+        except Interruption as stop:
+            fail(importing.describe_interruption(stop))
 
 
 app = program(
@@ -208,6 +220,62 @@ def _import_users(
         fail(f"{os_error_text(error)} Name another file, or make room on the disk. {again}")
     except (importing.ImportRefused, FileRefused) as refused:
         fail(f"Nothing was imported. {refused}")
+
+
+@app.command()
+def deliver() -> None:
+    """Send webhooks from a process of its own, until it is stopped; any number of them may run.
+
+    With DELIVERER=false, the service sends none itself. It also gives events their numbers, as the service does. Killed
+    at any instant, it loses nothing: what it had begun is sent again after a minute.
+
+    Example: `python manage.py deliver`
+    """
+    settings = _require_events()
+    logs.configure(settings.log_format)
+    messages.print_line("Delivering events. Stop it with Ctrl-C.")
+    asyncio.run(_deliver(settings))
+
+
+async def _deliver(settings: Settings) -> None:
+    database = Database(settings)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    try:
+        async with telling(database, settings, delivers=True):
+            await stopped.wait()
+    finally:
+        await database.close()
+
+
+@app.command()
+def prune() -> None:
+    """Delete events that are older than EVENTS_DAYS, with their deliveries, while the service runs.
+
+    A reader that has not read them is told so by GET /events. Run it each night, as saves are.
+    """
+    settings = _require_database()
+    before = datetime.now(UTC) - timedelta(days=settings.events_days)
+    deleted = asyncio.run(_prune(settings, before))
+    output.print_line(f"{plural(deleted, 'event')} from before {before:%F %T} UTC deleted.")
+
+
+async def _prune(settings: Settings, before: datetime) -> int:
+    database, deleted = Database(settings), 0
+    try:
+        while part := await database.write(transactions.prune_events, before, PRUNED_TOGETHER):
+            deleted += part
+    finally:
+        await database.close()
+    return deleted
+
+
+def _require_events() -> Settings:
+    settings = _require_database()
+    if not settings.events:
+        fail("EVENTS is not set, so there are no events. Set EVENTS=true, for the service as well.")
+    return settings
 
 
 def _print_summary(summary: importing.Summary, with_tokens: bool, as_document: bool) -> None:

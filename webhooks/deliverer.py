@@ -48,7 +48,7 @@ class Deliverer:
                     if id not in self._tasks or self._tasks[id].done():
                         self._tasks[id] = asyncio.create_task(self._deliver_to(id))
             except Interruption:
-                # The database cannot be reached: the calls of clients report it.
+                # The sequencer reports it.
                 pass
             except Exception:
                 logger.exception("What is due could not be read; this is tried again.")

@@ -12,9 +12,7 @@ from webhooks.sequencer import Sequencer
 
 
 @asynccontextmanager
-async def telling(
-    database: Database, settings: Settings, version: str, *, delivers: bool
-) -> AsyncIterator[Sequencer | None]:
+async def telling(database: Database, settings: Settings, *, delivers: bool) -> AsyncIterator[Sequencer | None]:
     """Number events, and deliver them, while the context lasts; without EVENTS, do nothing."""
     if not settings.events:
         yield None
@@ -23,7 +21,7 @@ async def telling(
     sender = Sender(
         development=settings.environment == "development",
         networks=parse_networks(settings.webhook_networks),
-        user_agent=f"Savepoint/{version}",
+        user_agent="Savepoint",
     )
     async with sender:
         tasks = [asyncio.create_task(sequencer.run())]

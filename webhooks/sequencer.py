@@ -35,6 +35,7 @@ class Sequencer:
         self.database = database
         self.is_ending = False
         self._last = 0
+        self._is_interrupted = False
         self._waiting = 0
         self._news = asyncio.Event()
         _RUNNING.add(self)
@@ -46,9 +47,11 @@ class Sequencer:
             has_more = False
             try:
                 has_more = await self._step()
-            except Interruption:
-                # The database cannot be reached, or is locked: the calls of clients report it.
-                pass
+                self._is_interrupted = False
+            except Interruption as interruption:
+                if not self._is_interrupted:
+                    logger.warning("Events wait for the database: %s", interruption.detail)
+                self._is_interrupted = True
             except Exception:
                 logger.exception("Events could not be numbered; this is tried again.")
             if not has_more:
