@@ -777,6 +777,9 @@ class WebhookRequest(Strict, WebhookFields):
     """A webhook to create."""
 
 
+WebhookSwitch = Literal["active", "paused"]
+
+
 class WebhookUpdate(Strict):
     """The fields of a webhook to change; those left out stay."""
 
@@ -784,7 +787,7 @@ class WebhookUpdate(Strict):
     types: EventTypes = None
     personal_data: PersonalData = None  # type: ignore[assignment] # left out, not null
     status: Annotated[
-        Literal["active", "paused"],
+        WebhookSwitch,
         pydantic.Field(description="paused: what it would be told waits; active: it is told"),
     ] = None  # type: ignore[assignment] # left out, not null
 

@@ -17,8 +17,8 @@ import tracing
 from api.fast_path import FastPath
 from api.middleware import CatchUnexpected, CountRequests, LimitBody, TraceRequests
 from api.problems import TYPES
-from fields import ActionName, HoldStatus, KeyScope, Status
-from models import OnError, OnShort
+from fields import ActionName, DeliveryStatus, EventType, HoldStatus, KeyScope, Status, WebhookStatus
+from models import OnError, OnShort, WebhookSwitch
 from schema import SchemaStatus
 
 OWN_MIDDLEWARE = (LimitBody, CatchUnexpected)
@@ -129,6 +129,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "get_hold": FIRST,
     "capture_hold": {**FIRST, "Idempotency-Key": "booking-1", "body": {"amount": 450}},
     "void_hold": FIRST,
+    "list_events": {"after": 0, "types": "user.registered,transfer.created", "wait": 0, "limit": 100},
+    # Webhook 1, whose receiver nobody can find.
+    "list_webhooks": PAGE,
+    "create_webhook": {"body": {"url": "https://hooks.example/savepoint", "types": ["transfer.created"]}},
+    "rotate_secret": FIRST,
+    "test_webhook": FIRST,
+    "list_deliveries": {**FIRST, "after": FROM_THE_NEWEST, "limit": 50, "status": "waiting"},
+    "resend_delivery": {**FIRST, "event_id": 1},
+    "get_webhook": FIRST,
+    "update_webhook": {**FIRST, "body": {"types": ["transfer.created", "hold.expired"], "status": "active"}},
+    "end_webhook": FIRST,
     "update_me": {"body": {"email": "alice@example.com", "phone_number": "+4915112345678"}},
     "list_tokens": PAGE,
     "issue_token": {"body": {"name": "laptop", "expires_in_days": 90}},
@@ -141,6 +152,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 SHARED: dict[str, Any] = {
     "ActionDetails": dict[str, Any],
     "ActionName": ActionName,
+    "DeliveryStatus": DeliveryStatus,
+    "EventType": EventType,
     "HoldStatus": HoldStatus,
     "KeyScope": KeyScope,
     "Metadata": dict[str, str],
@@ -148,6 +161,8 @@ SHARED: dict[str, Any] = {
     "OnShort": OnShort,
     "SchemaStatus": SchemaStatus,
     "UserStatus": Status,
+    "WebhookStatus": WebhookStatus,
+    "WebhookSwitch": WebhookSwitch,
 }
 """Enums and maps that schemas share, by the name that a generated client gives them."""
 

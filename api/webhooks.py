@@ -58,45 +58,6 @@ async def create_webhook(webhook: WebhookRequest, request: Request) -> WebhookWi
     return await operations_of(request).write(transactions.create_webhooks, creation)
 
 
-@router.get(
-    "/webhooks/{id}",
-    summary="Show a webhook",
-    responses=documented(*OPERATOR_ONLY, WebhookNotFound),
-    dependencies=[operator("read")],
-)
-async def get_webhook(id: RowId, request: Request) -> WebhookPublic:
-    """Without its secret. Since `failing_since`, nothing has arrived."""
-    return await operations_of(request).read(transactions.get_webhook, id)
-
-
-@router.patch(
-    "/webhooks/{id}",
-    summary="Change, pause or resume a webhook",
-    responses=documented(*WRITE, body=True),
-    dependencies=[operator("webhooks")],
-)
-async def update_webhook(id: RowId, update: WebhookUpdate, request: Request) -> WebhookPublic:
-    """While it is paused, what it would be told waits, as long as events are kept; then it is told in any order."""
-    fields = update.model_dump(exclude_unset=True)
-    if "url" in fields:
-        fields["url"] = url_of(request, fields["url"])
-    change = WebhookChange(id, fields, actor=actor_of(request))
-    return await operations_of(request).write(transactions.change_webhooks, change)
-
-
-@router.delete(
-    "/webhooks/{id}",
-    status_code=204,
-    summary="End a webhook",
-    responses=documented(*OPERATOR_ONLY, WebhookNotFound, OutcomeUnknown),
-    dependencies=[operator("webhooks")],
-)
-async def end_webhook(id: RowId, request: Request) -> None:
-    """Nothing more is sent to it. Its secrets are deleted, its deliveries stay listed."""
-    change = WebhookChange(id, ends=True, actor=actor_of(request))
-    await operations_of(request).write(transactions.change_webhooks, change)
-
-
 @router.post(
     "/webhooks/{id}/secret",
     summary="Give a webhook a new secret",
@@ -162,3 +123,42 @@ async def resend_delivery(id: RowId, event_id: RowId, request: Request) -> Deliv
     sequencer_of(request)
     resending = Resending(id, event_id, actor_of(request))
     return await operations_of(request).write(transactions.resend_deliveries, resending)
+
+
+@router.get(
+    "/webhooks/{id}",
+    summary="Show a webhook",
+    responses=documented(*OPERATOR_ONLY, WebhookNotFound),
+    dependencies=[operator("read")],
+)
+async def get_webhook(id: RowId, request: Request) -> WebhookPublic:
+    """Without its secret. Since `failing_since`, nothing has arrived."""
+    return await operations_of(request).read(transactions.get_webhook, id)
+
+
+@router.patch(
+    "/webhooks/{id}",
+    summary="Change, pause or resume a webhook",
+    responses=documented(*WRITE, body=True),
+    dependencies=[operator("webhooks")],
+)
+async def update_webhook(id: RowId, update: WebhookUpdate, request: Request) -> WebhookPublic:
+    """While it is paused, what it would be told waits, as long as events are kept; then it is told in any order."""
+    fields = update.model_dump(exclude_unset=True)
+    if "url" in fields:
+        fields["url"] = url_of(request, fields["url"])
+    change = WebhookChange(id, fields, actor=actor_of(request))
+    return await operations_of(request).write(transactions.change_webhooks, change)
+
+
+@router.delete(
+    "/webhooks/{id}",
+    status_code=204,
+    summary="End a webhook",
+    responses=documented(*OPERATOR_ONLY, WebhookNotFound, OutcomeUnknown),
+    dependencies=[operator("webhooks")],
+)
+async def end_webhook(id: RowId, request: Request) -> None:
+    """Nothing more is sent to it. Its secrets are deleted, its deliveries stay listed."""
+    change = WebhookChange(id, ends=True, actor=actor_of(request))
+    await operations_of(request).write(transactions.change_webhooks, change)

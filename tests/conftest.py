@@ -136,6 +136,13 @@ async def operations(settings: Settings) -> AsyncIterator[Operations]:
 
 
 @pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the service store and number events, but not deliver them."""
+    monkeypatch.setenv("EVENTS", "true")
+    monkeypatch.setenv("DELIVERER", "false")
+
+
+@pytest.fixture
 def client(url: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[TestClient]:
     """The service in this process, started and stopped as uvicorn does; the books must be right in the end."""
     monkeypatch.setenv("DATABASE_URL", url)

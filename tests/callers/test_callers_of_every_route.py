@@ -13,10 +13,12 @@ from starlette.testclient import TestClient
 
 from main import app
 from tests.support.accounts import Headers, cash, order
-from tests.support.callers import MARK, Things, World, outcome_of, registered_as, shown_by
+from tests.support.callers import MARK, RECEIVER, Things, World, outcome_of, registered_as, shown_by
 from tests.support.operator import SCOPES, issue_key, issue_key_of
 from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN, Rows
 from tokens import hash_secret
+
+pytestmark = pytest.mark.usefixtures("events")
 
 MONITORING = {"Authorization": "Bearer the-monitoring-in-the-tests"}
 
@@ -122,6 +124,20 @@ TABLE = {
     ),
     "DELETE /operator/keys/{id}": Row("operator", NO_OPERATOR, NO_OPERATOR, "204", "/operator/keys/{key}"),
     "GET /operator/actions": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/operator/actions"),
+    "GET /events": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/events"),
+    "GET /webhooks": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/webhooks"),
+    "POST /webhooks": Row("operator", NO_OPERATOR, NO_OPERATOR, "201", "/webhooks", lambda has: {"url": RECEIVER}),
+    "GET /webhooks/{id}": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/webhooks/{webhook}"),
+    "PATCH /webhooks/{id}": Row(
+        "operator", NO_OPERATOR, NO_OPERATOR, "200", "/webhooks/{webhook}", lambda has: {"status": "paused"}
+    ),
+    "DELETE /webhooks/{id}": Row("operator", NO_OPERATOR, NO_OPERATOR, "204", "/webhooks/{webhook}"),
+    "POST /webhooks/{id}/secret": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/webhooks/{webhook}/secret"),
+    "POST /webhooks/{id}/test": Row("operator", NO_OPERATOR, NO_OPERATOR, "202", "/webhooks/{webhook}/test"),
+    "GET /webhooks/{id}/deliveries": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/webhooks/{webhook}/deliveries"),
+    "POST /webhooks/{id}/deliveries/{event_id}": Row(
+        "operator", NO_OPERATOR, NO_OPERATOR, "202", "/webhooks/{webhook}/deliveries/{event}"
+    ),
     "DELETE /users/{id}/tokens/{token_id}": Row(
         "operator", NO_OPERATOR, NO_OPERATOR, "204", "/users/{user}/tokens/{token}"
     ),
@@ -151,6 +167,8 @@ def scope_of(route: str) -> str:
         return "keys"
     if route.startswith("GET "):
         return "read"
+    if "/webhooks" in route:
+        return "webhooks"
     return "users" if "/users" in route or route == "POST /accounts" else "money"
 
 

@@ -19,6 +19,9 @@ from tests.support.transfers import set_status, system_account
 MARK = "wonderland"
 """A word that is in what alice and bob have, and in nothing that others may see."""
 
+RECEIVER = "https://hooks.example/savepoint"
+"""The URL of a webhook that nobody can find."""
+
 WORDS: dict[str, Any] = {"memo": MARK, "reference": MARK, "metadata": {"of": MARK}}
 
 
@@ -74,9 +77,21 @@ class World:
         leg = order(self.bob.account_id, self.alice.account_id, 1, **WORDS)
         return answer_of(self.client.post("/transactions", json={"transfers": [leg]}, headers=self.bob.headers))
 
+    def webhook(self) -> int:
+        """A webhook."""
+        return int(answer_of(self._by_operator("POST", "/webhooks", {"url": RECEIVER}))["id"])
+
+    def event(self) -> int:
+        """An event that has its number."""
+        [first, *_] = self._by_operator("GET", "/events?wait=10").json()["items"]
+        return int(first["id"])
+
     def everything(self) -> dict[str, list[tuple[Any, ...]]]:
-        """Every row that there is."""
-        return {name: self.rows(f"SELECT * FROM {name} ORDER BY 1, 2") for name in SQLModel.metadata.tables}
+        """Every row that there is, but for the numbers that events get by themselves, and the deliveries."""
+        shown = dict.fromkeys(SQLModel.metadata.tables, "*") | {"events": "id, type, subject_id"}
+        del shown["event_numbers"], shown["webhook_deliveries"]
+        rows = {name: self.rows(f"SELECT {columns} FROM {name}") for name, columns in shown.items()}
+        return {name: sorted(found, key=repr) for name, found in rows.items()}
 
 
 class Things(dict[str, Any]):
@@ -101,6 +116,8 @@ class Things(dict[str, Any]):
             "hold": lambda: hold(world.client, world.bob, world.alice, 1, **WORDS)["id"],
             "captured": lambda: world.end(self["hold"], "capture"),
             "token": lambda: world.issue(world.alice)[0],
+            "webhook": world.webhook,
+            "event": world.event,
             "key": lambda: issue_key_of(world.client, "keys")["id"],
         }
         self[name] = make[name]()

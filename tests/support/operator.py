@@ -8,7 +8,7 @@ from httpx2 import Client
 from tests.support.accounts import Headers, answer_of
 from tests.support.service import AS_OPERATOR
 
-SCOPES = ("read", "users", "money", "keys")
+SCOPES = ("read", "users", "money", "keys", "webhooks")
 
 NUMBERS = count(1)
 
