@@ -1,0 +1,1 @@
+"""Tests of events: what is told, when, and in which order."""
