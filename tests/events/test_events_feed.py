@@ -1,0 +1,262 @@
+"""The feed: who goes on from the last event it read misses none, however late it was committed."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from time import monotonic, sleep
+from typing import Any
+
+import psycopg
+import pytest
+from starlette.testclient import TestClient
+
+from db.database import Database
+from settings import Settings
+from tests.support.accounts import register_all, send
+from tests.support.database import until
+from tests.support.events import follow, read_all
+from tests.support.service import AS_OPERATOR, Rows
+from webhooks import transactions
+from webhooks.sequencer import Sequencer
+
+pytestmark = pytest.mark.usefixtures("events")
+
+INSERT = "INSERT INTO events (type, subject_id, created_at) VALUES ('transfer.created', {id}, '2026-11-28 12:00:00+00')"
+
+
+@contextmanager
+def slow_commit(url: str, id: int) -> Iterator[Any]:
+    """A transaction on PostgreSQL that has stored an event, and commits it late."""
+    with psycopg.connect(url) as connection:
+        connection.execute(INSERT.format(id=id))
+        yield connection.commit
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_an_event_that_was_committed_late_comes_after_those_that_were_read_before(
+    client: TestClient, rows: Rows, url: str
+) -> None:
+    alice, bob = register_all(client, alice=10, bob=0)
+    before = read_all(client, rows)[-1]["id"]
+    with slow_commit(url, id=4711) as commit:
+        send(client, alice, bob, 1)
+        early = follow(client, before, wait=10)
+        commit()
+        late = follow(client, early["next"], wait=10)
+
+    # Its row is older, and its number is higher.
+    [(older,), (newer,)] = rows(f"SELECT subject_id FROM events WHERE number > {before} ORDER BY id")
+    assert (older, newer) == (4711, early["items"][0]["data"]["id"])
+    assert [each["data"]["id"] for each in early["items"]] == [newer]
+    assert [each["data"]["id"] for each in late["items"]] == [4711]
+
+
+async def insert_slowly(url: str, first: int) -> None:
+    """Store events in transactions that commit in another order than they began."""
+
+    async def insert(id: int) -> None:
+        connection = await psycopg.AsyncConnection.connect(url)
+        async with connection:
+            await connection.execute(INSERT.format(id=id))
+            await asyncio.sleep(0.02 * (id * 7 % 10))
+
+    for start in range(first, first + 40, 5):
+        await asyncio.gather(*(insert(id) for id in range(start, start + 5)))
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+async def test_two_processes_number_each_event_once_and_a_reader_misses_none(url: str, rows: Rows) -> None:
+    settings = Settings(database_url=url, events=True)
+    databases = [Database(settings) for _ in range(3)]
+    sequencers = [Sequencer(database) for database in databases[:2]]
+    running = [asyncio.create_task(each.run()) for each in sequencers]
+    writing = asyncio.gather(*(insert_slowly(url, first) for first in (1000, 2000, 3000)))
+    seen: list[tuple[int, int]] = []
+    deadline = monotonic() + 60
+    while len(seen) < 120 and monotonic() < deadline:
+        after = seen[-1][0] if seen else 0
+        page = await databases[2].read(transactions.list_events, after=after, types=None, limit=7)
+        seen += [(each.id, each.data["id"]) for each in page.items]
+        await asyncio.sleep(0.005)
+    await writing
+    for each in sequencers:
+        each.end()
+    await asyncio.gather(*running)
+    for database in databases:
+        await database.close()
+
+    assert [id for id, _ in seen] == [*range(1, 121)]
+    assert sorted(subject for _, subject in seen) == [*range(1000, 1040), *range(2000, 2040), *range(3000, 3040)]
+    assert rows("SELECT count(*) FROM events WHERE number IS NULL") == [(0,)]
+    # They were committed in another order than they were stored.
+    assert [subject for _, subject in seen] != [id for (id,) in rows("SELECT subject_id FROM events ORDER BY id")]
+
+
+async def test_only_one_transaction_numbers_at_a_time(url: str, rows: Rows) -> None:
+    settings = Settings(database_url=url, events=True)
+    databases = [Database(settings) for _ in range(4)]
+    for id in range(300):
+        rows(INSERT.format(id=id))
+
+    numbered = await asyncio.gather(*(each.write(transactions.number_events) for each in databases))
+    for database in databases:
+        await database.close()
+
+    assert sum(numbered) == 300
+    assert rows("SELECT count(DISTINCT number), min(number), max(number) FROM events") == [(300, 1, 300)]
+    assert rows("SELECT last FROM event_numbers") == [(300,)]
+
+
+async def test_events_that_a_killed_process_left_without_numbers_get_them_from_another(url: str, rows: Rows) -> None:
+    rows(INSERT.format(id=1))
+    database = Database(Settings(database_url=url, events=True))
+    sequencer = Sequencer(database)
+    running = asyncio.create_task(sequencer.run())
+
+    # This process writes nothing itself.
+    await until(lambda: rows("SELECT number FROM events") == [(1,)], "the number")
+    sequencer.end()
+    await running
+    await database.close()
+
+
+def test_the_feed_is_read_in_pages_that_join_without_gaps(client: TestClient, rows: Rows) -> None:
+    register_all(client, alice=10, bob=0, carol=0)
+    everything = read_all(client, rows)
+
+    found: list[Any] = []
+    position = None
+    for _ in range(len(everything)):
+        page = follow(client, position, limit=2)
+        found += page["items"]
+        position = page["next"]
+
+    assert found == everything
+    assert [each["id"] for each in everything] == [*range(1, len(everything) + 1)]
+    assert follow(client, position) == {"items": [], "next": len(everything)}
+
+
+def test_only_some_types_are_read_and_the_position_moves_past_the_others(client: TestClient, rows: Rows) -> None:
+    alice, bob = register_all(client, alice=10, bob=0)
+    send(client, alice, bob, 1)
+    everything = read_all(client, rows)
+    types = "transfer.created,user.registered"
+
+    page = follow(client, 0, types=types)
+    first = follow(client, 0, types=types, limit=1)
+
+    assert page["items"] == [each for each in everything if each["type"] in types]
+    assert page["next"] == everything[-1]["id"]
+    assert (first["items"], first["next"]) == (page["items"][:1], page["items"][0]["id"])
+
+
+def test_a_page_of_rare_events_is_short_and_goes_on(
+    client: TestClient, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "LOOKED", 5)
+    register_all(client, alice=10, bob=0)
+    rare = [each for each in read_all(client, rows) if each["type"] == "transfer.created"]
+
+    found: list[Any] = []
+    position = 0
+    for _ in range(10):
+        page = follow(client, position, types="transfer.created")
+        assert page["next"] <= position + 5
+        found += page["items"]
+        position = page["next"]
+
+    assert found == rare
+
+
+def test_who_waits_is_answered_once_something_happens(client: TestClient, rows: Rows) -> None:
+    alice, bob = register_all(client, alice=10, bob=0)
+    before = read_all(client, rows)[-1]["id"]
+    pages: list[Any] = []
+    reader = Thread(target=lambda: pages.append(follow(client, before, wait=30, types="transfer.created")))
+    reader.start()
+    sleep(0.5)
+    assert not pages
+
+    client.post("/accounts", json={"currency": "USD"}, headers=alice.headers)  # It does not wait for this.
+    sent = send(client, alice, bob, 1)
+    reader.join(20)
+
+    [page] = pages
+    assert [each["data"]["id"] for each in page["items"]] == [sent["id"]]
+
+
+def test_who_waits_in_vain_is_answered_with_no_event(client: TestClient, rows: Rows) -> None:
+    register_all(client, alice=0)
+    before = read_all(client, rows)[-1]["id"]
+
+    started = monotonic()
+    page = follow(client, before, wait=1)
+
+    assert page == {"items": [], "next": before}
+    assert monotonic() - started >= 1
+
+
+def test_after_the_last_event_that_there_is_nothing_can_be_read(client: TestClient, rows: Rows) -> None:
+    """A database that was loaded from a save has fewer events: its next ones have numbers that were read before."""
+    register_all(client, alice=0)
+    last = read_all(client, rows)[-1]["id"]
+
+    answer = client.get("/events", params={"after": last + 1}, headers=AS_OPERATOR)
+
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/event-unknown")
+
+
+@pytest.mark.parametrize("types", [None, "transfer.created"])
+async def test_pruned_events_are_not_passed_over_in_silence(
+    client: TestClient, rows: Rows, url: str, types: str | None
+) -> None:
+    alice, bob = register_all(client, alice=10, bob=0)
+    send(client, alice, bob, 1)
+    everything = read_all(client, rows)
+    rows("UPDATE events SET created_at = '2026-01-01 00:00:00+00' WHERE number <= 4")
+    database = Database(Settings(database_url=url))
+    before = (await database.read(transactions.list_events, after=None, types=None, limit=9)).items[4].created_at
+    deleted = await database.write(transactions.prune_events, before, 3)
+    deleted += await database.write(transactions.prune_events, before, 3)
+    assert (deleted, await database.write(transactions.prune_events, before, 3)) == (4, 0)
+    await database.close()
+    parameters = {"types": types} if types else {}
+
+    for after in (0, 3):
+        answer = client.get("/events", params={"after": after, **parameters}, headers=AS_OPERATOR)
+        assert (answer.status_code, answer.json()["type"]) == (410, "/problems/events-pruned")
+    assert follow(client, 4)["items"] == everything[4:]
+    # From the beginning is from where they begin now.
+    assert follow(client)["items"] == everything[4:]
+
+
+def test_numbers_go_on_after_all_events_were_pruned(client: TestClient, rows: Rows) -> None:
+    alice, bob = register_all(client, alice=10, bob=0)
+    last = read_all(client, rows)[-1]["id"]
+    rows("DELETE FROM events")
+
+    sent = send(client, alice, bob, 1)
+    page = follow(client, last, wait=10)
+
+    assert [(each["id"], each["data"]["id"]) for each in page["items"]] == [(last + 1, sent["id"])]
+    assert client.get("/events", params={"after": last - 1}, headers=AS_OPERATOR).status_code == 410
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"types": "transfer.created,nothing"}, "query.types"),
+        ({"types": ""}, "query.types"),
+        ({"wait": 31}, "query.wait"),
+        ({"after": -1}, "query.after"),
+        ({"after": "NTA"}, "query.after"),
+        ({"limit": 1001}, "query.limit"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_invalid_parameters_are_refused(client: TestClient, query: dict[str, Any], field: str) -> None:
+    answer = client.get("/events", params=query, headers=AS_OPERATOR)
+
+    assert answer.status_code == 422
+    assert [each["field"] for each in answer.json()["errors"]] == [field]
