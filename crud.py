@@ -351,7 +351,7 @@ def _tell_registrations(
     if tells(session) and (user_ids or secrets):
         statement = queries.insert_registration_events(dialect_of(session))
         hashes = [hash_secret(secret) for secret in secrets]
-        number = 2 * len(user_ids) + len(secrets)
+        number = 2 * bool(user_ids) + bool(secrets)
         write_rows(session, Event, statement, number, ids=user_ids, hashes=hashes, moment=moment)
 
 
@@ -469,7 +469,7 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
             if isinstance(outcome, UserPublic) and change.fields.get("status") == "closed"
         }
         if closed:
-            happened += (event("token.revoked", token.id) for token in await _revoke_all_tokens(session, closed))
+            happened += _revocations(await _revoke_all_tokens(session, closed))
         tell(session, happened, moment)
         return outcomes
 
@@ -797,7 +797,7 @@ async def revoke_users_tokens(session: AsyncSession, revocations: Sequence[Revoc
         ]
         moment = now()
         record(session, revoked, moment)
-        tell(session, (event("token.revoked", token.id) for token in tokens), moment)
+        tell(session, _revocations(tokens), moment)
         return [None if user_id in existing else UserNotFound() for user_id in user_ids]
 
 
@@ -812,6 +812,10 @@ async def _revoke_all_tokens(session: AsyncSession, user_ids: Collection[int | N
     for token in valid:
         _revoke(token)
     return valid
+
+
+def _revocations(tokens: Sequence[AccessToken]) -> list[dict[str, Any]]:
+    return [event("token.revoked", *(token.id for token in tokens))] if tokens else []
 
 
 def _revoke(token: AccessToken | None) -> TokenPublic | Refusal:
@@ -1072,7 +1076,7 @@ async def _free_expired(session: AsyncSession, account_ids: Sequence[int], momen
         freed[account_id] += amount
     if expired:
         update_rows(session, Hold, [{"id": id} for id, *_ in expired], status="expired")
-        tell(session, (event("hold.expired", id) for id, *_ in expired), moment)
+        tell(session, [event("hold.expired", *(id for id, *_ in expired))], moment)
     return freed
 
 
@@ -1440,9 +1444,6 @@ def _store_postings(session: AsyncSession, postings: Sequence[Posting], moment: 
     ]
     insert_rows(session, Transfer, transfers, created_at=moment)
     insert_rows(session, Entry, entries, created_at=moment)
-    if tells(session):
-        told = [{"subject_id": each.id} for each in postings]
-        insert_rows(session, Event, told, type="transfer.created", created_at=moment)
 
 
 def _actions_of(postings: Sequence[Posting], ledger: Ledger) -> Iterator[dict[str, Any]]:

@@ -690,11 +690,11 @@ class TransfersBatch(Strict):
 
 
 class Event(SQLModel, table=True):
-    """Something that happened, stored by the transaction that did it, where EVENTS is on. Only its number changes.
+    """Events of one type, stored by the transaction that did what they tell, where EVENTS is on.
 
-    It gets the number after COMMIT, so that they ascend in the order in which readers can see them. The first part of
-    its type says which table has the row of this subject_id. data has only what that row cannot tell later, and no
-    personal data.
+    So a batch of transfers costs one row. Each of its subjects has an event of its own: the first one has the number,
+    which is given after COMMIT, so that numbers ascend in the order in which readers can see them. The first part of
+    the type says which table has the subjects. data is what their rows cannot tell later, and no personal data.
     """
 
     __tablename__ = "events"
@@ -706,7 +706,8 @@ class Event(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True, sa_type=Id)
     number: int | None = Field(default=None, sa_type=BigInteger)
     type: EventType = Field(sa_type=String(20))
-    subject_id: int = Field(sa_type=BigInteger)
+    subject_ids: list[int] = Field(sa_type=JSON)
+    size: int = 1
     data: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
     created_at: datetime
 
@@ -843,6 +844,7 @@ class WebhookDelivery(DeliveryFields, table=True):
         primary_key=True, foreign_key="webhooks.id", sa_type=Id, sa_column_kwargs={"autoincrement": False}
     )
     event_id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    type: EventType = Field(sa_type=String(20))
     created_at: datetime
 
 

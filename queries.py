@@ -78,10 +78,15 @@ def insert_registration_events(dialect: str) -> Any:
         ("token.issued", token.id, among(dialect, token.token_hash, "hashes")),
     )
     moment = sa.bindparam("moment", type_=table_of(Event).c.created_at.type)
-    each = (sa.select(sa.literal_column(f"'{type}'"), id, moment).where(is_new) for type, id, is_new in told)
-    return counted(
-        dialect, sa.insert(table_of(Event)).from_select(["type", "subject_id", "created_at"], sa.union_all(*each))
+    all_of = sa.func.json_group_array if dialect == "sqlite" else sa.func.json_agg
+    arms = (
+        sa.select(sa.literal_column(f"'{type}'"), all_of(id), sa.func.count(), moment)
+        .where(is_new)
+        .having(sa.func.count() > 0)
+        for type, id, is_new in told
     )
+    columns = ["type", "subject_ids", "size", "created_at"]
+    return counted(dialect, sa.insert(table_of(Event)).from_select(columns, sa.union_all(*arms)))
 
 
 @prepared

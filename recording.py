@@ -51,9 +51,9 @@ def record(session: AsyncSession, actions: Sequence[dict[str, Any]], moment: dat
         insert_rows(session, OperatorAction, actions, created_at=moment)
 
 
-def event(type: EventType, subject_id: int | None, **data: Any) -> dict[str, Any]:
-    """Return the row of an event. The data is what the row of its subject cannot tell later; nothing personal."""
-    return {"type": type, "subject_id": subject_id, "data": data or None}
+def event(type: EventType, *subject_ids: int | None, **data: Any) -> dict[str, Any]:
+    """Return the row of an event of each subject. The data is what their rows cannot tell later; nothing personal."""
+    return {"type": type, "subject_ids": subject_ids, "size": len(subject_ids), "data": data or None}
 
 
 def tells(session: AsyncSession) -> bool:
@@ -68,10 +68,13 @@ def tell(session: AsyncSession, events: Iterable[dict[str, Any]], moment: dateti
 
 
 def events_of(ledger: Ledger) -> Iterator[dict[str, Any]]:
-    """Return what happened besides the transfers, each of which is an event of its own."""
+    """Return what a batch of transfers, holds and transactions did."""
+    by_type: dict[EventType, list[int]] = {
+        "transfer.created": [each.id for each in ledger.postings],
+        "hold.created": [each.id for each in ledger.new_holds],
+        "hold.captured": [each.id for each in ledger.resolved if each.status == "captured"],
+        "hold.voided": [each.id for each in ledger.resolved if each.status == "voided"],
+    }
+    yield from (event(type, *ids) for type, ids in by_type.items() if ids)
     for transaction in ledger.transactions:
         yield event("transaction.created", transaction.id, transfer_ids=[each.id for each in transaction.postings])
-    for hold in ledger.new_holds:
-        yield event("hold.created", hold.id)
-    for hold in ledger.resolved:
-        yield event("hold.captured" if hold.status == "captured" else "hold.voided", hold.id)

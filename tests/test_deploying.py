@@ -79,7 +79,7 @@ def test_the_image_has_nothing_that_the_service_does_not_need(tmp_path: Path) ->
     names = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
     assert names == {
         *("alembic.ini", "prod_alembic.ini", "requirements.txt", "LICENSE"),
-        *("alembic_savepoint", "api", "console", "db", "migrations", "server"),
+        *("alembic_savepoint", "api", "console", "db", "migrations", "server", "webhooks"),
     }
     assert not [*tmp_path.rglob("tests")]
 

@@ -1,6 +1,7 @@
 """Events as the API and webhooks tell them: with their subjects, as the API shows these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -8,6 +9,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db.statements import dialect_of
 from db.trips import Rows, call, execute_together
+from fields import EventType
 from models import EventPublic
 from webhooks import queries
 
@@ -39,34 +41,51 @@ ENDS: Mapping[str, str] = {
 """The field that has the instant of the event."""
 
 
-async def show_events(session: AsyncSession, rows: Rows, *, personal_data: bool) -> list[EventPublic]:
-    """Return events as they are told, from rows as select_events returns them.
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event as it is stored."""
 
-    Personal data is as it is now: of a user who was erased, nothing is told.
-    """
+    id: int
+    type: EventType
+    subject_id: int
+    data: dict[str, Any] | None
+    created_at: datetime
+
+    @property
+    def kind(self) -> str:
+        """What it happened to: a key of SUBJECTS."""
+        return self.type.partition(".")[0]
+
+
+def read_events(rows: Rows) -> Iterator[Happened]:
+    """Return the events of rows, as select_events returns them, in order."""
+    for number, type, subject_ids, data, created_at in rows:
+        for id, subject_id in enumerate(subject_ids, number):
+            yield Happened(id, type, subject_id, data, created_at)
+
+
+async def show_events(session: AsyncSession, events: Sequence[Happened], *, personal_data: bool) -> list[EventPublic]:
+    """Return events as they are told. Personal data is as it is now: of a user who was erased, nothing is told."""
     wanted: dict[str, set[int]] = {}
-    for _, type, subject_id, *_ in rows:
-        wanted.setdefault(type.partition(".")[0], set()).add(subject_id)
+    for each in events:
+        wanted.setdefault(each.kind, set()).add(each.subject_id)
     dialect = dialect_of(session)
     calls = [call(queries.select_subjects(dialect, kind), ids=sorted(ids)) for kind, ids in wanted.items()]
-    found = dict(zip(wanted, await execute_together(session, *calls), strict=True)) if calls else {}
+    found = await execute_together(session, *calls) if calls else ()
     subjects: dict[tuple[str, int], dict[str, Any]] = {}
-    for kind, subject_rows in found.items():
+    for kind, rows in zip(wanted, found, strict=True):
         names = queries.SUBJECTS[kind][1]
-        for values in subject_rows:
+        for values in rows:
             subject = dict(zip(names, values, strict=True))
             subjects[kind, subject["id"]] = subject
-    return [_show_event(row, subjects.get((row[1].partition(".")[0], row[2]), {}), personal_data) for row in rows]
+    return [_show_event(each, subjects.get((each.kind, each.subject_id), {}), personal_data) for each in events]
 
 
-def _show_event(row: Sequence[Any], subject: dict[str, Any], personal_data: bool) -> EventPublic:
-    number, type, subject_id, data, created_at = row
+def _show_event(event: Happened, subject: dict[str, Any], personal_data: bool) -> EventPublic:
     told = {name: value for name, value in subject.items() if personal_data or name not in PERSONAL}
-    told = {"id": subject_id, **told, **IMPLIED.get(type, {}), **_instants(type, subject, created_at), **(data or {})}
-    return EventPublic.model_construct(id=number, type=type, created_at=created_at, data=told, version=1)
-
-
-def _instants(type: str, subject: dict[str, Any], created_at: datetime) -> dict[str, Any]:
-    if type == "hold.expired":
-        return {"resolved_at": subject.get("expires_at")}
-    return {ENDS[type]: created_at} if type in ENDS else {}
+    told = {"id": event.subject_id, **told, **IMPLIED.get(event.type, {}), **(event.data or {})}
+    if event.type == "hold.expired":
+        told["resolved_at"] = subject.get("expires_at")
+    elif event.type in ENDS:
+        told[ENDS[event.type]] = event.created_at
+    return EventPublic.model_construct(id=event.id, type=event.type, created_at=event.created_at, data=told, version=1)

@@ -82,13 +82,6 @@ def lock_numbers(_: str) -> Any:
 
 
 @prepared
-def count_unnumbered(_: str) -> Any:
-    """SELECT how many events have no number, up to `most`."""
-    ids = sa.select(table_of(Event).c.id).where(_is_unnumbered()).limit(sa.bindparam("most", type_=sa.Integer))
-    return sa.select(sa.func.count()).select_from(ids.subquery())
-
-
-@prepared
 def select_listeners(_: str) -> Any:
     """SELECT id and types of the webhooks that have not ended."""
     webhook = table_of(Webhook).c
@@ -96,44 +89,23 @@ def select_listeners(_: str) -> Any:
 
 
 @prepared
-def number_events(dialect: str) -> Any:
-    """UPDATE the `take` oldest events without a number: they get those after `last`."""
+def number_events(_: str) -> Any:
+    """UPDATE the `most` oldest rows of events without a number: they get those after `last`; return them."""
     events = table_of(Event)
-    oldest = sa.select(events.c.id).where(_is_unnumbered()).order_by(events.c.id)
-    oldest_ids = oldest.limit(sa.bindparam("take", type_=sa.Integer)).subquery().c.id
-    place = sa.func.row_number().over(order_by=oldest_ids)
-    placed = sa.select(
-        oldest_ids.label("id"), (place + sa.bindparam("last", type_=sa.BigInteger)).label("number")
-    ).subquery()
-    return counted(dialect, sa.update(events).where(events.c.id == placed.c.id).values(number=placed.c.number))
+    oldest = sa.select(events.c.id, events.c.size).where(_is_unnumbered()).order_by(events.c.id)
+    taken = oldest.limit(sa.bindparam("most", type_=sa.Integer)).subquery().c
+    before = sa.func.sum(taken.size).over(order_by=taken.id) - taken.size
+    number = sa.cast(before, sa.BigInteger) + sa.bindparam("last", type_=sa.BigInteger) + 1
+    numbered = sa.select(taken.id, number.label("number")).subquery().c
+    update = sa.update(events).where(events.c.id == numbered.id).values(number=numbered.number)
+    return update.returning(events.c.number, events.c.size, events.c.type, events.c.subject_ids)
 
 
 @prepared
 def advance_numbers(dialect: str) -> Any:
-    """UPDATE the last number: there are so many `more`."""
-    numbers = table_of(EventNumbers)
-    more = sa.bindparam("more", type_=sa.BigInteger)
-    return counted(dialect, sa.update(numbers).values(last=numbers.c.last + more))
-
-
-@prepared
-def insert_deliveries(dialect: str) -> Any:
-    """INSERT the deliveries of the events after `last` with one of these `types`, and of tests of it, to a webhook."""
-    event = table_of(Event).c
-    webhook_id = sa.bindparam("webhook_id", type_=sa.BigInteger)
-    moment = sa.bindparam("moment", type_=event.created_at.type)
-    is_test = event.type == sa.literal_column("'webhook.test'")
-    is_its = sa.case((is_test, event.subject_id == webhook_id), else_=among(dialect, event.type, "types"))
-    values: dict[str, Any] = {
-        "webhook_id": webhook_id,
-        "event_id": event.number,
-        "status": sa.literal_column("'waiting'"),
-        "attempts": sa.literal_column("0"),
-        "due_at": moment,
-        "created_at": moment,
-    }
-    new = sa.select(*values.values()).where(event.number > sa.bindparam("last", type_=sa.BigInteger), is_its)
-    return sa.insert(table_of(WebhookDelivery)).from_select([*values], new)
+    """UPDATE the last number to `last`."""
+    last = sa.bindparam("last", type_=sa.BigInteger)
+    return counted(dialect, sa.update(table_of(EventNumbers)).values({"last": last}))
 
 
 @prepared
@@ -145,23 +117,37 @@ def select_bounds(_: str) -> Any:
 
 @prepared
 def select_events(dialect: str, has_types: bool) -> Any:
-    """SELECT up to `limit` events in order, after this one and up to `last`; with `types`, those of them."""
+    """SELECT up to `limit` rows with the events after this one and up to `last`; with `types`, those of them."""
     number, last = table_of(Event).c.number, sa.bindparam("last", type_=sa.BigInteger)
-    query = sa.select(*_told()).where(number > sa.bindparam("after", type_=sa.BigInteger), number <= last)
+    first = sa.func.coalesce(_row_of(sa.bindparam("after", type_=sa.BigInteger) + 1), 0)
+    query = sa.select(*_told()).where(number >= first, number <= last)
     if has_types:
         query = query.where(among(dialect, table_of(Event).c.type, "types"))
     return query.order_by(number).limit(sa.bindparam("limit", type_=sa.Integer))
 
 
+def _row_of(id: Any) -> Any:
+    """Return the number of the row that has the event with this id."""
+    among_all = table_of(Event).alias().c.number
+    found = sa.select(sa.func.max(among_all)).where(among_all <= id)
+    return found.scalar_subquery().correlate_except(among_all.table)
+
+
 @prepared
-def select_events_by_number(dialect: str) -> Any:
-    """SELECT the events with these `numbers`, as select_events."""
-    return sa.select(*_told()).where(among(dialect, table_of(Event).c.number, "numbers"))
+def select_events_by_id(dialect: str) -> Any:
+    """SELECT the rows with the events `ids`, as select_events."""
+    if dialect == "sqlite":
+        ids = sa.func.json_each(sa.bindparam("ids", type_=sa.JSON)).table_valued("value")
+    else:
+        ids = sa.func.unnest(sa.bindparam("ids", type_=sa.ARRAY(sa.BigInteger))).table_valued("value", name="ids")
+        ids = ids.render_derived()
+    rows = sa.select(_row_of(ids.c.value)).select_from(ids)
+    return sa.select(*_told()).where(table_of(Event).c.number.in_(rows))
 
 
 def _told() -> Iterator[Any]:
     event = table_of(Event).c
-    return (event[name] for name in ("number", "type", "subject_id", "data", "created_at"))
+    return (event[name] for name in ("number", "type", "subject_ids", "data", "created_at"))
 
 
 @prepared
@@ -174,16 +160,13 @@ def select_webhooks(dialect: str) -> Any:
 @prepared
 def select_deliveries(dialect: str, has_status: bool) -> Any:
     """SELECT a part of the list of a webhook's deliveries, newest first; with a `status`, of up to `looked`."""
-    deliveries, event = table_of(WebhookDelivery), table_of(Event).c
+    deliveries = table_of(WebhookDelivery)
     id = deliveries.c.event_id
     is_its, after = deliveries.c.webhook_id == sa.bindparam("webhook_id"), sa.bindparam("after", type_=sa.BigInteger)
     most = sa.bindparam("looked", type_=sa.Integer) if has_status else sa.bindparam("limit", type_=sa.Integer) + 1
     read = sa.select(deliveries).where(is_its, id < after).order_by(id.desc()).limit(most).cte("read")
     lowest = sa.select(sa.func.min(read.c.event_id)).having(sa.func.count() == most).scalar_subquery()
-    columns = {**read.c, "type": event.type}
-    query = sa.select(*(columns[name] for name in DeliveryPublic.model_fields)).join_from(
-        read, event.number.table, event.number == read.c.event_id
-    )
+    query = sa.select(*(read.c[name] for name in DeliveryPublic.model_fields))
     if has_status:
         query = query.where(read.c.status == sa.bindparam("status"))
     return part(dialect, query, read.c.event_id, newest_first=True, otherwise=lowest)

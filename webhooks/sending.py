@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -87,9 +86,7 @@ class Sender:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -153,7 +150,10 @@ def _explain(failure: Exception) -> str:
 
 
 class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
-    """Connects to a name's addresses if each is allowed; a name is resolved once, so that no answer goes unchecked."""
+    """Connects to a name if all of its addresses are allowed; resolves it once, so that no answer goes unchecked.
+
+    It has no unix sockets: httpcore2's own method raises NotImplementedError.
+    """
 
     def __init__(self, networks: Sequence[Network] | None) -> None:
         self._networks = networks
@@ -175,22 +175,13 @@ class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
                 return _Stream(await self._network.connect_tcp(address, port, CONNECT_SECONDS), host)
         raise _Undeliverable(f"cannot connect to port {port} of {host} ({', '.join(addresses[:ADDRESSES])})")
 
-    async def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,  # noqa: ASYNC109
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Refuse."""
-        raise _Undeliverable("unix sockets are not allowed")
-
     async def _resolve(self, host: str, port: int) -> list[str]:
         """Return the host's addresses, each of which is allowed."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             raise _Undeliverable(f"the name {host} cannot be resolved") from None
-        addresses = list(dict.fromkeys(ip_address(sockaddr[0]) for *_, sockaddr in found))
+        addresses = [ip_address(sockaddr[0]) for *_, sockaddr in found]
         for address in addresses:
             if self._networks is not None and not is_allowed(address, self._networks):
                 raise _Undeliverable(

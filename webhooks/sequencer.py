@@ -65,17 +65,18 @@ class Sequencer:
     async def _step(self) -> bool:
         """Number what is to be numbered, once; return True if there may be more."""
         state = await self.database.read(transactions.get_feed_state)
-        numbered = 0
+        last, has_more = state.last, False
         if state.has_expired:
             await self.database.write(crud.expire_holds, EXPIRED_TOGETHER)
         if state.has_unnumbered or state.has_expired:
             numbered = await self.database.write(transactions.number_events)
-            state = await self.database.read(transactions.get_feed_state)
-        if state.last != self._last:
-            self._last = state.last
+            if numbered is not None:
+                last, has_more = numbered
+        if last > self._last:
+            self._last = last
             self._news.set()
             self._news = asyncio.Event()
-        return numbered == transactions.NUMBERED_TOGETHER
+        return has_more
 
     async def wait(self, seconds: float) -> None:
         """Wait for an event with a new number, at most so many seconds, or until the end."""

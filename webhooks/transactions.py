@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from operator import attrgetter
+from itertools import takewhile
 from typing import Any, get_args
 
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from crud import LOOKED, Part, read_part, show
 from db.isolation import begin, isolating_failures
-from db.statements import dialect_of, insert_free, write_rows
+from db.statements import dialect_of, insert_free, insert_rows, write_rows
 from db.trips import call, execute, execute_together
 from fields import ActionName, EventType
 from ledger import Actor
@@ -42,10 +42,13 @@ from refusals import (
     WebhookNotFound,
 )
 from webhooks import queries
-from webhooks.envelopes import show_events
+from webhooks.envelopes import Happened, read_events, show_events
 
-NUMBERED_TOGETHER = 1000
-"""Events that are numbered in one transaction."""
+NUMBERED_TOGETHER = 100
+"""Rows of events that are numbered in one transaction."""
+
+ROWS_LIMIT = 200
+"""Rows of events that a page of the feed reads, at most."""
 
 WEBHOOK_LIMIT = 50
 """Webhooks that have not ended, at most."""
@@ -89,37 +92,40 @@ async def get_feed_state(session: AsyncSession) -> FeedState:
     return FeedState(last, bool(unnumbered), bool(expired))
 
 
-async def number_events(session: AsyncSession) -> int:
-    """Give the next numbers to the oldest events without one, and each webhook its deliveries; return how many.
+async def number_events(session: AsyncSession) -> tuple[int, bool] | None:
+    """Give the next numbers to the oldest events without one, and each webhook its deliveries.
 
-    One transaction at a time does so, and the others return 0. So when a number can be seen, all below it can: a
-    reader that goes on after the last one it saw misses no event, however late it was committed.
+    Return the last number, and True if there may be more to number. One transaction at a time does so, and the others
+    return None. So when a number can be seen, all below it can: a reader that goes on after the last one it saw misses
+    no event, however late it was committed.
     """
     dialect = dialect_of(session)
     async with begin(session):
-        # The lock first: what is counted after it, nobody else numbers.
-        turn, [[number]], listeners = await execute_together(
-            session,
-            call(queries.lock_numbers(dialect)),
-            call(queries.count_unnumbered(dialect), most=NUMBERED_TOGETHER),
-            call(queries.select_listeners(dialect)),
+        turn, listeners = await execute_together(
+            session, call(queries.lock_numbers(dialect)), call(queries.select_listeners(dialect))
         )
         if not turn:
             # The first time, there is no row yet.
             turn = await insert_free(session, EventNumbers, [{"id": 1, "last": 0}], returning=("last",))
-        if not turn or not number:
-            return 0
+        if not turn:
+            return None
         [[last]] = turn
-        write_rows(session, Event, queries.number_events(dialect), number, take=number, last=last)
-        moment = now()
-        queued = [
-            call(queries.insert_deliveries(dialect), webhook_id=id, types=types or TYPES, last=last, moment=moment)
+        # After the lock: what is found now, nobody else numbers.
+        rows = await execute(session, queries.number_events(dialect), most=NUMBERED_TOGETHER, last=last)
+        deliveries = [
+            {"webhook_id": id, "event_id": number + place, "type": type}
             for id, types in listeners
+            for number, _, type, subject_ids in rows
+            for place, subject_id in enumerate(subject_ids)
+            if (subject_id == id if type == "webhook.test" else types is None or type in types)
         ]
-        if queued:
-            await execute_together(session, *queued)
-        write_rows(session, EventNumbers, queries.advance_numbers(dialect), 1, more=number)
-    return int(number)
+        if deliveries:
+            moment = now()
+            insert_rows(session, WebhookDelivery, deliveries, due_at=moment, created_at=moment)
+        if rows:
+            last = max(number + size - 1 for number, size, *_ in rows)
+            write_rows(session, EventNumbers, queries.advance_numbers(dialect), 1, last=last)
+    return last, len(rows) == NUMBERED_TOGETHER
 
 
 async def list_events(
@@ -127,7 +133,8 @@ async def list_events(
 ) -> EventsPage:
     """Return up to `limit` events in order, those after this one, with one of these types; without personal data.
 
-    Of at most LOOKED events: so it may be short, even empty, before the last. Raises EventsPruned and EventUnknown.
+    Of at most LOOKED events, or ROWS_LIMIT rows: so it may be short, even empty, before the last. Raises EventsPruned
+    and EventUnknown.
     """
     dialect = dialect_of(session)
     bounds = call(queries.select_bounds(dialect))
@@ -136,7 +143,7 @@ async def list_events(
     if first > last:
         raise EventUnknown
     until = min(last, first + (LOOKED if types else limit))
-    values: dict[str, Any] = {"after": first, "last": until, "limit": limit}
+    values: dict[str, Any] = {"after": first, "last": until, "limit": ROWS_LIMIT}
     if types:
         values["types"] = [*types]
     query = queries.select_events(dialect, bool(types))
@@ -144,29 +151,30 @@ async def list_events(
     rows, [[_, oldest]] = await execute_together(session, call(query, **values), bounds)
     if oldest > first + 1:
         raise EventsPruned
-    items = await show_events(session, rows, personal_data=False)
-    following = items[-1].id if len(items) == limit else until
+    events = [*read_events(rows)]
+    if len(rows) == ROWS_LIMIT:
+        until = min(until, events[-1].id)
+    found = [each for each in events if first < each.id <= until][:limit]
+    following = found[-1].id if len(found) == limit else until
+    items = await show_events(session, found, personal_data=False)
     return EventsPage.model_construct(items=items, next=following)
 
 
 async def prune_events(session: AsyncSession, before: datetime, limit: int) -> int:
-    """Delete up to `limit` of the oldest events, and their deliveries, from before an instant; return how many."""
+    """Delete events from before an instant, of the `limit` oldest rows, and their deliveries; return how many."""
     async with begin(session):
-        oldest = select(Event.number, Event.created_at).where(col(Event.number).is_not(None))
+        oldest = select(Event.number, Event.size, Event.created_at).where(col(Event.number).is_not(None))
         rows = (await session.exec(oldest.order_by(col(Event.number)).limit(limit))).all()
         # In order, so that the feed has no gap, whatever the clocks said.
-        numbers = []
-        for number, created_at in rows:
-            if created_at >= before:
-                break
-            numbers.append(number)
-        if numbers:
-            last = numbers[-1]
+        pruned = [*takewhile(lambda row: row[2] < before, rows)]
+        if pruned:
+            number, size, _ = pruned[-1]
+            assert number is not None
             for id in await session.exec(select(Webhook.id)):
-                is_its = (col(WebhookDelivery.webhook_id) == id) & (col(WebhookDelivery.event_id) <= last)
+                is_its = (col(WebhookDelivery.webhook_id) == id) & (col(WebhookDelivery.event_id) < number + size)
                 await session.exec(sa.delete(WebhookDelivery).where(is_its))
-            await session.exec(sa.delete(Event).where(col(Event.number) <= last))
-    return len(numbers)
+            await session.exec(sa.delete(Event).where(col(Event.number) <= number))
+    return sum(size for _, size, _ in pruned)
 
 
 # --- webhooks ---------------------------------------------------------------------------------------------------------
@@ -349,11 +357,11 @@ async def resend_deliveries(session: AsyncSession, resendings: Sequence[Resendin
     async with begin(session):
         ids = {each.webhook_id for each in resendings}
         webhooks = {webhook.id: webhook for webhook in await session.exec(WEBHOOKS.where(col(Webhook.id).in_(ids)))}
-        events = select(Event.number, Event.type).where(col(Event.number).in_({each.event_id for each in resendings}))
-        types = dict((await session.exec(events)).all())
-        refusals = [_judge_resending(each, webhooks.get(each.webhook_id), types) for each in resendings]
+        events = await _find_events(session, {each.event_id for each in resendings})
+        refusals = [_judge_resending(each, webhooks.get(each.webhook_id), events) for each in resendings]
         done = [each for each, refusal in zip(resendings, refusals, strict=True) if refusal is None]
-        deliveries = await _make_due(session, sorted({(each.webhook_id, each.event_id) for each in done}), moment)
+        keys = sorted({(each.webhook_id, each.event_id, events[each.event_id].type) for each in done})
+        deliveries = await _make_due(session, keys, moment)
         by_operator = [
             action(each.actor, "webhook.resend", webhook_id=each.webhook_id, event_id=each.event_id)
             for each in done
@@ -361,28 +369,34 @@ async def resend_deliveries(session: AsyncSession, resendings: Sequence[Resendin
         ]
         record(session, by_operator, moment)
         return [
-            refusal or show(DeliveryPublic, deliveries[each.webhook_id, each.event_id], type=types[each.event_id])
+            refusal or show(DeliveryPublic, deliveries[each.webhook_id, each.event_id])
             for each, refusal in zip(resendings, refusals, strict=True)
         ]
 
 
-def _judge_resending(resending: Resending, webhook: Webhook | None, types: Mapping[int | None, str]) -> Refusal | None:
+async def _find_events(session: AsyncSession, ids: Collection[int]) -> dict[int, Happened]:
+    """Return the events with these ids that are kept."""
+    rows = await execute(session, queries.select_events_by_id(dialect_of(session)), ids=sorted(ids))
+    return {each.id: each for each in read_events(rows) if each.id in ids}
+
+
+def _judge_resending(resending: Resending, webhook: Webhook | None, events: Mapping[int, Happened]) -> Refusal | None:
     if webhook is None:
         return WebhookNotFound()
     if webhook.status == "ended":
         return WebhookEnded()
-    return None if resending.event_id in types else EventNotFound()
+    return None if resending.event_id in events else EventNotFound()
 
 
 async def _make_due(
-    session: AsyncSession, keys: Sequence[tuple[int, int]], moment: datetime
+    session: AsyncSession, keys: Sequence[tuple[int, int, EventType]], moment: datetime
 ) -> dict[tuple[int, int], WebhookDelivery]:
     """Make the deliveries with these keys, in order, due now; one that is not there is made."""
     if not keys:
         return {}
-    rows = [{"webhook_id": webhook_id, "event_id": event_id} for webhook_id, event_id in keys]
+    rows = [dict(zip(("webhook_id", "event_id", "type"), key, strict=True)) for key in keys]
     await insert_free(session, WebhookDelivery, rows, returning=("event_id",), due_at=moment, created_at=moment)
-    is_asked = sa.tuple_(col(WebhookDelivery.webhook_id), col(WebhookDelivery.event_id)).in_(keys)
+    is_asked = sa.tuple_(col(WebhookDelivery.webhook_id), col(WebhookDelivery.event_id)).in_(key[:2] for key in keys)
     query = select(WebhookDelivery).where(is_asked)
     query = query.order_by(col(WebhookDelivery.webhook_id), col(WebhookDelivery.event_id))
     found = {(each.webhook_id, each.event_id): each for each in await session.exec(query.with_for_update())}
@@ -427,12 +441,12 @@ async def take_due(session: AsyncSession, webhook_id: int, limit: int) -> Due | 
             later=moment + LEASE,
         )
         attempts: dict[int, int] = dict(leased)  # type: ignore[arg-type]
-        rows = await execute(session, queries.select_events_by_number(dialect), numbers=ids)
-        events = await show_events(session, rows, personal_data=webhook.personal_data)
+        found = await _find_events(session, {*ids})
+        events = await show_events(session, [found[id] for id in sorted(found)], personal_data=webhook.personal_data)
         valid, expires_at = [webhook.secret], webhook.previous_secret_expires_at
         if webhook.previous_secret and expires_at and expires_at > moment:
             valid.append(webhook.previous_secret)
-        return Due(webhook.url, valid, [(each, attempts[each.id]) for each in sorted(events, key=attrgetter("id"))])
+        return Due(webhook.url, valid, [(each, attempts[each.id]) for each in events])
 
 
 @dataclass(frozen=True, slots=True)

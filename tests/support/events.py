@@ -1,5 +1,6 @@
 """Helpers of the tests of events."""
 
+import json
 from typing import Any
 
 from httpx2 import Client
@@ -17,7 +18,7 @@ def follow(client: Client, after: int | None = None, **parameters: Any) -> dict[
 
 def read_all(client: Client, rows: Rows, after: int = 0) -> list[dict[str, Any]]:
     """All events that are stored now, as the feed tells them, once they have their numbers."""
-    [(number,)] = rows("SELECT count(*) FROM events")
+    number = len(stored(rows))
     found: list[dict[str, Any]] = []
     position = 0
     while len(found) < number:
@@ -26,6 +27,20 @@ def read_all(client: Client, rows: Rows, after: int = 0) -> list[dict[str, Any]]
         found += page["items"]
         position = page["next"]
     return [each for each in found if each["id"] > after]
+
+
+def stored(rows: Rows, after: int = 0) -> list[tuple[str, int]]:
+    """Type and subject of each event that is stored, numbered or not, but for those of the oldest rows."""
+    found = rows(f"SELECT type, subject_ids FROM events WHERE id > {after} ORDER BY id")
+    lists = [(type, json.loads(ids) if isinstance(ids, str) else ids) for type, ids in found]
+    return [(type, id) for type, ids in lists for id in ids]
+
+
+INSERT = """
+    INSERT INTO events (type, subject_ids, size, created_at)
+    VALUES ('transfer.created', '[{id}]', 1, '2026-11-28 12:00:00+00')
+"""
+"""Stores an event, as a transaction that does something."""
 
 
 def create_webhook(client: Client, url: str = "https://hooks.example/savepoint", **fields: Any) -> dict[str, Any]:
