@@ -17,6 +17,9 @@ from webhooks import transactions
 from webhooks.sequencer import Sequencer
 from webhooks.transactions import TYPES
 
+READERS_LIMIT = 200
+"""Calls of a process that may wait for events at once; others are answered without."""
+
 router = APIRouter(route_class=StrictRoute, tags=["events"])
 
 
@@ -68,6 +71,10 @@ async def list_events(
     while True:
         page = await operations_of(request).read(transactions.list_events, after=after, types=types, limit=limit)
         after, rest = page.next, give_up - monotonic()
-        if page.items or rest <= 0 or sequencer.is_ending:
+        if page.items or rest <= 0 or sequencer.is_ending or sequencer.readers >= READERS_LIMIT:
             return page
-        await sequencer.wait(rest)
+        sequencer.readers += 1
+        try:
+            await sequencer.wait(rest)
+        finally:
+            sequencer.readers -= 1

@@ -50,8 +50,6 @@ class Database:
         url = driver_url(settings.database_url, is_async=True)
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self.session_info = {TELLS_EVENTS: settings.events}
-        self.wrote = asyncio.Event()
-        """Set after each transaction that may have written."""
         self.lock_timeout = settings.lock_timeout
         self.deadline = settings.request_timeout
         self.postgresql = Connector(url, settings, min(lock_patience or settings.lock_timeout, settings.lock_timeout))
@@ -116,7 +114,6 @@ class Database:
                 # Not closed, which would cost a task: closing the connection rolls back what has not ended.
                 session = AsyncSession(connection, autoflush=False, expire_on_commit=False, info=self.session_info)
                 outcome = await operation(session, *args, **kwargs)
-                self.wrote.set()
                 if connection.info.pop(UNCONFIRMED, False):
                     raise OutcomeUnknown
             return outcome

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from contextlib import suppress
 from weakref import WeakSet
 
@@ -13,17 +12,11 @@ from webhooks import transactions
 
 logger = logging.getLogger("savepoint")
 
-PAUSE = 0.1
-"""Seconds between two looks at the events, at least: those that arrive meanwhile are numbered together."""
-
 LOOK_EACH = 0.25
-"""Seconds between two looks where this process writes nothing: others do, or died before they numbered theirs."""
+"""Seconds between two looks at the events of all processes: those that arrive meanwhile are numbered together."""
 
 EXPIRED_TOGETHER = 100
 """Accounts whose expired holds are marked in one transaction."""
-
-WAITING_LIMIT = 200
-"""Calls that may wait for news at once; others are not kept waiting."""
 
 _RUNNING: "WeakSet[Sequencer]" = WeakSet()
 
@@ -33,17 +26,22 @@ class Sequencer:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.is_ending = False
+        self.readers = 0
+        """Calls that wait for events."""
+        self._end = asyncio.Event()
         self._last = 0
         self._is_interrupted = False
-        self._waiting = 0
         self._news = asyncio.Event()
         _RUNNING.add(self)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether nobody is to wait any longer."""
+        return self._end.is_set()
 
     async def run(self) -> None:
         """Look at the events until the end."""
         while not self.is_ending:
-            started = time.monotonic()
             has_more = False
             try:
                 has_more = await self._step()
@@ -55,12 +53,7 @@ class Sequencer:
             except Exception:
                 logger.exception("Events could not be numbered; this is tried again.")
             if not has_more:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_EACH):
-                        await self.database.wrote.wait()
-            self.database.wrote.clear()
-            if not self.is_ending:
-                await asyncio.sleep(max(0, started + PAUSE - time.monotonic()))
+                await self._wait_for(self._end, LOOK_EACH)
 
     async def _step(self) -> bool:
         """Number what is to be numbered, once; return True if there may be more."""
@@ -80,21 +73,18 @@ class Sequencer:
 
     async def wait(self, seconds: float) -> None:
         """Wait for an event with a new number, at most so many seconds, or until the end."""
-        if self.is_ending or self._waiting >= WAITING_LIMIT:
-            return
-        self._waiting += 1
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._news.wait()
-        finally:
-            self._waiting -= 1
+        if not self.is_ending:
+            await self._wait_for(self._news, seconds)
+
+    async def _wait_for(self, event: asyncio.Event, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
 
     def end(self) -> None:
         """Stop after the transaction that is under way, and let nobody wait any longer."""
-        self.is_ending = True
+        self._end.set()
         self._news.set()
-        self.database.wrote.set()
 
 
 def end_waiting() -> None:
