@@ -69,6 +69,15 @@ LATER_ROWS = {
         " VALUES (61, 'user.suspend', 51, 'request-1', 1, '2026-01-03 00:00+00')",
         "UPDATE transfers SET operator_key_id = 51",
     ],
+    "d94b1f7e3a60": [
+        "INSERT INTO events (id, number, type, subject_ids, size, created_at)"
+        " VALUES (71, 7, 'user.suspended', '[1]', 1, '2026-01-03 00:00+00')",
+        "INSERT INTO event_numbers (id, last) VALUES (1, 7)",
+        "INSERT INTO webhooks (id, url, personal_data, status, secret, created_at)"
+        " VALUES (81, 'https://hooks.example', false, 'active', 'whsec_AAAA', '2026-01-03 00:00+00')",
+        "INSERT INTO webhook_deliveries (webhook_id, event_id, type, status, attempts, due_at, created_at)"
+        " VALUES (81, 7, 'user.suspended', 'waiting', 0, '2026-01-03 00:00+00', '2026-01-03 00:00+00')",
+    ],
 }
 """The same of revisions that no other test goes back from with rows."""
 
