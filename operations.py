@@ -35,6 +35,7 @@ SEARCHES: tuple[Any, ...] = (
     crud.list_actions,
     transactions.list_deliveries,
     transactions.list_events,
+    transactions.list_newest_events,
 )
 """Queries that may read many rows."""
 

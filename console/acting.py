@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from api.callers import operations_of
 from api.errors import report
+from api.events import read_types
 from api.problems import Problem, field_errors
 from console.actions import ACTIONS, Action, Field, Plan, find_refusal
 from console.forms import read_row_id
@@ -19,21 +20,27 @@ from console.rendering import lead_to, page
 from console.routes import SessionRoute, form_of, refused
 from console.subjects import (
     AccountSubject,
+    DeliverySubject,
     HoldSubject,
     MoneySubject,
     Subject,
     TokenSubject,
     TransferSubject,
     UserSubject,
+    WebhooksSubject,
+    WebhookSubject,
     find_account,
+    find_delivery,
     find_hold,
     find_token,
     find_transfer,
     find_user,
+    find_webhook,
+    find_webhooks,
 )
 from ledger import Posted, Posting
-from models import AccountPublic, IssuedToken
-from refusals import Interruption, Refusal
+from models import AccountPublic, IssuedToken, WebhookWithSecret
+from refusals import EventsOff, Interruption, Refusal
 
 router = APIRouter(prefix="/console", route_class=SessionRoute, include_in_schema=False)
 
@@ -43,6 +50,10 @@ PLACES: dict[type[Any], tuple[str, Callable[..., Awaitable[Subject]]]] = {
     AccountSubject: ("/accounts/{id}", find_account),
     TransferSubject: ("/transfers/{id}", find_transfer),
     HoldSubject: ("/holds/{id}", find_hold),
+    # Not /webhooks, under which all that follows is an id.
+    WebhooksSubject: ("", find_webhooks),
+    WebhookSubject: ("/webhooks/{id}", find_webhook),
+    DeliverySubject: ("/webhooks/{id}/deliveries/{event_id}", find_delivery),
 }
 """The path of each kind of subject, and what finds one."""
 
@@ -111,6 +122,13 @@ def _read_field(field: Field, text: str, subject: Subject, currencies: set[str])
         if re.fullmatch(r"[0-9]{1,9}", text) is None:
             raise ValueError("Write a whole number")
         return int(text)
+    if field.kind == "url":
+        assert isinstance(subject, WebhooksSubject)
+        return subject.check_url(text)
+    if field.kind == "types":
+        return read_types(re.sub(r"\s", "", text))
+    if field.kind == "no or yes":
+        return text == "yes"
     if field.kind == "currency" and text not in currencies:
         raise ValueError("Choose one of the list")
     return text
@@ -175,6 +193,9 @@ async def go_on(request: Request, action: Action) -> Response:
     """Answer POST: read the form, and say what will happen, or, where that was confirmed, do it."""
     actor = require_scope(request, action.scope)
     subject = await find_subject(request, action.on)
+    # What else is refused, crud refuses, unless it was done by the same form before.
+    if isinstance(refusal := find_refusal(action.name, subject), EventsOff):
+        return await refused(request, refusal, subject.path, subject.title)
     sent = form_of(request)
     form = read_fields(action, subject, sent, {each.code for each in request.app.state.currencies})
     if form.errors or sent.get("step") == "edit":
@@ -195,6 +216,8 @@ async def go_on(request: Request, action: Action) -> Response:
         return show_form(request, action, subject, form, problem=await report(request, refusal))
     if isinstance(outcome, IssuedToken):
         return page(request, "token.html", subject=subject, token=outcome)
+    if isinstance(outcome, WebhookWithSecret):
+        return page(request, "webhook_secret.html", webhook=outcome)
     return lead_to(request, f"{_path_after(outcome, subject)}?done={action.name}")
 
 

@@ -1,25 +1,49 @@
 """The actions of the console: what each asks for, what it says before it is done, and what it writes through crud."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
 import crud
-from console.subjects import AccountSubject, HoldSubject, Subject, TokenSubject, TransferSubject, UserSubject
+from console.subjects import (
+    AccountSubject,
+    DeliverySubject,
+    EventsSubject,
+    HoldSubject,
+    Subject,
+    TokenSubject,
+    TransferSubject,
+    UserSubject,
+    WebhooksSubject,
+    WebhookSubject,
+)
 from fields import KeyScope, UserReference
 from ledger import OPERATOR, Actor
-from models import AccountRequest, AccountUpdate, CaptureRequest, CashRequest, TokenRequest, UserUpdate
+from models import (
+    AccountRequest,
+    AccountUpdate,
+    CaptureRequest,
+    CashRequest,
+    TokenRequest,
+    UserUpdate,
+    WebhookRequest,
+    now,
+)
 from refusals import (
     AlreadyReversed,
+    EventsOff,
     HoldResolved,
     Refusal,
     ReversalNotReversible,
     UserErased,
     UserNotActive,
     UserNotClosed,
+    WebhookEnded,
 )
+from webhooks import transactions
+from webhooks.transactions import TYPES, Resending, WebhookChange, WebhookCreation
 
 S = TypeVar("S", bound=Subject)
 
@@ -31,7 +55,7 @@ class Field:
     name: str
     label: str
     hint: str = ""
-    kind: Literal["text", "email", "tel", "amount", "number", "currency"] = "text"
+    kind: Literal["text", "email", "tel", "amount", "number", "currency", "url", "types", "no or yes"] = "text"
     is_required: bool = False
 
 
@@ -396,6 +420,125 @@ def void(subject: HoldSubject, given: Mapping[str, Any]) -> Plan:
     )
 
 
+# --- webhooks ---------------------------------------------------------------------------------------------------------
+
+
+@action(
+    "webhooks",
+    WebhooksSubject,
+    "create-webhook",
+    "Create a webhook",
+    done="The webhook was created.",
+    model=WebhookRequest,
+    fields=(
+        Field("url", "URL", "Where events are sent, such as https://shop.example/hooks.", "url", is_required=True),
+        Field(
+            "types", "Types of events", f"With commas between them. Empty: all, which are {', '.join(TYPES)}.", "types"
+        ),
+        Field(
+            "personal_data",
+            "With personal data",
+            "Yes: names, addresses, memos and metadata as well. No: ids, amounts, states and times only.",
+            "no or yes",
+            is_required=True,
+        ),
+    ),
+)
+def create_webhook(subject: WebhooksSubject, given: Mapping[str, Any]) -> Plan:
+    """Create a webhook, once: a confirmation counts for as long as no other was created or ended."""
+    url, types, personal_data = given["url"], given["types"], given["personal_data"]
+    return Plan(
+        (
+            f"What happens from now on is sent to {url}, signed.",
+            f"Events: {', '.join(types) if types else 'of all types'}.",
+            f"Personal data: {'names, addresses, memos and metadata are sent as well' if personal_data else 'none'}.",
+            "The secret for the signatures is shown once, on the next page.",
+        ),
+        transactions.create_webhooks,
+        lambda key, actor: WebhookCreation(url, types, personal_data, actor),
+        seen=",".join(str(each.webhook_id) for each in subject.queues),
+    )
+
+
+@action("webhooks", WebhookSubject, "pause", "Pause", done="The webhook is paused.", takes_away=True)
+def pause(subject: WebhookSubject, given: Mapping[str, Any]) -> Plan:
+    """Pause the webhook."""
+    sentences = (
+        f"Nothing more is sent to {subject.webhook.url} until the webhook is resumed.",
+        "What happens meanwhile waits for as long as events are kept.",
+    )
+    return _change_webhook(subject, sentences, fields={"status": "paused"})
+
+
+@action("webhooks", WebhookSubject, "resume", "Resume", done="The webhook is active.")
+def resume(subject: WebhookSubject, given: Mapping[str, Any]) -> Plan:
+    """Make the webhook active again."""
+    sentences = (
+        f"Events are sent to {subject.webhook.url} again: what is due at once, in any order, the rest in its time.",
+        "It is paused again if nothing arrives for 3 days.",
+    )
+    return _change_webhook(subject, sentences, fields={"status": "active"})
+
+
+@action("webhooks", WebhookSubject, "new-secret", "New secret", done="The webhook has a new secret.")
+def rotate_secret(subject: WebhookSubject, given: Mapping[str, Any]) -> Plan:
+    """Give the webhook a new secret, once: a confirmation counts for as long as it has had no newer one."""
+    until = subject.webhook.previous_secret_expires_at
+    sentences = [
+        f"{subject.title.capitalize()} gets a new secret, which is shown once, on the next page.",
+        "For a day, what is sent is signed with the present one as well: change it in the receiver meanwhile.",
+    ]
+    if until is not None and until > now():
+        sentences.append("It has been changed within a day: the secret before the present one stops signing at once.")
+    return _change_webhook(subject, sentences, seen=str(until), rotates=True)
+
+
+@action("webhooks", WebhookSubject, "test", "Test", done="The test is sent; its delivery shows what becomes of it.")
+def test_webhook(subject: WebhookSubject, given: Mapping[str, Any]) -> Plan:
+    """Test the webhook, once: a confirmation counts for as long as none was tested since."""
+    sentences = [f"An event webhook.test is sent to {subject.webhook.url}, and to no other webhook."]
+    if subject.webhook.status == "paused":
+        sentences.append("The webhook is paused: the test waits until it is resumed.")
+    return _change_webhook(subject, sentences, seen=str(subject.latest_test), tests=True)
+
+
+@action("webhooks", WebhookSubject, "end", "End", done="The webhook has ended.", takes_away=True)
+def end_webhook(subject: WebhookSubject, given: Mapping[str, Any]) -> Plan:
+    """End the webhook."""
+    sentences = (
+        f"Nothing more is sent to {subject.webhook.url}, for good, and what waits for it is not sent either.",
+        "Its secrets are deleted. Its deliveries stay listed for as long as events are kept.",
+    )
+    return _change_webhook(subject, sentences, ends=True)
+
+
+def _change_webhook(subject: WebhookSubject, sentences: Sequence[str], *, seen: str = "", **change: Any) -> Plan:
+    return Plan(
+        tuple(sentences),
+        transactions.change_webhooks,
+        lambda key, actor: WebhookChange(subject.webhook.id, actor=actor, **change),
+        seen,
+    )
+
+
+@action("webhooks", DeliverySubject, "send-again", "Send again", done="The event is sent again.")
+def resend_delivery(subject: DeliverySubject, given: Mapping[str, Any]) -> Plan:
+    """Send an event again, once: a confirmation counts for as long as it was not tried since."""
+    delivery, webhook = subject.delivery, subject.webhook
+    sentences = [
+        f"Event {delivery['event_id']}, {delivery['type']}, is sent to {webhook.url} again, for 3 days if need be.",
+        "Its webhook-id is the same as before: a receiver that has dealt with it can tell.",
+    ]
+    if webhook.status == "paused":
+        sentences.append("The webhook is paused: the event waits until it is resumed.")
+    return Plan(
+        tuple(sentences),
+        transactions.resend_deliveries,
+        lambda key, actor: Resending(webhook.id, delivery["event_id"], actor),
+        seen=str(delivery["due_at"]),
+    )
+
+
 def actions_on(subject: Subject, scopes: Collection[KeyScope]) -> list[Action]:
     """Return the actions that make sense for a subject as it is, and that these scopes allow."""
     allowed = [each for each in ACTIONS if each.on is type(subject) and each.scope in scopes]
@@ -418,7 +561,14 @@ def find_refusal(name: str, subject: Subject) -> Refusal | None:
             return AlreadyReversed()
     if isinstance(subject, HoldSubject) and subject.hold.status != "open":
         return HoldResolved(subject.hold.status)
-    return None
+    return _find_refusal_of_events(name, subject) if isinstance(subject, EventsSubject) else None
+
+
+def _find_refusal_of_events(name: str, subject: EventsSubject) -> Refusal | None:
+    if isinstance(subject, WebhookSubject | DeliverySubject) and subject.webhook.status == "ended":
+        return WebhookEnded()
+    needs_events = name in ("create-webhook", "test", "send-again")
+    return EventsOff() if needs_events and not subject.has_events else None
 
 
 def _makes_sense(name: str, subject: Subject) -> bool:
@@ -426,4 +576,6 @@ def _makes_sense(name: str, subject: Subject) -> bool:
         status = subject.user.status
         makes_sense = {"suspend": status == "active", "reopen": status != "active", "close": status != "closed"}
         return makes_sense.get(name, True)
+    if isinstance(subject, WebhookSubject):
+        return {"pause": "active", "resume": "paused"}.get(name, subject.webhook.status) == subject.webhook.status
     return not isinstance(subject, AccountSubject) or subject.owner is not None

@@ -14,8 +14,11 @@ import metrics
 from alembic_savepoint.backup.save_files import Save
 from alembic_savepoint.backup.saves import list_saves
 from api.callers import operations_of
+from console.subjects import has_events
 from models import Transfer, User, now
 from schema import Schema, SchemaState, get_state
+from webhooks import transactions
+from webhooks.transactions import MOST_WAITING, Queue
 
 MINUTE = timedelta(minutes=1)
 
@@ -31,6 +34,16 @@ class Batches:
 
 
 @dataclass(frozen=True, slots=True)
+class Webhooks:
+    """How many webhooks are active and paused, and how many deliveries wait, or at least so many."""
+
+    active: int
+    paused: int
+    waiting: int
+    is_least: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """All that the dashboard shows."""
 
@@ -40,6 +53,7 @@ class Figures:
     totals: list[tuple[str, int]]
     schema: SchemaState
     last_save: Save | None
+    webhooks: Webhooks | None
     batches: list[Batches] = field(default_factory=list)
     refusals: list[tuple[str, int]] = field(default_factory=list)
     answers: dict[str, int] = field(default_factory=dict)
@@ -49,17 +63,28 @@ async def collect_figures(request: Request) -> Figures:
     """Return the figures as they are now."""
     operations, since = operations_of(request), now() - MINUTE
     schema: Schema = request.app.state.schema
+    state = await operations.read(get_state, schema)
+    # A database that is behind may not have the tables of webhooks yet: the dashboard is to say that it is behind.
+    has_tables = state.status in ("ready", "ahead")
+    queues = await operations.read(transactions.list_queues) if has_tables else []
     return Figures(
         registrations=await operations.read(crud.count_newest, User, since),
         transfers=await operations.read(crud.count_newest, Transfer, since),
         most_counted=crud.MOST_COUNTED,
         totals=[*await operations.read(crud.sum_balances_of_users)],
-        schema=await operations.read(get_state, schema),
+        schema=state,
         last_save=next(iter(await asyncio.to_thread(list_saves, operations.settings.saves_dir)), None),
+        webhooks=_sum_up(queues) if queues or has_events(request) else None,
         batches=_list_batches(),
         refusals=_list_refusals(),
         answers=_count_answers(),
     )
+
+
+def _sum_up(queues: list[Queue]) -> Webhooks:
+    statuses = [each.status for each in queues]
+    waiting = [each.waiting for each in queues]
+    return Webhooks(statuses.count("active"), statuses.count("paused"), sum(waiting), MOST_WAITING in waiting)
 
 
 def _samples(metric: Counter | Gauge | Histogram) -> list[Any]:

@@ -1,9 +1,9 @@
-"""The pages that show: the dashboard, users, accounts, transfers, holds and actions."""
+"""The pages that show: the dashboard, users, accounts, transfers, holds, actions, events and webhooks."""
 
 import re
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 import crud
 from api.callers import operations_of
 from api.pages import RowId, encode_cursor, read_cursor
-from console.actions import ACTIONS, actions_on
+from console.actions import ACTIONS, actions_on, find_refusal
 from console.chart import draw_balance
 from console.figures import collect_figures
 from console.forms import read_row_id
@@ -26,11 +26,16 @@ from console.subjects import (
     find_hold,
     find_transfer,
     find_user,
+    find_webhook,
+    find_webhooks,
+    has_events,
     read_items,
 )
-from fields import Email, KeyScope, Username, UserReference
+from fields import DeliveryStatus, Email, KeyScope, Username, UserReference
 from ledger import OPERATOR
-from models import now
+from models import EventPublic, now
+from webhooks import transactions
+from webhooks.transactions import MOST_WAITING, TYPES
 
 router = APIRouter(prefix="/console", route_class=SessionRoute, include_in_schema=False)
 
@@ -239,6 +244,84 @@ def _describe(request: Request, action: dict[str, Any], named: crud.Named) -> di
         money = money_of(request, named.currencies[action["account_id"]])
         words |= {name: money.show(details[name]) for name in ("old", "new")}
     return {name.removesuffix("_id"): text for name, text in words.items()}
+
+
+@router.get("/events")
+async def show_events(request: Request) -> Response:
+    """Events, newest first: all, or those of a type."""
+    sought = _one_of(TYPES, request, "type")
+    events, following = await operations_of(request).read(
+        transactions.list_newest_events, sought or None, before=_after(request, NEWEST), limit=SHOWN
+    )
+    return page(
+        request,
+        "events.html",
+        has_events=has_events(request),
+        sought=sought,
+        types=TYPES,
+        events=[(each, _about(each)) for each in events],
+        following=None if following is None else encode_cursor(following),
+    )
+
+
+def _one_of(values: Collection[str], request: Request, name: str) -> str:
+    """Return a value that was chosen in the query, or "" for all. Raises HTTPException 404."""
+    chosen = request.query_params.get(name, "")
+    if chosen and chosen not in values:
+        raise HTTPException(404)
+    return chosen
+
+
+def _about(event: EventPublic) -> list[tuple[str, str]]:
+    """Return what an event is about, each with the path of its page, or "" if it has none."""
+    kind, id, user_id = event.type.partition(".")[0], event.data["id"], event.data.get("user_id")
+    about = [(f"{kind} {id}", f"/{kind}s/{id}" if kind in ("user", "account", "transfer", "hold", "webhook") else "")]
+    if kind in ("account", "token"):
+        about += [(f"user {user_id}", f"/users/{user_id}")] if user_id else []
+    # A transaction may have a thousand.
+    return about + [(f"transfer {each}", f"/transfers/{each}") for each in event.data.get("transfer_ids", ())[:5]]
+
+
+@router.get("/webhooks")
+async def show_webhooks(request: Request) -> Response:
+    """All webhooks, oldest first, each with how many deliveries wait."""
+    subject = await find_webhooks(request)
+    part = await operations_of(request).read(transactions.list_webhooks, after=_after(request, 0), limit=SHOWN)
+    return page(
+        request,
+        "webhooks.html",
+        has_events=subject.has_events,
+        actions=actions_on(subject, _scopes(request)),
+        webhooks=read_items(part),
+        waiting={each.webhook_id: each.waiting for each in subject.queues},
+        most=MOST_WAITING,
+        following=_next(part),
+    )
+
+
+@router.get("/webhooks/{id}")
+async def show_webhook(id: RowId, request: Request) -> Response:
+    """A webhook: what it is told, how it does, and its deliveries."""
+    subject = await find_webhook(request, id)
+    sought = _one_of(get_args(DeliveryStatus), request, "status")
+    deliveries = await operations_of(request).read(
+        transactions.list_deliveries, id, sought or None, after=_after(request, NEWEST), limit=SHOWN
+    )
+    return page(
+        request,
+        "webhook.html",
+        subject=subject,
+        has_events=subject.has_events,
+        actions=actions_on(subject, _scopes(request)),
+        done=_done(request),
+        deliveries=read_items(deliveries),
+        following=_next(deliveries),
+        sought=sought,
+        statuses=get_args(DeliveryStatus),
+        can_send="webhooks" in _scopes(request) and find_refusal("send-again", subject) is None,
+        most=MOST_WAITING,
+        moment=now(),
+    )
 
 
 @router.get("/open")

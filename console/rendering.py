@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic_core import to_json
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from api.request_ids import request_id_of
@@ -92,6 +93,7 @@ templates.filters |= {
     "people_time": _people_time,
     "people_date": _people_date,
     "words": _name_of,
+    "as_json": lambda value: to_json(value, indent=2).decode(),
 }
 
 

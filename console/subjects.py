@@ -1,18 +1,23 @@
-"""The users, tokens, accounts, transfers and holds that pages show and actions change, each with what is around it."""
+"""What pages show and actions change, each with what is around it: users, accounts, transfers, holds, webhooks."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request
 
 import crud
 from api.callers import operations_of
+from api.webhooks import url_of
 from console.money import Money
 from console.rendering import money_of
 from ledger import OPERATOR
-from models import AccountPublic, HoldPublic, TransferPublic, UserRecord
-from refusals import TokenNotFound
+from models import AccountPublic, HoldPublic, TransferPublic, UserRecord, WebhookPublic
+from refusals import EventNotFound, TokenNotFound
+from webhooks import transactions
+from webhooks.transactions import Queue
 
 NEWEST = 2**63 - 1
 """Where a list that is newest first begins."""
@@ -77,6 +82,38 @@ class HoldSubject(MoneySubject):
     captured_by: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class EventsSubject(Subject):
+    """A subject for which it matters that events are stored: the setting EVENTS."""
+
+    has_events: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WebhooksSubject(EventsSubject):
+    """The webhooks that have not ended; and what checks the URL of a new one."""
+
+    queues: list[Queue]
+    check_url: Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSubject(EventsSubject):
+    """A webhook, how many deliveries to it wait, and the operator's latest test of any webhook, as an action's id."""
+
+    webhook: WebhookPublic
+    waiting: int
+    latest_test: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySubject(EventsSubject):
+    """A delivery to a webhook; the page is the webhook's."""
+
+    webhook: WebhookPublic
+    delivery: dict[str, Any]
+
+
 def read_items(part: crud.Part) -> list[dict[str, Any]]:
     """Return the items of a part of a list."""
     items: list[dict[str, Any]] = json.loads(part.items)
@@ -134,3 +171,36 @@ async def find_hold(request: Request, id: int) -> HoldSubject:
 async def _find_both(request: Request, between: TransferPublic | HoldPublic) -> tuple[AccountSubject, AccountSubject]:
     debit = await find_account(request, between.debit_account_id)
     return debit, await find_account(request, between.credit_account_id)
+
+
+def has_events(request: Request) -> bool:
+    """Return True if events are stored, and webhooks told of them."""
+    return operations_of(request).settings.events
+
+
+async def find_webhooks(request: Request) -> WebhooksSubject:
+    """Return the webhooks that have not ended."""
+    queues = await operations_of(request).read(transactions.list_queues)
+    return WebhooksSubject("webhooks", "/webhooks", has_events(request), queues, partial(url_of, request))
+
+
+async def find_webhook(request: Request, id: int) -> WebhookSubject:
+    """Return the webhook with this id. Raises WebhookNotFound."""
+    operations = operations_of(request)
+    webhook = await operations.read(transactions.get_webhook, id)
+    queues = await operations.read(transactions.list_queues)
+    waiting = next((each.waiting for each in queues if each.webhook_id == id), 0)
+    tests = await operations.read(crud.list_actions, {"action": "webhook.test"}, after=NEWEST, limit=1)
+    latest_test = next((each["id"] for each in read_items(tests)), 0)
+    return WebhookSubject(f"webhook {id}", f"/webhooks/{id}", has_events(request), webhook, waiting, latest_test)
+
+
+async def find_delivery(request: Request, id: int, event_id: int) -> DeliverySubject:
+    """Return the delivery of this event to this webhook. Raises WebhookNotFound and EventNotFound."""
+    operations = operations_of(request)
+    webhook = await operations.read(transactions.get_webhook, id)
+    part = await operations.read(transactions.list_deliveries, id, None, after=min(event_id + 1, NEWEST), limit=1)
+    for delivery in read_items(part):
+        if delivery["event_id"] == event_id:
+            return DeliverySubject(f"webhook {id}", f"/webhooks/{id}", has_events(request), webhook, delivery)
+    raise EventNotFound

@@ -116,14 +116,15 @@ def select_bounds(_: str) -> Any:
 
 
 @prepared
-def select_events(dialect: str, has_types: bool) -> Any:
+def select_events(dialect: str, has_types: bool, newest_first: bool = False) -> Any:
     """SELECT up to `limit` rows with the events after this one and up to `last`; with `types`, those of them."""
     number, last = table_of(Event).c.number, sa.bindparam("last", type_=sa.BigInteger)
     first = sa.func.coalesce(_row_of(sa.bindparam("after", type_=sa.BigInteger) + 1), 0)
     query = sa.select(*_told()).where(number >= first, number <= last)
     if has_types:
         query = query.where(among(dialect, table_of(Event).c.type, "types"))
-    return query.order_by(number).limit(sa.bindparam("limit", type_=sa.Integer))
+    order = number.desc() if newest_first else number
+    return query.order_by(order).limit(sa.bindparam("limit", type_=sa.Integer))
 
 
 def _row_of(id: Any) -> Any:
@@ -158,6 +159,17 @@ def select_webhooks(dialect: str) -> Any:
 
 
 @prepared
+def select_queues(_: str) -> Any:
+    """SELECT id and status of the webhooks that have not ended, each with how many deliveries wait, up to `most`."""
+    webhooks, delivery = table_of(Webhook), table_of(WebhookDelivery).c
+    is_its = (delivery.webhook_id == webhooks.c.id) & _is_waiting()
+    waiting = sa.select(delivery.event_id).where(is_its).limit(sa.bindparam("most", type_=sa.Integer))
+    number = sa.select(sa.func.count()).select_from(waiting.correlate(webhooks).subquery()).scalar_subquery()
+    alive = sa.select(webhooks.c.id, webhooks.c.status, number).where(webhooks.c.status != "ended")
+    return alive.order_by(webhooks.c.id)
+
+
+@prepared
 def select_deliveries(dialect: str, has_status: bool) -> Any:
     """SELECT a part of the list of a webhook's deliveries, newest first; with a `status`, of up to `looked`."""
     deliveries = table_of(WebhookDelivery)
@@ -183,9 +195,11 @@ def select_due_webhooks(_: str) -> Any:
 def _is_due() -> Any:
     """Return the condition that a delivery is due, in the words of its index."""
     delivery = table_of(WebhookDelivery).c
-    return (delivery.status == sa.literal_column("'waiting'")) & (
-        delivery.due_at <= sa.bindparam("moment", type_=delivery.due_at.type)
-    )
+    return _is_waiting() & (delivery.due_at <= sa.bindparam("moment", type_=delivery.due_at.type))
+
+
+def _is_waiting() -> Any:
+    return table_of(WebhookDelivery).c.status == sa.literal_column("'waiting'")
 
 
 @prepared

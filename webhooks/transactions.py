@@ -17,7 +17,7 @@ from crud import LOOKED, Part, read_part, show
 from db.isolation import begin, isolating_failures
 from db.statements import dialect_of, insert_free, insert_rows, write_rows
 from db.trips import call, execute, execute_together
-from fields import ActionName, EventType
+from fields import ActionName, EventType, WebhookStatus
 from ledger import Actor
 from models import (
     DeliveryPublic,
@@ -52,6 +52,9 @@ ROWS_LIMIT = 200
 
 WEBHOOK_LIMIT = 50
 """Webhooks that have not ended, at most."""
+
+MOST_WAITING = 1000
+"""Waiting deliveries to a webhook that are counted, at most."""
 
 TYPES: Sequence[str] = get_args(EventType)
 
@@ -158,6 +161,26 @@ async def list_events(
     following = found[-1].id if len(found) == limit else until
     items = await show_events(session, found, personal_data=False)
     return EventsPage.model_construct(items=items, next=following)
+
+
+async def list_newest_events(
+    session: AsyncSession, type: str | None, *, before: int, limit: int
+) -> tuple[list[EventPublic], int | None]:
+    """Return up to `limit` events, newest first, from the first id less than `before`; and where older ones begin.
+
+    With a type, those of at most LOOKED events. Without personal data.
+    """
+    dialect = dialect_of(session)
+    [[last, oldest]] = await execute(session, queries.select_bounds(dialect))
+    newest = min(before - 1, last)
+    after = max(newest - (LOOKED if type else limit), 0)
+    values: dict[str, Any] = {"types": [type]} if type else {}
+    query = queries.select_events(dialect, bool(type), newest_first=True)
+    rows = await execute(session, query, after=after, last=newest, limit=limit, **values)
+    found = [each for each in read_events(rows[::-1]) if after < each.id <= newest][: -limit - 1 : -1]
+    following = found[-1].id if len(found) == limit else after + 1
+    items = await show_events(session, found, personal_data=False)
+    return items, following if following > oldest else None
 
 
 async def prune_events(session: AsyncSession, before: datetime, limit: int) -> int:
@@ -323,6 +346,21 @@ async def get_webhook(session: AsyncSession, id: int) -> WebhookPublic:
     for webhook in await session.exec(WEBHOOKS.where(Webhook.id == id)):
         return show(WebhookPublic, webhook)
     raise WebhookNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A webhook that has not ended, and how many deliveries to it wait, up to MOST_WAITING."""
+
+    webhook_id: int
+    status: WebhookStatus
+    waiting: int
+
+
+async def list_queues(session: AsyncSession) -> list[Queue]:
+    """Return the queue of each webhook that has not ended, in order of id."""
+    rows = await execute(session, queries.select_queues(dialect_of(session)), most=MOST_WAITING)
+    return [Queue(*row) for row in rows]
 
 
 # --- deliveries -------------------------------------------------------------------------------------------------------

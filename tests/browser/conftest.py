@@ -14,7 +14,7 @@ from tests.support.service import Server, serving
 def server(sqlite_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("browser")
     path = shutil.copy(sqlite_template, folder / "browser.db")
-    with serving(f"sqlite:///{path}", folder) as server:
+    with serving(f"sqlite:///{path}", folder, EVENTS="true") as server:
         yield server
 
 

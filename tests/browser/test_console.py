@@ -37,6 +37,7 @@ KINDS = {
         "/accounts/1/deposit",
     ),
     *("/transfers", "/transfers/5", "/transfers/20/reverse", "/holds/1", "/actions"),
+    *("/events", "/webhooks", "/webhooks/1", "/create-webhook"),
 }
 """A page of each kind."""
 
@@ -45,6 +46,8 @@ PAGES = (
     *("/users/1/open-account", "/users/1/tokens/1/revoke", "/users/4", "/users/999", "/accounts/1", "/accounts/4"),
     *("/accounts/1/deposit", "/accounts/1/credit-limit", "/transfers", "/transfers/5", "/transfers/20"),
     *("/transfers/20/reverse", "/holds/1", "/holds/1/capture", "/actions"),
+    *("/events", "/events?type=hold.created", "/webhooks", "/webhooks/1", "/webhooks/1?status=waiting"),
+    *("/create-webhook", "/webhooks/1/new-secret", "/webhooks/1/deliveries/1/send-again"),
 )
 
 LONG = "the-very-long-name-" + "without-a-space" * 2
@@ -58,7 +61,8 @@ def api(server: Server) -> Iterator[httpx2.Client]:
 
 @pytest.fixture(scope="module")
 def holders(api: httpx2.Client) -> list[Holder]:
-    """Users with money, transfers, holds and tokens of all kinds."""
+    """Users with money, transfers, holds and tokens of all kinds; a webhook where nothing arrives."""
+    answer_of(api.post("/webhooks", json={"url": f"http://127.0.0.1:9/{LONG * 9}"}, headers=AS_OPERATOR))
     # As much as fits into no tile, but for pictures.
     most = 325_000 if "SCREENSHOTS" in os.environ else 2**53 - 10**6
     alice, bob, carol, eve = holders = register_all(api, alice=325_000, bob=325_000, carol=325_000, **{LONG: most})
@@ -166,6 +170,36 @@ def test_by_keyboard_alone_a_user_who_lost_a_token_is_helped_and_a_wrong_transfe
     assert [each["reverses_id"] for each in back] == [wrong["id"]]
 
 
+@pytest.mark.parametrize("kind", ["phone"])
+def test_by_keyboard_alone_a_webhook_is_created_and_tested(context: BrowserContext, holders: list[Holder]) -> None:
+    page = context.new_page()
+    sign_in(page)
+    press(page, "Webhooks")
+    press(page, "Create a webhook")
+    page.keyboard.type("http://127.0.0.1:9/hooks")
+    tab_to(page, "Types of events (optional)")
+    page.keyboard.type("user.closed")
+    press(page, "Go on")
+    expect(page.get_by_text("Events: user.closed.")).to_be_visible()
+    press(page, "Create a webhook")
+
+    assert page.get_by_label("Secret").input_value().startswith("whsec_")
+    assert_fits_and_is_read(page, RULES["light"])
+    press(page, "I have copied it")
+    press(page, "Test")
+    press(page, "Test")
+    expect(page.get_by_role("status")).to_have_text("The test is sent; its delivery shows what becomes of it.")
+
+
+def assert_fits_and_is_read(page: Page, rules: list[str] | None) -> None:
+    """The page is not wider than the window, and axe, by these rules, finds nothing."""
+    hidden = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert hidden <= 0, f"{page.url} is {hidden} pixels too wide"
+    if rules:
+        found = Axe().run(page, options={"runOnly": rules}).response["violations"]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], page.url
+
+
 def test_every_page_fits_is_read_aloud_and_needs_nothing_from_elsewhere(
     context: BrowserContext, holders: list[Holder], kind: str
 ) -> None:
@@ -182,11 +216,7 @@ def test_every_page_fits_is_read_aloud_and_needs_nothing_from_elsewhere(
         if path == "":
             sign_in(page)
         page.goto(f"/console{path}")
-        hidden = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert hidden <= 0, f"{path} is {hidden} pixels too wide"
-        if path in KINDS and (rules := RULES.get(kind)):
-            found = Axe().run(page, options={"runOnly": rules}).response["violations"]
-            assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], path
+        assert_fits_and_is_read(page, RULES.get(kind) if path in KINDS else None)
         grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         if "SCREENSHOTS" in os.environ and (path, kind) in SCREENSHOTS:
             page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{SCREENSHOTS[path, kind]}.png")

@@ -35,7 +35,7 @@ def pages() -> Iterator[tuple[str, str]]:
 def test_every_page_leads_who_has_no_session_to_the_sign_in_page(client: TestClient, rows: Rows) -> None:
     before = rows(EVERYTHING)
     sent = [*pages()]
-    assert len(sent) == 42
+    assert len(sent) == 59
     for method, path in (*sent, *(("HEAD", path) for method, path in sent if method == "GET")):
         answer = client.request(method, path, follow_redirects=False)
         assert location(answer) == f"/console/sign-in?next={path}", (method, path)
