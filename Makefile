@@ -56,7 +56,7 @@ security: .venv/dev ## Look for insecure code, and for known vulnerabilities of 
 licences: .venv/dev ## List the licences of what the service installs; one that pyproject.toml does not allow fails
 	$(BIN)/pip-licenses --order=license --packages $$(sed -nE 's/^([a-z0-9._-]+)(\[.*\])?==.*/\1/p' requirements.txt)
 
-coverage: ## Run all tests, and measure what they reach
+coverage: ## Run all tests, and measure what they reach, the slow ones but for few
 	$(MAKE) test OPTIONS=--cov
 	$(MAKE) test-slow OPTIONS="--cov --cov-append"
 	$(BIN)/coverage report --fail-under=95

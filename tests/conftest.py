@@ -34,6 +34,9 @@ from tests.support.service import (
 NEEDED_MEMORY = 4 * 2**30
 """Bytes that all tests' temporary files may take at once."""
 
+MEASURED = ("doctor", "saves")
+"""The folders whose slow tests coverage follows: they reach what no fast test reaches."""
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -47,6 +50,14 @@ def pytest_configure(config: pytest.Config) -> None:
     # What is saved before a migration is kept where nobody looks for it, and pg_dump comes with the server.
     os.environ["SAVES_DIR"] = tempfile.mkdtemp(prefix="savepoint-saves-")
     os.environ["PATH"] = f"{POSTGRES_BIN}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let coverage, which slows Python down, follow few of the slow tests."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None and item.path.parent.name not in MEASURED:
+            item.add_marker("no_cover")
 
 
 def use_memory_for_temporary_files() -> None:

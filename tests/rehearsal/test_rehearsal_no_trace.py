@@ -49,7 +49,7 @@ REPLACING = {
     "ban-drop-constraint": 3,
     "constraint-missing-not-valid": 7,
     "adding-foreign-key-constraint": 2,
-    "require-concurrent-index-creation": 5,
+    "require-concurrent-index-creation": 6,
     "disallowed-unique-constraint": 1,
 }
 """The rules of squawk that revisions from d1c83f5a7b46 on do not keep, and how often."""
