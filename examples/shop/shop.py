@@ -16,11 +16,15 @@ FEE_PERCENT = 3
 PAUSES = (0.1, 0.3, 1, 3)
 """Seconds between the tries of a call."""
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS accounts (username TEXT PRIMARY KEY, account_id INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS accounts (
+    username TEXT PRIMARY KEY, user_id INTEGER NOT NULL, account_id INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS orders (
     id TEXT PRIMARY KEY, buyer TEXT NOT NULL, seller TEXT NOT NULL, price INTEGER NOT NULL, fee INTEGER NOT NULL,
     state TEXT NOT NULL, hold_id INTEGER
 );
+CREATE TABLE IF NOT EXISTS statuses (user_id INTEGER PRIMARY KEY, status TEXT NOT NULL, event_id INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS handled (webhook_id TEXT PRIMARY KEY);
 """
 
 
@@ -48,15 +52,20 @@ class Order(NamedTuple):
     hold_id: int | None
 
 
+def open_database(path: Path | str) -> sqlite3.Connection:
+    """Open the shop's database, without transactions: each statement is one."""
+    database = sqlite3.connect(path, isolation_level=None)
+    database.executescript(SCHEMA)
+    return database
+
+
 class Shop:
     """The shop, whose house has two accounts: the till, for what is paid and not yet paid out, and the fees."""
 
     def __init__(self, database: Path | str, savepoint: httpx2.Client) -> None:
         """Open the shop's database; `savepoint` sends the operator's token."""
         self.savepoint = savepoint
-        # Without transactions: each statement is one.
-        self.database = sqlite3.connect(database, isolation_level=None)
-        self.database.executescript(SCHEMA)
+        self.database = open_database(database)
         self.steps = {
             "ordered": self._hold,
             "delivered": self._capture,
@@ -81,7 +90,8 @@ class Shop:
             found = self._call("GET", "/users", query={"username_prefix": username, "email": email})["items"]
             [user] = [each for each in found if each["username"] == username]
         account_id = self._call("GET", "/accounts", query={"user_id": user["id"]})["items"][0]["id"]
-        self.database.execute("INSERT OR IGNORE INTO accounts VALUES (?, ?)", (username, account_id))
+        row = (username, user["id"], account_id)
+        self.database.execute("INSERT OR IGNORE INTO accounts VALUES (?, ?, ?)", row)
 
     def top_up(self, username: str, amount: int, payment: str) -> None:
         """Credit a payment of real money; a payment that is reported twice counts once."""
@@ -91,7 +101,8 @@ class Shop:
     def buy(self, order_id: str, buyer: str, seller: str, price: int) -> str:
         """Hold the price of an order; the state is then "held", or "refused"."""
         fee = price * FEE_PERCENT // 100
-        row = (order_id, buyer, seller, price, fee, "ordered", None)
+        state = "refused" if self._is_suspended(buyer, seller) else "ordered"
+        row = (order_id, buyer, seller, price, fee, state, None)
         self.database.execute("INSERT OR IGNORE INTO orders VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return self._go_on(order_id)
 
@@ -123,6 +134,11 @@ class Shop:
     def balance_of(self, username: str) -> int:
         """What a customer can spend."""
         return int(self._call("GET", f"/accounts/{self.account_of(username)}")["available"])
+
+    def _is_suspended(self, *parties: str) -> bool:
+        """Return True if the buyer or the seller may not act, as far as listening.py was told."""
+        select = "SELECT 1 FROM accounts JOIN statuses USING (user_id) WHERE username IN (?, ?) AND status <> 'active'"
+        return self.database.execute(select, parties).fetchone() is not None
 
     def _hold(self, order: Order) -> str:
         body = {**self._leg(order.buyer, "till", order.price), "reference": order.id}
