@@ -49,7 +49,7 @@ class Service(httpx2.BaseTransport):
 
 
 @pytest.fixture(autouse=True)
-def events(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start the service as the shop's README says."""
     for name, value in {
         "CUSTOM_CURRENCIES": "CREDITS",
