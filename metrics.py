@@ -54,6 +54,8 @@ REFUSED = Counter("savepoint_refused", "Requests refused before they reached a r
 TRANSACTIONS_RETRIED = Counter("savepoint_transactions_retried", "Transactions run again after a conflict")
 BATCHES_HALVED = Counter("savepoint_batches_halved", "Batches rolled back and replayed in halves to isolate a failure")
 DELIVERIES = Counter("savepoint_webhook_deliveries", "Attempts to deliver an event to a webhook", ["outcome"])
+for outcome in ("delivered", "failed"):
+    DELIVERIES.labels(outcome)
 
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))

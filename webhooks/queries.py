@@ -160,13 +160,14 @@ def select_webhooks(dialect: str) -> Any:
 
 @prepared
 def select_queues(_: str) -> Any:
-    """SELECT id and status of the webhooks that have not ended, each with how many deliveries wait, up to `most`."""
+    """SELECT the webhooks that have not ended: how many deliveries wait, up to `most`, and when the first was due."""
     webhooks, delivery = table_of(Webhook), table_of(WebhookDelivery).c
     is_its = (delivery.webhook_id == webhooks.c.id) & _is_waiting()
     waiting = sa.select(delivery.event_id).where(is_its).limit(sa.bindparam("most", type_=sa.Integer))
     number = sa.select(sa.func.count()).select_from(waiting.correlate(webhooks).subquery()).scalar_subquery()
-    alive = sa.select(webhooks.c.id, webhooks.c.status, number).where(webhooks.c.status != "ended")
-    return alive.order_by(webhooks.c.id)
+    due_at = sa.select(sa.func.min(delivery.due_at)).where(is_its).correlate(webhooks).scalar_subquery()
+    alive = sa.select(webhooks.c.id, webhooks.c.status, number, webhooks.c.failing_since, due_at)
+    return alive.where(webhooks.c.status != "ended").order_by(webhooks.c.id)
 
 
 @prepared

@@ -50,6 +50,9 @@ NUMBERED_TOGETHER = 100
 ROWS_LIMIT = 200
 """Rows of events that a page of the feed reads, at most."""
 
+MOST_WAITING = 1000
+"""Waiting deliveries to a webhook that are counted, at most."""
+
 WEBHOOK_LIMIT = 50
 """Webhooks that have not ended, at most."""
 
@@ -350,11 +353,13 @@ async def get_webhook(session: AsyncSession, id: int) -> WebhookPublic:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A webhook that has not ended, and how many deliveries to it wait, up to MOST_WAITING."""
+    """A webhook that has not ended: how many deliveries to it wait, up to MOST_WAITING, and when the first was due."""
 
     webhook_id: int
     status: WebhookStatus
     waiting: int
+    failing_since: datetime | None
+    due_at: datetime | None
 
 
 async def list_queues(session: AsyncSession) -> list[Queue]:
