@@ -22,7 +22,7 @@ def test_the_tables_are_drawn_as_the_models_have_them() -> None:
     assert drawn == draw_tables(), "Run: make tables"
 
 
-@pytest.mark.parametrize("folder", [".", "api", "console", "db", "server", *TOOL])
+@pytest.mark.parametrize("folder", [".", "api", "console", "db", "server", "webhooks", *TOOL])
 def test_every_file_is_explained(folder: str) -> None:
     files = [file.name for file in sorted((ROOT / folder).glob("*.py")) if file.name != "__init__.py"]
     # main.py, connections.py and others are in more than one folder.
