@@ -23,7 +23,7 @@ from db.database import connect
 from main import VERSION, app
 from tests.support.problems import assert_problem
 from tests.support.registration import named
-from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN
+from tests.support.service import AS_OPERATOR, OPERATOR_TOKEN, Rows
 
 MONITORING = {"Authorization": "Bearer the-token-of-the-monitoring"}
 
@@ -123,6 +123,32 @@ def test_what_users_hold_is_shown_by_currency(http: TestClient) -> None:
         "savepoint_users_balance_minor_units EUR": 570,
         "savepoint_users_balance_minor_units USD": 9,
     }
+
+
+def test_webhooks_show_how_many_there_are_and_how_long_the_latest_has_waited(
+    events: None, client: TestClient, rows: Rows
+) -> None:
+    def shown() -> list[float]:
+        return [value for name, value in samples(client).items() if "webhook" in name and "total" not in name]
+
+    assert shown() == [0, 0, 0, 0]
+    for name in ("one", "another"):
+        client.post("/webhooks", json={"url": f"https://{name}.example"}, headers=AS_OPERATOR)
+    client.post("/webhooks/1/test", headers=AS_OPERATOR)
+    page = client.get("/events?after=0&wait=5&types=webhook.test", headers=AS_OPERATOR).json()
+    assert len(page["items"]) == 1
+    active, paused, waiting, late = shown()
+    assert (active, paused) == (2, 0)
+    # The test, and the creation of webhooks by those that were there when it was numbered.
+    assert 1 <= waiting <= 5
+
+    rows("UPDATE webhooks SET failing_since = '2026-01-01 00:00:00+00:00' WHERE id = 1")
+    assert shown()[3] > 86_400
+    client.patch("/webhooks/1", json={"status": "paused"}, headers=AS_OPERATOR)
+    assert shown()[:2] == [1, 1]
+    assert shown()[3] < 3600
+    rows("UPDATE webhook_deliveries SET webhook_id = 2, due_at = '2026-01-01 00:00:00+00:00' WHERE event_id = 3")
+    assert shown()[3] > 86_400
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def checkout(folder: Path) -> Path:
     folder.mkdir()
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.ini")):
         shutil.copy2(path, folder)
-    for name in ("alembic_savepoint", "api", "console", "db", "migrations", "server", "__pycache__"):
+    for name in ("alembic_savepoint", "api", "console", "db", "migrations", "server", "webhooks", "__pycache__"):
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, folder / name)
     return folder

@@ -245,7 +245,7 @@ def copy_of_the_repository(folder: Path) -> Path:
     """What alembic uses of the repository, for a test to change."""
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*alembic.ini")]:
         shutil.copy2(path, folder)
-    for package in ("alembic_savepoint", "api", "console", "db", "migrations", "server"):
+    for package in ("alembic_savepoint", "api", "console", "db", "migrations", "server", "webhooks"):
         shutil.copytree(ROOT / package, folder / package)
     return folder
 
