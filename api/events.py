@@ -75,6 +75,6 @@ async def list_events(
             return page
         sequencer.readers += 1
         try:
-            await sequencer.wait(rest)
+            await sequencer.wait(rest, after)
         finally:
             sequencer.readers -= 1

@@ -71,9 +71,13 @@ class Sequencer:
             self._news = asyncio.Event()
         return has_more
 
-    async def wait(self, seconds: float) -> None:
-        """Wait for an event with a new number, at most so many seconds, or until the end."""
-        if not self.is_ending:
+    async def wait(self, seconds: float, after: int | None = None) -> None:
+        """Wait for an event with a new number, at most so many seconds, or the end; not if one after this is known.
+
+        For a reader's page may have been short, or have been read before the news.
+        """
+        is_known = after is not None and self._last > after
+        if not is_known and not self.is_ending:
             await self._wait_for(self._news, seconds)
 
     async def _wait_for(self, event: asyncio.Event, seconds: float) -> None:

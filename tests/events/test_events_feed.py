@@ -168,6 +168,18 @@ def test_a_page_of_rare_events_is_short_and_goes_on(
     assert found == rare
 
 
+def test_who_waits_for_rare_events_is_answered_with_those_that_are_there_and_waits_for_none(
+    client: TestClient, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_all(client, alice=0, bob=0, carol=5)
+    read_all(client, rows)
+    monkeypatch.setattr(transactions, "LOOKED", 2)
+
+    page = follow(client, 0, types="transfer.created", wait=1)
+
+    assert len(page["items"]) == 1
+
+
 def test_who_waits_is_answered_once_something_happens(client: TestClient, rows: Rows) -> None:
     alice, bob = register_all(client, alice=10, bob=0)
     before = read_all(client, rows)[-1]["id"]
