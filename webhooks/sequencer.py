@@ -65,7 +65,8 @@ class Sequencer:
             numbered = await self.database.write(transactions.number_events)
             if numbered is not None:
                 last, has_more = numbered
-        if last > self._last:
+        # Fewer than before, where a save was loaded.
+        if last != self._last:
             self._last = last
             self._news.set()
             self._news = asyncio.Event()
