@@ -187,7 +187,7 @@ class Settings(BaseSettings):
         default="EUR", description="The currency of the account that a registration opens"
     )
     events: bool = Field(
-        default=False, description="Store what happens as events, for GET /events and webhooks; each is a row more"
+        default=False, description="Store what happens as events, for GET /events and webhooks: a row more for each batch"
     )
     events_days: int = Field(
         default=30, ge=4, le=36_500, description="Days that `python manage.py prune` keeps events and deliveries"

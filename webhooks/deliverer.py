@@ -93,6 +93,11 @@ class Deliverer:
         return [each.result() for each in sending if not each.cancelled()]
 
     async def _attempt(self, due: Due, event: EventPublic, number: int) -> Attempt:
-        sent = await self.sender.send(Outgoing(due.url, due.secrets, str(event.id), to_json(event)))
+        sent = await self.sender.send(Outgoing(due.url, due.secrets, message_id_of(event), to_json(event)))
         metrics.DELIVERIES.labels("delivered" if sent.is_delivered else "failed").inc()
         return Attempt(event.id, number, sent.status, sent.error)
+
+
+def message_id_of(event: EventPublic) -> str:
+    """Return the webhook-id, the same for each attempt; where a save was loaded, numbers are given again, and not it."""
+    return f"{event.id}-{round(event.created_at.timestamp() * 1_000_000)}"
