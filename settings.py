@@ -187,7 +187,8 @@ class Settings(BaseSettings):
         default="EUR", description="The currency of the account that a registration opens"
     )
     events: bool = Field(
-        default=False, description="Store what happens as events, for GET /events and webhooks: a row more for each batch"
+        default=False,
+        description="Store what happens as events, for GET /events and webhooks: a row more a batch",
     )
     events_days: int = Field(
         default=30, ge=4, le=36_500, description="Days that `python manage.py prune` keeps events and deliveries"

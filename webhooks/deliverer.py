@@ -99,5 +99,5 @@ class Deliverer:
 
 
 def message_id_of(event: EventPublic) -> str:
-    """Return the webhook-id, the same for each attempt; where a save was loaded, numbers are given again, and not it."""
+    """Return the webhook-id, the same for each attempt. Numbers are given again once a save was loaded; this is not."""
     return f"{event.id}-{round(event.created_at.timestamp() * 1_000_000)}"

@@ -44,7 +44,7 @@ from refusals import (
 from webhooks import queries
 from webhooks.envelopes import Happened, read_events, show_events
 
-NUMBERED_TOGETHER = 100
+NUMBERED_TOGETHER = 20
 """Rows of events that are numbered in one transaction."""
 
 ROWS_LIMIT = 200
@@ -107,17 +107,20 @@ async def number_events(session: AsyncSession) -> tuple[int, bool] | None:
     """
     dialect = dialect_of(session)
     async with begin(session):
-        turn, listeners = await execute_together(
-            session, call(queries.lock_numbers(dialect)), call(queries.select_listeners(dialect))
-        )
+        turn = await execute(session, queries.lock_numbers(dialect))
         if not turn:
             # The first time, there is no row yet.
             turn = await insert_free(session, EventNumbers, [{"id": 1, "last": 0}], returning=("last",))
         if not turn:
             return None
         [[last]] = turn
-        # After the lock: what is found now, nobody else numbers.
-        rows = await execute(session, queries.number_events(dialect), most=NUMBERED_TOGETHER, last=last)
+        # After the lock: what is found now, nobody else numbers. The webhooks after the events: one that was there
+        # before an event is told of it.
+        rows, listeners = await execute_together(
+            session,
+            call(queries.number_events(dialect), most=NUMBERED_TOGETHER, last=last),
+            call(queries.select_listeners(dialect)),
+        )
         deliveries = [
             {"webhook_id": id, "event_id": number + place, "type": type}
             for id, types in listeners

@@ -18,7 +18,7 @@ from tests.support.accounts import register_all, send
 from tests.support.database import until
 from tests.support.events import INSERT, follow, read_all, stored
 from tests.support.service import AS_OPERATOR, Rows
-from webhooks import transactions
+from webhooks import queries, transactions
 from webhooks.sequencer import Sequencer
 
 pytestmark = pytest.mark.usefixtures("events")
@@ -98,13 +98,37 @@ async def test_only_one_transaction_numbers_at_a_time(url: str, rows: Rows) -> N
     for id in range(150):
         rows(INSERT.format(id=id))
 
-    for _ in range(3):
+    for _ in range(8):
         await asyncio.gather(*(each.write(transactions.number_events) for each in databases))
     for database in databases:
         await database.close()
 
     assert rows("SELECT count(DISTINCT number), min(number), max(number) FROM events") == [(150, 1, 150)]
     assert rows("SELECT last FROM event_numbers") == [(150,)]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+async def test_a_webhook_is_told_of_what_happens_once_it_is_there_also_while_events_are_numbered(
+    url: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite has one writer at a time: nothing comes in between."""
+
+    def create_meanwhile(dialect: str) -> Any:
+        rows(
+            "INSERT INTO webhooks (id, url, personal_data, status, secret, created_at)"
+            " VALUES (1, 'https://hooks.example', false, 'active', 'secret', '2026-11-28 12:00:00+00')"
+        )
+        rows(INSERT.format(id=1))
+        return number(dialect)
+
+    number = queries.number_events
+    rows(INSERT.format(id=2))
+    database = Database(Settings(database_url=url, events=True))
+    monkeypatch.setattr(queries, "number_events", create_meanwhile)
+    await database.write(transactions.number_events)
+    await database.close()
+
+    assert rows("SELECT event_id FROM webhook_deliveries ORDER BY 1") == [(1,), (2,)]
 
 
 async def test_events_that_a_killed_process_left_without_numbers_get_them_from_another(url: str, rows: Rows) -> None:
