@@ -50,3 +50,5 @@ def configure(log_format: Literal["text", "json"]) -> None:
     access = logging.getLogger("uvicorn.access")
     # As uvicorn's own --no-access-log does.
     access.handlers, access.propagate = [], False
+    # At DEBUG it writes what receivers of webhooks answer.
+    logging.getLogger("httpcore2").setLevel(logging.INFO)

@@ -88,7 +88,7 @@ class World:
 
     def everything(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row that there is, but for the numbers that events get by themselves, and the deliveries."""
-        shown = dict.fromkeys(SQLModel.metadata.tables, "*") | {"events": "id, type, subject_id"}
+        shown = dict.fromkeys(SQLModel.metadata.tables, "*") | {"events": "id, type, size"}
         del shown["event_numbers"], shown["webhook_deliveries"]
         rows = {name: self.rows(f"SELECT {columns} FROM {name}") for name, columns in shown.items()}
         return {name: sorted(found, key=repr) for name, found in rows.items()}
@@ -105,6 +105,7 @@ class Things(dict[str, Any]):
         world = self.world
         make: dict[str, Callable[[], Any]] = {
             "name": lambda: f"{MARK}{next(world.numbers)}",
+            "number": lambda: f"+4915{next(world.numbers):0>9}",
             "user": lambda: world.alice.user_id,
             "another user": lambda: world.user("active").user_id,
             "former user": lambda: world.user("closed", funds=0).user_id,

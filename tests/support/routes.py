@@ -43,7 +43,7 @@ TABLE = {
     "POST /register": Row("anyone", "201", "201", "201", "/register", lambda has: registered_as(has["name"])),
     "GET /metrics": Row("operator", NO_OPERATOR, NO_OPERATOR, "200", "/metrics"),
     "GET /me": Row("user", "200", "200", NO_USER, "/me"),
-    "PATCH /me": Row("user", "200", "200", NO_USER, "/me", lambda has: {"email": f"{has['name']}@example.com"}),
+    "PATCH /me": Row("user", "200", "200", NO_USER, "/me", lambda has: {"phone_number": has["number"]}),
     "DELETE /me": Row("user", "409 balance-not-zero", "409 balance-not-zero", NO_USER, "/me"),
     "GET /tokens": Row("user", "200", "200", NO_USER, "/tokens"),
     "POST /tokens": Row("user", "201", "201", NO_USER, "/tokens", lambda has: {"name": "web"}),
