@@ -3,11 +3,13 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import PydanticCustomError
 
 from api.callers import actor_of, operations_of, operator
 from api.errors import OPERATOR_ONLY, documented
 from api.events import sequencer_of
 from api.pages import After, Limit, NewestFirst, Page, RowId, page_of
+from api.problems import FieldError, InvalidFields
 from api.strict_route import StrictRoute
 from fields import DeliveryStatus
 from models import DeliveryPublic, WebhookPublic, WebhookRequest, WebhookUpdate, WebhookWithSecret
@@ -23,10 +25,13 @@ WRITE = (*OPERATOR_ONLY, WebhookNotFound, WebhookEnded, OutcomeUnknown)
 
 
 def url_of(request: Request, url: str) -> str:
-    """The normal form of the URL of a webhook, if it may be sent to."""
+    """The normal form of the URL of a webhook. Raises InvalidFields for one that nothing may be sent to."""
     settings: Settings = operations_of(request).settings
     development, networks = settings.environment == "development", parse_networks(settings.webhook_networks)
-    return check_url(url, development=development, networks=networks)
+    try:
+        return check_url(url, development=development, networks=networks)
+    except PydanticCustomError as error:
+        raise InvalidFields([FieldError(field="body.url", detail=error.message())]) from None
 
 
 @router.get(

@@ -1,0 +1,52 @@
+"""Webhooks as the API takes them."""
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.support.events import create_webhook
+from tests.support.problems import assert_problem
+from tests.support.service import AS_OPERATOR
+
+pytestmark = pytest.mark.usefixtures("events")
+
+URLS = ["ftp://hooks.example", "https://", "hooks", "https://ann:secret@hooks.example", "https://hooks.example/#part"]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_that_nothing_can_be_sent_to_is_refused_when_it_is_named(client: TestClient, url: str) -> None:
+    webhook = create_webhook(client)
+    for answer in (
+        client.post("/webhooks", json={"url": url}, headers=AS_OPERATOR),
+        client.patch(f"/webhooks/{webhook['id']}", json={"url": url}, headers=AS_OPERATOR),
+    ):
+        assert_problem(answer, 422, "invalid-request")
+        assert [each["field"] for each in answer.json()["errors"]] == ["body.url"]
+    assert client.get(f"/webhooks/{webhook['id']}", headers=AS_OPERATOR).json()["url"] == webhook["url"]
+
+
+@pytest.mark.parametrize("url", ["http://hooks.example", "https://10.0.0.1/", "https://localhost.localdomain.:99999"])
+def test_in_production_a_url_without_tls_or_of_a_private_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, url: str
+) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    client: TestClient = request.getfixturevalue("client")
+
+    answer = client.post("/webhooks", json={"url": url}, headers=AS_OPERATOR)
+
+    assert_problem(answer, 422, "invalid-request")
+    assert [each["field"] for each in answer.json()["errors"]] == ["body.url"]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize(
+    "update", [{"url": None}, {"status": "ended"}, {"types": []}, {"types": ["nothing"]}, {"personal_data": None}]
+)
+def test_an_update_that_no_webhook_can_have_is_refused(client: TestClient, update: dict[str, Any]) -> None:
+    webhook = create_webhook(client)
+
+    answer = client.patch(f"/webhooks/{webhook['id']}", json=update, headers=AS_OPERATOR)
+
+    assert_problem(answer, 422, "invalid-request")
