@@ -63,6 +63,6 @@ async def sender(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 @pytest.fixture
-def url(port: int, names: Names) -> str:
+def target(port: int, names: Names) -> str:
     names.addresses["hooks.example"] = [["127.0.0.2"]]
     return f"http://hooks.example:{port}/savepoint"

@@ -81,11 +81,11 @@ async def test_a_name_that_is_unknown_or_reserved_for_this_machine_is_refused(
 
 
 async def test_the_next_address_is_tried_if_one_does_not_accept(
-    sender: Sender, receiver: Receiver, url: str, names: Names
+    sender: Sender, receiver: Receiver, target: str, names: Names
 ) -> None:
     names.addresses["hooks.example"] = [["::1", "127.0.0.2"]]  # The receiver has no IPv6.
 
-    assert (await sender.send(outgoing(url))).is_delivered
+    assert (await sender.send(outgoing(target))).is_delivered
 
 
 # Certificates

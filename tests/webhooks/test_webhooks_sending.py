@@ -14,14 +14,14 @@ from webhooks.sending import Outgoing, Sender
 
 
 async def test_a_delivery_is_signed_with_each_secret_the_newest_first(
-    sender: Sender, receiver: Receiver, url: str
+    sender: Sender, receiver: Receiver, target: str
 ) -> None:
-    sent = await sender.send(outgoing(f"{url}/ä;v=1?token=a"))
+    sent = await sender.send(outgoing(f"{target}/ä;v=1?token=a"))
 
     assert (sent.status, sent.error, sent.is_delivered) == (200, None, True)
     [(request, headers, body)] = receiver.requests
     assert (request, body) == ("POST /savepoint/%C3%A4;v=1?token=a HTTP/1.1", BODY)
-    assert headers["Host"] == url.split("/")[2]
+    assert headers["Host"] == target.split("/")[2]
     assert (headers["User-Agent"], headers["Content-Type"]) == ("Savepoint/1", "application/json")
     assert headers["webhook-id"] == "7"
     for secret, signature in zip((NEW, OLD), headers["webhook-signature"].split(" "), strict=True):
@@ -36,21 +36,21 @@ async def test_the_host_is_sent_as_the_url_has_it(sender: Sender, receiver: Rece
     assert receiver.requests[0][1]["Host"] == f"[::1]:{port}"
 
 
-async def test_a_connection_is_used_again(sender: Sender, receiver: Receiver, url: str, names: Names) -> None:
+async def test_a_connection_is_used_again(sender: Sender, receiver: Receiver, target: str, names: Names) -> None:
     for _ in range(3):
-        assert (await sender.send(outgoing(url))).is_delivered
+        assert (await sender.send(outgoing(target))).is_delivered
 
     assert (len(receiver.requests), receiver.connected, names.asked) == (3, ["127.0.0.2"], ["hooks.example"])
 
 
 async def test_a_proxy_of_the_environment_is_not_used(
-    receiver: Receiver, url: str, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
 
     async with Sender(development=True, networks=[], user_agent="Savepoint/1") as sender:
-        assert (await sender.send(outgoing(url))).is_delivered
+        assert (await sender.send(outgoing(target))).is_delivered
 
 
 # Answers
@@ -68,11 +68,11 @@ async def test_a_proxy_of_the_environment_is_not_used(
     ],
 )
 async def test_only_2xx_is_delivered(
-    sender: Sender, receiver: Receiver, url: str, status: str, error: str | None
+    sender: Sender, receiver: Receiver, target: str, status: str, error: str | None
 ) -> None:
     receiver.answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()
 
-    sent = await sender.send(outgoing(url))
+    sent = await sender.send(outgoing(target))
 
     assert (sent.status, sent.error, sent.is_delivered) == (int(status[:3]), error, error is None)
     assert len(receiver.requests) == 1
@@ -95,30 +95,30 @@ async def repeat(writer: asyncio.StreamWriter, start: bytes, again: bytes) -> No
     ],
 )
 async def test_of_an_endless_body_only_the_status_counts(
-    sender: Sender, receiver: Receiver, url: str, framing: bytes, again: bytes
+    sender: Sender, receiver: Receiver, target: str, framing: bytes, again: bytes
 ) -> None:
     receiver.answer = lambda writer: repeat(writer, b"HTTP/1.1 200 OK\r\n%b\r\n" % framing, again)
 
-    sent = await sender.send(outgoing(url))
+    sent = await sender.send(outgoing(target))
 
     assert (sent.status, sent.error) == (200, None)
     await asyncio.wait_for(receiver.ended.wait(), 10)
 
 
-async def test_a_long_body_is_not_read_to_its_end(sender: Sender, receiver: Receiver, url: str) -> None:
+async def test_a_long_body_is_not_read_to_its_end(sender: Sender, receiver: Receiver, target: str) -> None:
     receiver.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n%b" % (b"a" * 20_000)
 
     for _ in range(2):
-        assert (await sender.send(outgoing(url))).is_delivered
+        assert (await sender.send(outgoing(target))).is_delivered
 
     assert len(receiver.connected) == 2
 
 
 @pytest.mark.parametrize("again", [b"a: b\r\n" * 99, b"a" * 1000, b"\r\n\r\nHTTP/1.1 103 Early Hints\r\na: b" * 99])
-async def test_an_endless_head_is_not_read(sender: Sender, receiver: Receiver, url: str, again: bytes) -> None:
+async def test_an_endless_head_is_not_read(sender: Sender, receiver: Receiver, target: str, again: bytes) -> None:
     receiver.answer = lambda writer: repeat(writer, b"HTTP/1.1 103 Early Hints\r\na: b", again)
 
-    sent = await sender.send(outgoing(url))
+    sent = await sender.send(outgoing(target))
 
     assert (sent.status, sent.error) == (None, "the head of the answer is longer than 16384 bytes")
     await asyncio.wait_for(receiver.ended.wait(), 10)
@@ -128,22 +128,22 @@ async def test_an_endless_head_is_not_read(sender: Sender, receiver: Receiver, u
     "answer", [b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n", b"\x00" * 100 + b"\r\n\r\n", b"HTTP/1.1 101 OK\r\n\r\n"]
 )
 async def test_an_answer_that_is_not_http_is_refused(
-    sender: Sender, receiver: Receiver, url: str, answer: bytes
+    sender: Sender, receiver: Receiver, target: str, answer: bytes
 ) -> None:
     receiver.answer = answer
 
-    sent = await sender.send(outgoing(url))
+    sent = await sender.send(outgoing(target))
 
     assert (sent.status, sent.error) == (None, "the answer is not valid HTTP/1.1, or was cut off")
 
 
 async def test_a_slow_answer_ends_the_delivery_and_its_connection(
-    sender: Sender, receiver: Receiver, url: str, monkeypatch: pytest.MonkeyPatch
+    sender: Sender, receiver: Receiver, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "SECONDS", 0.2)
     receiver.answer = b"HTTP/1.1 200 OK\r\n"
 
-    sent = await sender.send(outgoing(url))
+    sent = await sender.send(outgoing(target))
 
     assert (sent.status, sent.error) == (None, "no answer within 0.2 seconds")
     assert sent.milliseconds >= 200
@@ -151,12 +151,12 @@ async def test_a_slow_answer_ends_the_delivery_and_its_connection(
 
 
 async def test_a_slow_body_ends_the_delivery_and_the_status_counts(
-    sender: Sender, receiver: Receiver, url: str, monkeypatch: pytest.MonkeyPatch
+    sender: Sender, receiver: Receiver, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "SECONDS", 0.2)
     receiver.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no"
 
-    assert (await sender.send(outgoing(url))).is_delivered
+    assert (await sender.send(outgoing(target))).is_delivered
     await asyncio.wait_for(receiver.ended.wait(), 10)
 
 
@@ -168,7 +168,7 @@ async def test_a_slow_resolver_ends_the_delivery(sender: Sender, monkeypatch: py
 
 
 async def test_a_refused_and_a_broken_connection_are_told_apart(
-    sender: Sender, receiver: Receiver, url: str, port: int
+    sender: Sender, receiver: Receiver, target: str, port: int
 ) -> None:
     async def reset(writer: asyncio.StreamWriter) -> None:
         # Without a wait for what was sent, which resets the connection.
@@ -179,9 +179,9 @@ async def test_a_refused_and_a_broken_connection_are_told_apart(
         writer.close()
 
     receiver.answer = close
-    assert (await sender.send(outgoing(url))).error == "hooks.example closed the connection without an answer"
+    assert (await sender.send(outgoing(target))).error == "hooks.example closed the connection without an answer"
     receiver.answer = reset
-    assert (await sender.send(outgoing(url))).error == "the connection broke before there was an answer"
+    assert (await sender.send(outgoing(target))).error == "the connection broke before there was an answer"
     assert (await sender.send(outgoing("http://hooks.example:1/"))).error == (
         "cannot connect to port 1 of hooks.example (127.0.0.2)"
     )
@@ -190,14 +190,14 @@ async def test_a_refused_and_a_broken_connection_are_told_apart(
 # What must not happen
 
 
-async def test_a_delivery_can_be_cancelled(sender: Sender, receiver: Receiver, url: str) -> None:
+async def test_a_delivery_can_be_cancelled(sender: Sender, receiver: Receiver, target: str) -> None:
     asked = asyncio.Event()
 
     async def never(writer: asyncio.StreamWriter) -> None:
         asked.set()
 
     receiver.answer = never
-    task = asyncio.create_task(sender.send(outgoing(url)))
+    task = asyncio.create_task(sender.send(outgoing(target)))
     await asyncio.wait_for(asked.wait(), 10)
 
     task.cancel()
@@ -220,12 +220,12 @@ async def test_an_unexpected_error_is_an_outcome_too(
 
 
 async def test_neither_logs_nor_errors_show_secrets_queries_and_bodies(
-    sender: Sender, receiver: Receiver, url: str, caplog: pytest.LogCaptureFixture
+    sender: Sender, receiver: Receiver, target: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    delivery = Outgoing(f"{url}?token=hidden", [NEW], "7", b'{"memo": "hidden"}')
+    delivery = Outgoing(f"{target}?token=hidden", [NEW], "7", b'{"memo": "hidden"}')
     ways = [delivery, delivery, delivery]
-    ways += [Outgoing(each, ["whsec_hidden"], "7", b"hidden") for each in ("ftp://a/?hidden", f"{url}?hidden")]
+    ways += [Outgoing(each, ["whsec_hidden"], "7", b"hidden") for each in ("ftp://a/?hidden", f"{target}?hidden")]
     answers = [
         OK,
         b"HTTP/1.1 500 theirs\r\nTheirs: theirs\r\nContent-Length: 6\r\n\r\ntheirs",
