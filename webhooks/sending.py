@@ -24,8 +24,6 @@ from webhooks.urls import Network, check_url, is_allowed
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS = 32
-"""How many deliveries can be under way at once; further ones wait, and their seconds count."""
 SECONDS = 15
 CONNECT_SECONDS = 4
 ADDRESSES = 3
@@ -78,7 +76,9 @@ class Sender:
         # It takes no proxy from the environment, and follows no redirect.
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=httpcore2.default_ssl_context(),
-            max_connections=CONNECTIONS,
+            # The deliverer bounds how many are under way to each receiver. A bound for all of them would let those that
+            # hang use up the connections of the others.
+            max_connections=None,
             keepalive_expiry=IDLE_SECONDS,
             network_backend=_CheckedNetwork(None if development else networks),
         )
