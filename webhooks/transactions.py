@@ -72,9 +72,9 @@ PATIENCE = timedelta(days=3)
 
 WAITS = [
     *(timedelta(seconds=seconds) for seconds in (5, 60, 300, 1800)),
-    *(timedelta(hours=hours) for hours in (2, 5, 10, 14, 20, 20)),
+    *(timedelta(hours=hours) for hours in (2, 5, 10, 15, 20, 20)),
 ]
-"""How long a delivery waits after each attempt that failed: 3 days in all."""
+"""How long a delivery waits after each attempt that failed: in all, somewhat longer than PATIENCE."""
 
 GONE = 410
 """The HTTP status with which a receiver ends its webhook."""
@@ -534,7 +534,7 @@ def _finish_attempt(attempt: Attempt, delivery: WebhookDelivery, moment: datetim
             delivery.status = "failed"
         else:
             # Jitter, so that what failed together is not tried together.
-            delivery.due_at = moment + WAITS[attempt.number - 1] * random.uniform(0.9, 1.1)
+            delivery.due_at = moment + WAITS[attempt.number - 1] * random.uniform(1, 1.1)
 
 
 def _judge_webhook(webhook: Webhook, attempts: Sequence[Attempt], moment: datetime) -> list[dict[str, Any]]:
@@ -548,8 +548,7 @@ def _judge_webhook(webhook: Webhook, attempts: Sequence[Attempt], moment: dateti
         webhook.failing_since = None
         return []
     webhook.failing_since = webhook.failing_since or moment
-    is_given_up = any(attempt.number > len(WAITS) for attempt in attempts)
-    if webhook.status == "active" and (is_given_up or moment - webhook.failing_since > PATIENCE):
+    if webhook.status == "active" and moment - webhook.failing_since > PATIENCE:
         webhook.status = "paused"
         return [event("webhook.updated", webhook.id, **_state_of(webhook))]
     return []
