@@ -539,7 +539,8 @@ def _finish_attempt(attempt: Attempt, delivery: WebhookDelivery, moment: datetim
 
 def _judge_webhook(webhook: Webhook, attempts: Sequence[Attempt], moment: datetime) -> list[dict[str, Any]]:
     """Change the locked row of a webhook as the outcomes demand; return what happened to it."""
-    if webhook.status == "ended":
+    # None, if all of them were cut off: that says nothing of the receiver.
+    if webhook.status == "ended" or not attempts:
         return []
     if any(attempt.status_code == GONE for attempt in attempts):
         end_webhook(webhook)
