@@ -488,6 +488,12 @@ async def take_due(session: AsyncSession, webhook_id: int, limit: int) -> Due | 
         )
         attempts: dict[int, int] = dict(leased)  # type: ignore[arg-type]
         found = await _find_events(session, {*ids})
+        if gone := {*ids} - {*found}:
+            # They were sent again while their events were pruned.
+            is_gone = (col(WebhookDelivery.webhook_id) == webhook_id) & col(WebhookDelivery.event_id).in_(gone)
+            await session.exec(sa.delete(WebhookDelivery).where(is_gone))
+        if not found:
+            return None
         events = await show_events(session, [found[id] for id in sorted(found)], personal_data=webhook.personal_data)
         valid, expires_at = [webhook.secret], webhook.previous_secret_expires_at
         if webhook.previous_secret and expires_at and expires_at > moment:
