@@ -1,15 +1,18 @@
 """What becomes of each attempt to deliver an event: whose it is meanwhile, when it is due again, and when no more."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from db import trips
 from db.database import Database
 from models import WebhookWithSecret
 from settings import Settings
-from tests.support.database import until
+from tests.support.database import on_postgresql, until
+from tests.support.events import INSERT
 from tests.support.service import Rows
 from tests.support.webhook_inbox import receiving
 from webhooks import transactions
@@ -215,6 +218,29 @@ async def test_of_what_was_pruned_meanwhile_nothing_is_left(database: Database, 
     assert await take(database, id) == {}
 
     assert rows("SELECT count(*) FROM webhook_deliveries") == [(0,)]
+
+
+@on_postgresql
+async def test_what_happens_right_after_a_webhook_was_created_is_delivered(
+    database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(database)
+    run = trips.run
+
+    async def let_others_commit(driver: Any, calls: Sequence[trips.Call]) -> Any:
+        answer = await run(driver, calls)
+        if any("event_numbers" in call.text and "FOR UPDATE" in call.text for call in calls):
+            rows(
+                f"INSERT INTO webhooks (url, types, personal_data, status, secret, created_at) "
+                f"VALUES ('https://new.example/', NULL, false, 'active', 'whsec_', {LONG_AGO})"
+            )
+            rows(INSERT.format(id=4711))
+        return answer
+
+    monkeypatch.setattr(trips, "run", let_others_commit)
+    await database.write(transactions.number_events)
+
+    assert rows("SELECT webhook_id, type FROM webhook_deliveries WHERE webhook_id > 1") == [(2, "transfer.created")]
 
 
 async def test_two_deliverers_send_nothing_twice(url: str, rows: Rows) -> None:
