@@ -59,9 +59,7 @@ class Sequencer:
         """Number what is to be numbered, once; return True if there may be more."""
         state = await self.database.read(transactions.get_feed_state)
         last, has_more = state.last, False
-        if state.has_expired:
-            await self.database.write(crud.expire_holds, EXPIRED_TOGETHER)
-        if state.has_unnumbered or state.has_expired:
+        if state.has_unnumbered:
             numbered = await self.database.write(transactions.number_events)
             if numbered is not None:
                 last, has_more = numbered
@@ -70,6 +68,9 @@ class Sequencer:
             self._last = last
             self._news.set()
             self._news = asyncio.Event()
+        # After that, since it may wait for locks.
+        if state.has_expired:
+            await self.database.write(crud.expire_holds, EXPIRED_TOGETHER)
         return has_more
 
     async def wait(self, seconds: float, after: int | None = None) -> None:

@@ -17,6 +17,7 @@ from settings import Settings
 from tests.support.accounts import register_all, send
 from tests.support.database import until
 from tests.support.events import INSERT, follow, read_all, stored
+from tests.support.holds import hold
 from tests.support.service import AS_OPERATOR, Rows
 from webhooks import queries, transactions
 from webhooks.sequencer import Sequencer
@@ -49,6 +50,27 @@ def test_an_event_that_was_committed_late_comes_after_those_that_were_read_befor
     assert (older, newer) == (4711, early["items"][0]["data"]["id"])
     assert [each["data"]["id"] for each in early["items"]] == [newer]
     assert [each["data"]["id"] for each in late["items"]] == [4711]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_events_are_told_though_an_account_with_an_expired_hold_is_locked(
+    client: TestClient, rows: Rows, url: str
+) -> None:
+    alice, bob = register_all(client, alice=10, bob=0)
+    held = hold(client, alice, bob, 4)
+    before = read_all(client, rows)[-1]["id"]
+    with psycopg.connect(url) as connection:
+        connection.execute(f"SELECT 1 FROM accounts WHERE id = {alice.account_id} FOR UPDATE")
+        rows(f"UPDATE holds SET expires_at = '2026-01-01 00:00:00+00' WHERE id = {held['id']}")
+        client.post("/tokens", json={}, headers=bob.headers)
+
+        told = follow(client, before, wait=20)
+    expired = follow(client, told["next"], wait=20)
+
+    assert [[each["type"] for each in page["items"]] for page in (told, expired)] == [
+        ["token.issued"],
+        ["hold.expired"],
+    ]
 
 
 async def insert_slowly(url: str, first: int) -> None:
@@ -219,6 +241,22 @@ def test_who_waits_is_answered_once_something_happens(client: TestClient, rows: 
 
     [page] = pages
     assert [each["data"]["id"] for each in page["items"]] == [sent["id"]]
+
+
+def test_who_waits_is_answered_at_once_after_an_older_save_was_loaded(client: TestClient, rows: Rows) -> None:
+    [alice] = register_all(client, alice=0)
+    read_all(client, rows)
+    rows("DELETE FROM events")
+    rows("UPDATE event_numbers SET last = 1")
+    assert follow(client, 1, wait=1)["items"] == []
+    pages: list[Any] = []
+    reader = Thread(target=lambda: pages.append(follow(client, 1, wait=30)))
+    reader.start()
+    sleep(0.5)
+    client.post("/tokens", json={}, headers=alice.headers)
+    reader.join(10)
+
+    assert [[each["id"] for each in page["items"]] for page in pages] == [[2]]
 
 
 def test_who_waits_in_vain_is_answered_with_no_event(client: TestClient, rows: Rows) -> None:
