@@ -57,7 +57,11 @@ class Inbox:
 
     def receive(self, request: BaseHTTPRequestHandler) -> None:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.arrived.append(Arrived(request.path, headers, request.rfile.read(int(headers["content-length"]))))
+        body = request.rfile.read(int(headers["content-length"]))
+        if len(body) < int(headers["content-length"]):
+            # Its sender was killed.
+            return
+        self.arrived.append(Arrived(request.path, headers, body))
         if request.path in self.hanging:
             self.end.wait(30)
         request.send_response(self.statuses.get(request.path, 200))
