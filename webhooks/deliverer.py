@@ -53,11 +53,12 @@ class Deliverer:
             except Exception:
                 logger.exception("What is due could not be read; this is tried again.")
             await self.sequencer.wait(LOOK_EACH)
-        if self._sending:
-            await asyncio.wait(self._sending, timeout=ENDING_SECONDS)
+        # Those that are just taking deliveries are about to send them.
+        if tasks := [*self._tasks.values()]:
+            await asyncio.wait(tasks, timeout=ENDING_SECONDS)
         for sending in self._sending:
             sending.cancel()
-        await asyncio.gather(*self._tasks.values())
+        await asyncio.gather(*tasks)
 
     async def _deliver_to(self, webhook_id: int) -> None:
         """Send what is due to a webhook until nothing is. While it fails, one at a time, with growing pauses."""
