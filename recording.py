@@ -12,6 +12,9 @@ from fields import ActionName, EventType, Status
 from ledger import Actor, Ledger
 from models import Event, OperatorAction
 
+SUBJECTS_TOGETHER = 500
+"""Events that one row has, at most: each of them may become a delivery to each webhook, in one transaction."""
+
 ACTION_OF_STATUS: Mapping[Status, ActionName] = {
     "active": "user.reopen",
     "suspended": "user.suspend",
@@ -63,8 +66,15 @@ def tells(session: AsyncSession) -> bool:
 
 def tell(session: AsyncSession, events: Iterable[dict[str, Any]], moment: datetime) -> None:
     """Store what happened, in the transaction that did it; it is sent with COMMIT. Without EVENTS, do nothing."""
-    if tells(session) and (rows := [*events]):
+    if tells(session) and (rows := [*_in_parts(events)]):
         insert_rows(session, Event, rows, created_at=moment)
+
+
+def _in_parts(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for each in events:
+        for first in range(0, each["size"], SUBJECTS_TOGETHER):
+            ids = each["subject_ids"][first : first + SUBJECTS_TOGETHER]
+            yield {**each, "subject_ids": ids, "size": len(ids)}
 
 
 def events_of(ledger: Ledger) -> Iterator[dict[str, Any]]:

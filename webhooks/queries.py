@@ -90,14 +90,18 @@ def select_listeners(_: str) -> Any:
 
 @prepared
 def number_events(_: str) -> Any:
-    """UPDATE the `most` oldest rows of events without a number: they get those after `last`; return them."""
+    """UPDATE the `most` oldest rows of events without a number, or fewer that have `enough` events; return them.
+
+    They get the numbers after `last`.
+    """
     events = table_of(Event)
     oldest = sa.select(events.c.id, events.c.size).where(_is_unnumbered()).order_by(events.c.id)
     taken = oldest.limit(sa.bindparam("most", type_=sa.Integer)).subquery().c
-    before = sa.func.sum(taken.size).over(order_by=taken.id) - taken.size
-    number = sa.cast(before, sa.BigInteger) + sa.bindparam("last", type_=sa.BigInteger) + 1
-    numbered = sa.select(taken.id, number.label("number")).subquery().c
-    update = sa.update(events).where(events.c.id == numbered.id).values(number=numbered.number)
+    before = sa.cast(sa.func.sum(taken.size).over(order_by=taken.id) - taken.size, sa.BigInteger)
+    summed = sa.select(taken.id, before.label("before")).subquery().c
+    is_numbered = (events.c.id == summed.id) & (summed.before < sa.bindparam("enough", type_=sa.BigInteger))
+    number = summed.before + sa.bindparam("last", type_=sa.BigInteger) + 1
+    update = sa.update(events).where(is_numbered).values(number=number)
     return update.returning(events.c.number, events.c.size, events.c.type, events.c.subject_ids)
 
 

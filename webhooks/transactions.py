@@ -44,8 +44,9 @@ from refusals import (
 from webhooks import queries
 from webhooks.envelopes import Happened, read_events, show_events
 
-NUMBERED_TOGETHER = 20
-"""Rows of events that are numbered in one transaction."""
+ROWS_NUMBERED = 100
+EVENTS_NUMBERED = 500
+"""Rows that are numbered in one transaction, and events: when there are so many, no further row is added."""
 
 ROWS_LIMIT = 200
 """Rows of events that a page of the feed reads, at most."""
@@ -118,9 +119,10 @@ async def number_events(session: AsyncSession) -> tuple[int, bool] | None:
         # before an event is told of it.
         rows, listeners = await execute_together(
             session,
-            call(queries.number_events(dialect), most=NUMBERED_TOGETHER, last=last),
+            call(queries.number_events(dialect), most=ROWS_NUMBERED, enough=EVENTS_NUMBERED, last=last),
             call(queries.select_listeners(dialect)),
         )
+        total = sum(size for _, size, *_ in rows)
         deliveries = [
             {"webhook_id": id, "event_id": number + place, "type": type}
             for id, types in listeners
@@ -132,9 +134,8 @@ async def number_events(session: AsyncSession) -> tuple[int, bool] | None:
             moment = now()
             insert_rows(session, WebhookDelivery, deliveries, due_at=moment, created_at=moment)
         if rows:
-            last = max(number + size - 1 for number, size, *_ in rows)
-            write_rows(session, EventNumbers, queries.advance_numbers(dialect), 1, last=last)
-    return last, len(rows) == NUMBERED_TOGETHER
+            write_rows(session, EventNumbers, queries.advance_numbers(dialect), 1, last=last + total)
+    return last + total, len(rows) == ROWS_NUMBERED or total >= EVENTS_NUMBERED
 
 
 async def list_events(

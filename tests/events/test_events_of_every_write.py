@@ -8,19 +8,21 @@ import pytest
 from starlette.testclient import TestClient
 
 import crud
+import recording
 from db.database import Database
 from main import app
 from models import Registration
 from settings import Settings
 from tests.support.accounts import order, register_all
 from tests.support.callers import Things, World
-from tests.support.events import read_all, stored
+from tests.support.events import create_webhook, read_all, stored
 from tests.support.holds import hold
 from tests.support.registration import named
 from tests.support.routes import TABLE, call
 from tests.support.service import AS_OPERATOR, Rows
 from tests.support.transfers import set_status
 from webhooks import transactions
+from webhooks.transactions import EVENTS_NUMBERED
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -212,6 +214,26 @@ def test_a_change_whose_event_cannot_be_stored_does_not_happen(client: TestClien
 
     assert answer.status_code == 503
     assert rows(f"SELECT balance FROM accounts WHERE id = {alice.account_id}") == [(10,)]
+
+
+def test_the_events_of_a_large_batch_are_numbered_and_delivered_in_parts(client: TestClient, rows: Rows) -> None:
+    alice, bob = register_all(client, alice=5000, bob=0)
+    read_all(client, rows)
+    create_webhook(client, types=["transfer.created"])
+    body = {"transfers": [order(alice.account_id, bob.account_id, 1)] * 2100}
+    assert client.post("/transfers/batch", json=body, headers=AS_OPERATOR).status_code == 200
+
+    told = [each["data"]["id"] for each in read_all(client, rows) if each["type"] == "transfer.created"]
+
+    assert told == sorted(told)
+    assert len(told) == 2101
+    [(largest,)] = rows("SELECT max(size) FROM events")
+    assert largest <= recording.SUBJECTS_TOGETHER
+    # The rows of one transaction have one created_at.
+    [(together,)] = rows(
+        "SELECT max(number) FROM (SELECT count(*) AS number FROM webhook_deliveries GROUP BY created_at) AS found"
+    )
+    assert together < recording.SUBJECTS_TOGETHER + EVENTS_NUMBERED
 
 
 def test_a_repeated_call_is_told_once(client: TestClient, rows: Rows) -> None:

@@ -21,9 +21,9 @@ class Arrived:
 
     @property
     def id(self) -> int:
-        """The event's id, which is also what its receiver knows it again by."""
+        """The event's id, with which its webhook-id begins."""
         id: int = self.event["id"]
-        assert self.headers["webhook-id"] == str(id)
+        assert self.headers["webhook-id"].startswith(f"{id}-")
         return id
 
     @property
