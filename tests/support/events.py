@@ -46,3 +46,10 @@ INSERT = """
 def create_webhook(client: Client, url: str = "https://hooks.example/savepoint", **fields: Any) -> dict[str, Any]:
     """A webhook, with its secret."""
     return answer_of(client.post("/webhooks", json={"url": url, **fields}, headers=AS_OPERATOR))
+
+
+def act(client: Client, webhook: dict[str, Any], path: str = "", method: str = "POST", **body: Any) -> Any:
+    """What the operator is answered who does something to a webhook."""
+    answer = client.request(method, f"/webhooks/{webhook['id']}{path}", json=body or None, headers=AS_OPERATOR)
+    assert answer.status_code < 300, answer.text
+    return answer.json() if answer.content else None

@@ -60,7 +60,7 @@ async def finish(
 def state(rows: Rows) -> tuple[str, int, Any]:
     """Status, attempts and error of the only delivery."""
     [found] = rows("SELECT status, attempts, error FROM webhook_deliveries")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def webhook(rows: Rows, id: int) -> tuple[str, bool]:

@@ -8,7 +8,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from starlette.testclient import TestClient
 
 from tests.support.accounts import register, register_all, send
-from tests.support.events import create_webhook, read_all
+from tests.support.events import act, create_webhook, read_all
 from tests.support.service import AS_OPERATOR, Rows, wait_until
 from tests.support.webhook_inbox import Inbox, receiving
 
@@ -32,14 +32,6 @@ def inbox() -> Iterator[Inbox]:
 def subscribe(client: TestClient, inbox: Inbox, path: str, *types: str, **fields: Any) -> dict[str, Any]:
     """A webhook for events of these types, or all."""
     return create_webhook(client, inbox.url + path, types=types or None, **fields)
-
-
-def act(client: TestClient, webhook: dict[str, Any], path: str = "", method: str = "POST", **body: Any) -> Any:
-    """What the operator is answered who does something to a webhook."""
-    json = {"json": body} if body else {}
-    answer = client.request(method, f"/webhooks/{webhook['id']}{path}", headers=AS_OPERATOR, **json)
-    assert answer.status_code < 300, answer.text
-    return answer.json() if answer.content else None
 
 
 def deliveries(client: TestClient, webhook: dict[str, Any], **query: Any) -> list[dict[str, Any]]:
