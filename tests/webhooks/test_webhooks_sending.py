@@ -223,6 +223,8 @@ async def test_neither_logs_nor_errors_show_secrets_queries_and_bodies(
     sender: Sender, receiver: Receiver, target: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    # Its level is higher once the service has started in this process.
+    caplog.set_level(logging.DEBUG, logger="httpcore2")
     delivery = Outgoing(f"{target}?token=hidden", [NEW], "7", b'{"memo": "hidden"}')
     ways = [delivery, delivery, delivery]
     ways += [Outgoing(each, ["whsec_hidden"], "7", b"hidden") for each in ("ftp://a/?hidden", f"{target}?hidden")]
