@@ -152,6 +152,6 @@ def test_the_guide_lists_the_waits_between_attempts() -> None:
     text = " ".join(GUIDE.split())
     waits = [wait.total_seconds() for wait in WAITS]
 
-    assert waits == [5, *(60 * each for each in (1, 5, 30)), *(3600 * each for each in (2, 5, 10, 14, 20, 20))]
-    assert "after 5 seconds, 1 minute, 5 and 30 minutes, 2, 5, 10, 14, 20 and 20 hours" in text
+    assert waits == [5, *(60 * each for each in (1, 5, 30)), *(3600 * each for each in (2, 5, 10, 15, 20, 20))]
+    assert "after 5 seconds, 1 minute, 5 and 30 minutes, 2, 5, 10, 15, 20 and 20 hours" in text
     assert f"{len(waits) + 1} times in {PATIENCE.days} days" in text
