@@ -25,11 +25,16 @@ WRITE = (*OPERATOR_ONLY, WebhookNotFound, WebhookEnded, OutcomeUnknown)
 
 
 def url_of(request: Request, url: str) -> str:
-    """The normal form of the URL of a webhook. Raises InvalidFields for one that nothing may be sent to."""
+    """The normal form of the URL of a webhook. Raises ValueError, in words, for one that nothing may be sent to."""
     settings: Settings = operations_of(request).settings
     development, networks = settings.environment == "development", parse_networks(settings.webhook_networks)
+    return check_url(url, development=development, networks=networks)
+
+
+def _url_in_body(request: Request, url: str) -> str:
+    """Do as url_of does, but raise InvalidFields."""
     try:
-        return check_url(url, development=development, networks=networks)
+        return url_of(request, url)
     except PydanticCustomError as error:
         raise InvalidFields([FieldError(field="body.url", detail=error.message())]) from None
 
@@ -59,7 +64,9 @@ async def create_webhook(webhook: WebhookRequest, request: Request) -> WebhookWi
     The secret is in this answer and nowhere else. What is not answered with 2xx is sent again, over 3 days.
     """
     sequencer_of(request)
-    creation = WebhookCreation(url_of(request, webhook.url), webhook.types, webhook.personal_data, actor_of(request))
+    creation = WebhookCreation(
+        _url_in_body(request, webhook.url), webhook.types, webhook.personal_data, actor_of(request)
+    )
     return await operations_of(request).write(transactions.create_webhooks, creation)
 
 
@@ -151,7 +158,7 @@ async def update_webhook(id: RowId, update: WebhookUpdate, request: Request) -> 
     """While it is paused, what it would be told waits, as long as events are kept; then it is told in any order."""
     fields = update.model_dump(exclude_unset=True)
     if "url" in fields:
-        fields["url"] = url_of(request, fields["url"])
+        fields["url"] = _url_in_body(request, fields["url"])
     change = WebhookChange(id, fields, actor=actor_of(request))
     return await operations_of(request).write(transactions.change_webhooks, change)
 
