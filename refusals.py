@@ -216,6 +216,10 @@ class WebhookEnded(Refusal):
     """This webhook has ended. Create a new one: POST /webhooks."""
 
 
+class SecretJustMade(Refusal):
+    """A new secret was made less than a minute ago, and another would end the one that is in use. Wait a minute."""
+
+
 class WebhookLimit(Refusal):
     """There are 50 webhooks that have not ended, the most that can be. End one of them first."""
 

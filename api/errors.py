@@ -47,6 +47,7 @@ STATUSES: dict[type[refusals.Refusal], int] = {
     refusals.KeyNameTaken: 409,
     refusals.ReferenceTaken: 409,
     refusals.ReversalNotReversible: 409,
+    refusals.SecretJustMade: 409,
     refusals.SystemAccount: 409,
     refusals.TransactionRefused: 409,
     refusals.UsernameTaken: 409,

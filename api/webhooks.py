@@ -13,7 +13,15 @@ from api.problems import FieldError, InvalidFields
 from api.strict_route import StrictRoute
 from fields import DeliveryStatus
 from models import DeliveryPublic, WebhookPublic, WebhookRequest, WebhookUpdate, WebhookWithSecret
-from refusals import EventNotFound, EventsOff, OutcomeUnknown, WebhookEnded, WebhookLimit, WebhookNotFound
+from refusals import (
+    EventNotFound,
+    EventsOff,
+    OutcomeUnknown,
+    SecretJustMade,
+    WebhookEnded,
+    WebhookLimit,
+    WebhookNotFound,
+)
 from settings import Settings, parse_networks
 from webhooks import transactions
 from webhooks.transactions import Resending, WebhookChange, WebhookCreation
@@ -73,11 +81,14 @@ async def create_webhook(webhook: WebhookRequest, request: Request) -> WebhookWi
 @router.post(
     "/webhooks/{id}/secret",
     summary="Give a webhook a new secret",
-    responses=documented(*WRITE),
+    responses=documented(*WRITE, SecretJustMade),
     dependencies=[operator("webhooks")],
 )
 async def rotate_secret(id: RowId, request: Request) -> WebhookWithSecret:
-    """For a day, what is sent is signed with both, so that its receiver can change over at any time."""
+    """For a day, what is sent is signed with both, so that its receiver can change over at any time.
+
+    Another new secret ends the first one at once.
+    """
     change = WebhookChange(id, rotates=True, actor=actor_of(request))
     changed = await operations_of(request).write(transactions.change_webhooks, change)
     assert isinstance(changed, WebhookWithSecret)

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import takewhile
 from typing import Any, get_args
 
 import sqlalchemy as sa
@@ -37,6 +36,7 @@ from refusals import (
     EventsPruned,
     EventUnknown,
     Refusal,
+    SecretJustMade,
     WebhookEnded,
     WebhookLimit,
     WebhookNotFound,
@@ -64,6 +64,9 @@ TYPES: Sequence[str] = get_args(EventType)
 
 OVERLAP = timedelta(days=1)
 """How long the secret before a new one still signs."""
+
+HASTE = timedelta(minutes=1)
+"""How long no other new secret is made, so that who asks twice does not end the one that its receiver still has."""
 
 LEASE = timedelta(minutes=1)
 """How long a delivery is its deliverer's alone; a delivery takes a quarter of it at most."""
@@ -195,8 +198,9 @@ async def prune_events(session: AsyncSession, before: datetime, limit: int) -> i
     async with begin(session):
         oldest = select(Event.number, Event.size, Event.created_at).where(col(Event.number).is_not(None))
         rows = (await session.exec(oldest.order_by(col(Event.number)).limit(limit))).all()
-        # In order, so that the feed has no gap, whatever the clocks said.
-        pruned = [*takewhile(lambda row: row[2] < before, rows)]
+        # In order, so that the feed has no gap. What was committed before an old one is old, whatever its clock said.
+        old = [index for index, (_, _, created_at) in enumerate(rows) if created_at < before]
+        pruned = rows[: old[-1] + 1] if old else ()
         if pruned:
             number, size, _ = pruned[-1]
             assert number is not None
@@ -282,7 +286,7 @@ class WebhookChange:
 async def change_webhooks(session: AsyncSession, changes: Sequence[WebhookChange]) -> list[WebhookPublic | Refusal]:
     """Apply the changes in order; one that rotates returns a WebhookWithSecret, the only one that has the new secret.
 
-    Refusals: WebhookNotFound, WebhookEnded.
+    Refusals: WebhookNotFound, WebhookEnded, SecretJustMade.
     """
     moment = now()
     async with begin(session):
@@ -304,37 +308,49 @@ def _change_webhook(
     actions: list[dict[str, Any]],
     happened: list[dict[str, Any]],
 ) -> WebhookPublic | Refusal:
-    """Apply one change to the locked row of its webhook; the session writes it at COMMIT."""
+    """Apply one change to the locked row of its webhook, and add it to what was done, and to what happened."""
     if webhook is None:
         return WebhookNotFound()
+    applied = _apply_change(change, webhook, moment)
+    if isinstance(applied, Refusal):
+        return applied
+    if applied is not None:
+        done, told = applied
+        happened.append(event(told, webhook.id, **({} if change.tests else _state_of(webhook))))
+        if change.actor is not None:
+            actions.append(action(change.actor, done, webhook_id=webhook.id))
+    return show(WebhookWithSecret if change.rotates else WebhookPublic, webhook)
+
+
+def _apply_change(
+    change: WebhookChange, webhook: Webhook, moment: datetime
+) -> tuple[ActionName, EventType] | Refusal | None:
+    """Apply one change; return its names as an action and as an event. The session writes the row at COMMIT."""
     if webhook.status == "ended":
-        return show(WebhookPublic, webhook) if change.ends else WebhookEnded()
-    name: ActionName
+        return None if change.ends else WebhookEnded()
     if change.ends:
         end_webhook(webhook)
-        happened.append(event("webhook.ended", webhook.id, **_state_of(webhook)))
-        name = "webhook.end"
-    elif change.rotates:
-        webhook.previous_secret, webhook.previous_secret_expires_at = webhook.secret, moment + OVERLAP
-        webhook.secret = make_secret()
-        happened.append(event("webhook.updated", webhook.id, **_state_of(webhook)))
-        name = "webhook.rotate"
-    elif change.tests:
-        happened.append(event("webhook.test", webhook.id))
-        name = "webhook.test"
-    else:
-        changed = {name: value for name, value in change.fields.items() if getattr(webhook, name) != value}
-        if change.fields.get("status") == "active":
-            webhook.failing_since = None
-        if not changed:
-            return show(WebhookPublic, webhook)
-        for field_name, value in changed.items():
-            setattr(webhook, field_name, value)
-        happened.append(event("webhook.updated", webhook.id, **_state_of(webhook)))
-        name = "webhook.update"
-    if change.actor is not None:
-        actions.append(action(change.actor, name, webhook_id=webhook.id))
-    return show(WebhookWithSecret if change.rotates else WebhookPublic, webhook)
+        return "webhook.end", "webhook.ended"
+    if change.rotates:
+        return ("webhook.rotate", "webhook.updated") if _rotate_secret(webhook, moment) else SecretJustMade()
+    if change.tests:
+        return "webhook.test", "webhook.test"
+    changed = {name: value for name, value in change.fields.items() if getattr(webhook, name) != value}
+    for name, value in changed.items():
+        setattr(webhook, name, value)
+    if change.fields.get("status") == "active":
+        webhook.failing_since = None
+    return ("webhook.update", "webhook.updated") if changed else None
+
+
+def _rotate_secret(webhook: Webhook, moment: datetime) -> bool:
+    """Give a locked webhook a new secret, unless it was given one just now."""
+    expires_at = webhook.previous_secret_expires_at
+    if expires_at is not None and expires_at > moment + OVERLAP - HASTE:
+        return False
+    webhook.previous_secret, webhook.previous_secret_expires_at = webhook.secret, moment + OVERLAP
+    webhook.secret = make_secret()
+    return True
 
 
 def end_webhook(webhook: Webhook) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.testclient import TestClient
 
 from db.database import Database
@@ -302,6 +303,50 @@ async def test_pruned_events_are_not_passed_over_in_silence(
     assert follow(client, 7)["items"] == everything[7:]
     # From the beginning is from where they begin now.
     assert follow(client)["items"] == everything[7:]
+
+
+async def test_a_clock_that_was_ahead_for_a_while_keeps_no_older_event(
+    client: TestClient, rows: Rows, url: str
+) -> None:
+    register_all(client, alice=10, bob=0)
+    last = read_all(client, rows)[-1]["id"]
+    rows("UPDATE events SET created_at = '2026-01-01 00:00:00+00' WHERE number <> 3")
+    rows("UPDATE events SET created_at = '2036-01-01 00:00:00+00' WHERE number = 3")
+    database = Database(Settings(database_url=url))
+
+    assert await database.write(transactions.prune_events, datetime(2026, 2, 1, tzinfo=UTC), 100) == last
+    await database.close()
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+async def test_no_look_at_the_events_reads_a_whole_table_or_is_compiled(database: Database, rows: Rows) -> None:
+    """PostgreSQL would need half a second to compile what reads a row or two, four times a second."""
+    rows("INSERT INTO event_numbers (id, last) VALUES (1, 0)")
+    planned: dict[str, tuple[Any, dict[str, Any]]] = {
+        "feed": (queries.select_feed("postgresql"), {"moment": datetime.now(UTC)}),
+        "bounds": (queries.select_bounds("postgresql"), {}),
+        "lock": (queries.lock_numbers("postgresql"), {}),
+        "due": (queries.select_due_webhooks("postgresql"), {"moment": datetime.now(UTC)}),
+        "listeners": (queries.select_listeners("postgresql"), {}),
+        "queues": (queries.select_queues("postgresql"), {"most": 1000}),
+    }
+
+    async def costs_of(session: AsyncSession) -> dict[str, float]:
+        driver: Any = await (await session.connection()).get_raw_connection()
+        shown = await driver.driver_connection.execute("SHOW jit")
+        assert (await shown.fetchone()) == ("off",)
+        costs = {}
+        for name, (statement, values) in planned.items():
+            plan = await driver.driver_connection.execute(
+                f"EXPLAIN (FORMAT JSON) {statement.text}", statement.bind(values)
+            )
+            [([whole],)] = await plan.fetchall()
+            costs[name] = whole["Plan"]["Total Cost"]
+        return costs
+
+    costs = await database.read(costs_of)
+    # A sequential scan costs 10,000,000,000 more.
+    assert {name: cost for name, cost in costs.items() if cost > 1e9} == {}
 
 
 def test_numbers_go_on_after_all_events_were_pruned(client: TestClient, rows: Rows) -> None:

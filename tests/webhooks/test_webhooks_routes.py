@@ -1,5 +1,6 @@
 """Webhooks as the API takes them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from starlette.testclient import TestClient
 from main import app
 from tests.support.events import create_webhook
 from tests.support.problems import assert_problem
-from tests.support.service import AS_OPERATOR
+from tests.support.service import AS_OPERATOR, Rows
 
 pytestmark = pytest.mark.usefixtures("events")
 
@@ -53,3 +54,17 @@ def test_an_update_that_no_webhook_can_have_is_refused(client: TestClient, updat
     answer = client.patch(f"/webhooks/{webhook['id']}", json=update, headers=AS_OPERATOR)
 
     assert_problem(answer, 422, "invalid-request")
+
+
+def test_who_asks_twice_for_a_new_secret_ends_not_the_one_in_use(client: TestClient, rows: Rows) -> None:
+    """A retry, or a double click in the console, whose first answer nobody may have seen."""
+    webhook = create_webhook(client)
+    path = f"/webhooks/{webhook['id']}/secret"
+    with ThreadPoolExecutor() as threads:
+        answers = [*threads.map(lambda _: client.post(path, headers=AS_OPERATOR), range(4))]
+
+    assert sorted(each.status_code for each in answers) == [200, 409, 409, 409]
+    assert_problem(max(answers, key=lambda each: each.status_code), 409, "secret-just-made")
+    assert rows("SELECT previous_secret FROM webhooks") == [(webhook["secret"],)]
+    rows("UPDATE webhooks SET previous_secret_expires_at = '2026-01-01 00:00:00+00'")
+    assert client.post(path, headers=AS_OPERATOR).status_code == 200
