@@ -70,7 +70,17 @@ from models import (
     UserRecord,
     now,
 )
-from recording import ACTION_OF_STATUS, EVENT_OF_STATUS, action, event, events_of, record, tell, tells
+from recording import (
+    ACTION_OF_STATUS,
+    EVENT_OF_STATUS,
+    SUBJECTS_TOGETHER,
+    action,
+    event,
+    events_of,
+    record,
+    tell,
+    tells,
+)
 from refusals import (
     AccountExists,
     AccountLimit,
@@ -348,11 +358,14 @@ def _tell_registrations(
     session: AsyncSession, user_ids: Sequence[int], secrets: Sequence[str], moment: datetime
 ) -> None:
     """Store the events of new users, each with an account, and of new tokens, whose ids are not known here."""
-    if tells(session) and (user_ids or secrets):
-        statement = queries.insert_registration_events(dialect_of(session))
-        hashes = [hash_secret(secret) for secret in secrets]
-        number = 2 * bool(user_ids) + bool(secrets)
-        write_rows(session, Event, statement, number, ids=user_ids, hashes=hashes, moment=moment)
+    if not tells(session):
+        return
+    statement = queries.insert_registration_events(dialect_of(session))
+    for first in range(0, max(len(user_ids), len(secrets)), SUBJECTS_TOGETHER):
+        ids = user_ids[first : first + SUBJECTS_TOGETHER]
+        hashes = [hash_secret(secret) for secret in secrets[first : first + SUBJECTS_TOGETHER]]
+        number = 2 * bool(ids) + bool(hashes)
+        write_rows(session, Event, statement, number, ids=ids, hashes=hashes, moment=moment)
 
 
 @isolating_failures

@@ -50,7 +50,7 @@ from webhooks import transactions
 from webhooks.running import telling
 
 PRUNED_TOGETHER = 1000
-"""Events that are deleted in one transaction."""
+"""Events that are deleted in one transaction, with a delivery of each to each webhook."""
 
 
 class OwnCommands(Commands):

@@ -278,7 +278,7 @@ def _about(event: EventPublic) -> list[tuple[str, str]]:
     about = [(f"{kind} {id}", f"/{kind}s/{id}" if kind in ("user", "account", "transfer", "hold", "webhook") else "")]
     if kind in ("account", "token"):
         about += [(f"user {user_id}", f"/users/{user_id}")] if user_id else []
-    # A transaction may have a thousand.
+    # A transaction may have a hundred.
     return about + [(f"transfer {each}", f"/transfers/{each}") for each in event.data.get("transfer_ids", ())[:5]]
 
 

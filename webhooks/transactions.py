@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any, get_args
 
 import sqlalchemy as sa
@@ -194,21 +195,26 @@ async def list_newest_events(
 
 
 async def prune_events(session: AsyncSession, before: datetime, limit: int) -> int:
-    """Delete events from before an instant, of the `limit` oldest rows, and their deliveries; return how many."""
+    """Delete the oldest events, those from before an instant, and their deliveries; return how many.
+
+    These are the events of one row, or of several rows that have up to `limit` events in all. What was committed before
+    an old event is old, whatever its clock said: so the feed has no gap, and a clock that was ahead keeps nothing.
+    """
     async with begin(session):
-        oldest = select(Event.number, Event.size, Event.created_at).where(col(Event.number).is_not(None))
-        rows = (await session.exec(oldest.order_by(col(Event.number)).limit(limit))).all()
-        # In order, so that the feed has no gap. What was committed before an old one is old, whatever its clock said.
-        old = [index for index, (_, _, created_at) in enumerate(rows) if created_at < before]
-        pruned = rows[: old[-1] + 1] if old else ()
-        if pruned:
-            number, size, _ = pruned[-1]
-            assert number is not None
-            for id in await session.exec(select(Webhook.id)):
-                is_its = (col(WebhookDelivery.webhook_id) == id) & (col(WebhookDelivery.event_id) < number + size)
-                await session.exec(sa.delete(WebhookDelivery).where(is_its))
-            await session.exec(sa.delete(Event).where(col(Event.number) <= number))
-    return sum(size for _, size, _ in pruned)
+        [[_, oldest]] = await execute(session, queries.select_bounds(dialect_of(session)))
+        kept = select(Event.number, Event.size, Event.created_at)
+        kept = kept.where(col(Event.number).is_not(None), col(Event.created_at) <= now())
+        rows = (await session.exec(kept.order_by(col(Event.number)).limit(limit))).all()
+        sums = accumulate(size for _, size, _ in rows)
+        counted = [row for row, total in zip(rows, sums, strict=True) if total <= limit] or rows[:1]
+        old = [(number or 0) + size for number, size, created_at in counted if created_at < before]
+        if not old:
+            return 0
+        for id in await session.exec(select(Webhook.id)):
+            is_its = (col(WebhookDelivery.webhook_id) == id) & (col(WebhookDelivery.event_id) < old[-1])
+            await session.exec(sa.delete(WebhookDelivery).where(is_its))
+        await session.exec(sa.delete(Event).where(col(Event.number) < old[-1]))
+    return int(old[-1] - oldest)
 
 
 # --- webhooks ---------------------------------------------------------------------------------------------------------

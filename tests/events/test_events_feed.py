@@ -282,43 +282,6 @@ def test_after_the_last_event_that_there_is_nothing_can_be_read(client: TestClie
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/event-unknown")
 
 
-@pytest.mark.parametrize("types", [None, "transfer.created"])
-async def test_pruned_events_are_not_passed_over_in_silence(
-    client: TestClient, rows: Rows, url: str, types: str | None
-) -> None:
-    alice, bob = register_all(client, alice=10, bob=0)
-    send(client, alice, bob, 1)
-    everything = read_all(client, rows)
-    # Three rows, of two users each; then that of another account.
-    rows("UPDATE events SET created_at = '2026-01-01 00:00:00+00' WHERE number <= 7")
-    database = Database(Settings(database_url=url))
-    before = datetime(2026, 2, 1, tzinfo=UTC)
-    deleted = [await database.write(transactions.prune_events, before, 3) for _ in range(3)]
-    assert deleted == [6, 1, 0]
-    await database.close()
-    parameters = {"types": types} if types else {}
-
-    for after in (0, 6):
-        answer = client.get("/events", params={"after": after, **parameters}, headers=AS_OPERATOR)
-        assert (answer.status_code, answer.json()["type"]) == (410, "/problems/events-pruned")
-    assert follow(client, 7)["items"] == everything[7:]
-    # From the beginning is from where they begin now.
-    assert follow(client)["items"] == everything[7:]
-
-
-async def test_a_clock_that_was_ahead_for_a_while_keeps_no_older_event(
-    client: TestClient, rows: Rows, url: str
-) -> None:
-    register_all(client, alice=10, bob=0)
-    last = read_all(client, rows)[-1]["id"]
-    rows("UPDATE events SET created_at = '2026-01-01 00:00:00+00' WHERE number <> 3")
-    rows("UPDATE events SET created_at = '2036-01-01 00:00:00+00' WHERE number = 3")
-    database = Database(Settings(database_url=url))
-
-    assert await database.write(transactions.prune_events, datetime(2026, 2, 1, tzinfo=UTC), 100) == last
-    await database.close()
-
-
 @pytest.mark.parametrize("engine", ["postgresql"])
 async def test_no_look_at_the_events_reads_a_whole_table_or_is_compiled(database: Database, rows: Rows) -> None:
     """PostgreSQL would need half a second to compile what reads a row or two, four times a second."""
@@ -347,18 +310,6 @@ async def test_no_look_at_the_events_reads_a_whole_table_or_is_compiled(database
 
     plans = await database.read(plans_of)
     assert [name for name, plan in plans.items() if "Seq Scan" in plan] == []
-
-
-def test_numbers_go_on_after_all_events_were_pruned(client: TestClient, rows: Rows) -> None:
-    alice, bob = register_all(client, alice=10, bob=0)
-    last = read_all(client, rows)[-1]["id"]
-    rows("DELETE FROM events")
-
-    sent = send(client, alice, bob, 1)
-    page = follow(client, last, wait=10)
-
-    assert [(each["id"], each["data"]["id"]) for each in page["items"]] == [(last + 1, sent["id"])]
-    assert client.get("/events", params={"after": last - 1}, headers=AS_OPERATOR).status_code == 410
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Each write tells what it did, in its own transaction; one that is refused or fails tells nothing."""
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -274,11 +273,8 @@ def test_a_hold_that_expired_is_told_once_whoever_finds_it(client: TestClient, r
     assert sorted(expired) == [1, 2, 3, 4, 5]
 
 
-async def test_imported_users_are_told(url: str, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "users.csv"
-    file.write_text("username,email\nalice,alice@example.com\nbob,bob@example.com\n")
-    settings = Settings(database_url=url, events=True)
-    database = Database(settings)
+async def test_imported_users_are_told(url: str, rows: Rows) -> None:
+    database = Database(Settings(database_url=url, events=True))
     registrations = [Registration(**named(name)) for name in ("alice", "bob")]
     kept: list[Any] = []
 
@@ -287,6 +283,18 @@ async def test_imported_users_are_told(url: str, rows: Rows, tmp_path: Path, mon
     await database.close()
 
     assert sorted(stored(rows)) == [(type, id) for type in sorted(NEW_USER) for id in (1, 2)]
+
+
+async def test_a_large_import_is_told_in_rows_of_bounded_size(url: str, rows: Rows) -> None:
+    database = Database(Settings(database_url=url, events=True))
+    registrations = [Registration(**named(f"user{number}")) for number in range(1201)]
+
+    await database.write(crud.import_users, registrations, "EUR", lambda tokens: None)
+    await database.close()
+
+    assert sorted(stored(rows)) == sorted((type, id) for type in NEW_USER for id in range(1, 1202))
+    sizes = [size for (size,) in rows("SELECT size FROM events ORDER BY size")]
+    assert sizes == [201] * 3 + [recording.SUBJECTS_TOGETHER] * 6
 
 
 def test_without_the_setting_nothing_is_stored_and_the_caller_is_told_how_to_set_it(
