@@ -74,6 +74,7 @@ from recording import (
     ACTION_OF_STATUS,
     EVENT_OF_STATUS,
     SUBJECTS_TOGETHER,
+    Log,
     action,
     event,
     events_of,
@@ -463,13 +464,11 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
             owners = dict(await execute(session, query, references=[*references]))  # type: ignore[arg-type]
         before = {id: user.reference for id, (user, _) in found.items()}
         moment = now()
-        actions: list[dict[str, Any]] = []
-        happened: list[dict[str, Any]] = []
+        log = Log()
         outcomes = [
-            _update_user(change, holders, owners, *found.get(change.user_id, (None, None)), log=(actions, happened))
+            _update_user(change, holders, owners, *found.get(change.user_id, (None, None)), log=log)
             for change in changes
         ]
-        record(session, actions, moment)
         freed = [
             {"id": id, "reference": None} for id, (user, _) in found.items() if before[id] not in (None, user.reference)
         ]
@@ -482,8 +481,8 @@ async def update_users(session: AsyncSession, changes: Sequence[UserChange]) -> 
             if isinstance(outcome, UserPublic) and change.fields.get("status") == "closed"
         }
         if closed:
-            happened += _revocations(await _revoke_all_tokens(session, closed))
-        tell(session, happened, moment)
+            log.happened("token.revoked", *(token.id for token in await _revoke_all_tokens(session, closed)))
+        log.store(session, moment)
         return outcomes
 
 
@@ -505,12 +504,11 @@ def _update_user(
     user: User | None,
     profile: Profile | None,
     *,
-    log: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+    log: Log,
 ) -> UserPublic | Refusal:
-    """Apply one change to the locked rows of its user, and to the `owners` of references.
+    """Apply one change to the locked rows of its user, and to the `owners` of references; add it to the `log`.
 
-    Add it to the `log`: if the operator makes it, to the actions, and in any case to the events. The session writes the
-    rows at COMMIT.
+    The session writes the rows at COMMIT.
     """
     if user is None or profile is None:
         return UserNotFound()
@@ -526,15 +524,13 @@ def _update_user(
         owners.pop(user.reference, None)
         if reference is not None:
             owners[reference] = change.user_id
-    _log_change(change, user, profile, *log)
+    _log_change(change, user, profile, log)
     for name, value in change.fields.items():
         setattr(profile if name == "status" else user, name, value)
     return show(UserRecord if change.by_operator else UserPublic, user, status=profile.status)
 
 
-def _log_change(
-    change: UserChange, user: User, profile: Profile, actions: list[dict[str, Any]], happened: list[dict[str, Any]]
-) -> None:
+def _log_change(change: UserChange, user: User, profile: Profile, log: Log) -> None:
     """Add what this changes of a user, if it changes anything: the status, and the names of fields."""
     status = change.fields.get("status", profile.status)
     changed = sorted(
@@ -543,13 +539,11 @@ def _log_change(
         if name != "status" and getattr(user, name) != value
     )
     if status != profile.status:
-        happened.append(event(EVENT_OF_STATUS[status], user.id))
-        if change.actor is not None:
-            actions.append(action(change.actor, ACTION_OF_STATUS[status], user.id, old=profile.status, new=status))
+        log.did(change.actor, ACTION_OF_STATUS[status], user.id, old=profile.status, new=status)
+        log.happened(EVENT_OF_STATUS[status], user.id)
     if changed:
-        happened.append(event("user.updated", user.id, status=status, changed=changed))
-        if change.actor is not None:
-            actions.append(action(change.actor, "user.update", user.id, fields=changed))
+        log.did(change.actor, "user.update", user.id, fields=changed)
+        log.happened("user.updated", user.id, status=status, changed=changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -573,15 +567,11 @@ async def erase_users(session: AsyncSession, erasures: Sequence[Erasure]) -> lis
         users = select(User, Profile.status).join(Profile).where(col(User.id).in_(ids)).order_by(col(User.id))
         found = {user.id: (user, status) for user, status in await session.exec(users.with_for_update())}
         holders = await _lock_holders(session, ids)
-        moment = now()
-        actions: list[dict[str, Any]] = []
-        happened: list[dict[str, Any]] = []
+        log = Log()
         outcomes = [
-            _erase_user(erasure, holders, *found.get(erasure.user_id, (None, None)), log=(actions, happened))
-            for erasure in erasures
+            _erase_user(erasure, holders, *found.get(erasure.user_id, (None, None)), log=log) for erasure in erasures
         ]
-        record(session, actions, moment)
-        tell(session, happened, moment)
+        log.store(session, now())
         erased = [outcome.id for outcome in outcomes if isinstance(outcome, UserRecord)]
         tokens = TOKENS.where(col(AccessToken.user_id).in_(erased), col(AccessToken.name).is_not(None))
         for token in await session.exec(tokens.with_for_update()):
@@ -595,7 +585,7 @@ def _erase_user(
     user: User | None,
     status: Status | None,
     *,
-    log: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+    log: Log,
 ) -> UserRecord | Refusal:
     """Erase the locked row of a user; the session writes it at COMMIT."""
     if user is None or status is None:
@@ -608,10 +598,8 @@ def _erase_user(
         user.username, user.email = _erased_name(user), f"erased-{user.id}@erased.invalid"
         user.phone_number = user.reference = user.details = None
         user.registration_key_hash = user.registration_content_hash = None
-        actions, happened = log
-        happened.append(event("user.erased", user.id))
-        if erasure.actor is not None:
-            actions.append(action(erasure.actor, "user.erase", user.id))
+        log.did(erasure.actor, "user.erase", user.id)
+        log.happened("user.erased", user.id)
     return show(UserRecord, user, status=status)
 
 
@@ -722,14 +710,12 @@ async def issue_tokens(session: AsyncSession, issues: Sequence[TokenIssue]) -> l
         refused = [_refuse_issue(statuses.get(issue.user_id), issue.asked_with in valid) for issue in issues]
         session.add_all(token for token, refusal in zip(tokens, refused, strict=True) if refusal is None)
         await session.flush()
-        issued = [
-            action(issue.actor, "token.issue", issue.user_id, token_id=token.id)
-            for issue, token, refusal in zip(issues, tokens, refused, strict=True)
-            if issue.actor is not None and refusal is None
-        ]
-        record(session, issued, moment)
-        new = (token for token, refusal in zip(tokens, refused, strict=True) if refusal is None)
-        tell(session, (event("token.issued", token.id) for token in new), moment)
+        log = Log()
+        for issue, token, refusal in zip(issues, tokens, refused, strict=True):
+            if refusal is None:
+                log.did(issue.actor, "token.issue", issue.user_id, token_id=token.id)
+                log.happened("token.issued", token.id)
+        log.store(session, moment)
         return [
             refusal or _show_issued(token, secret)
             for token, secret, refusal in zip(tokens, secrets, refused, strict=True)
@@ -776,19 +762,15 @@ async def revoke_tokens(session: AsyncSession, revocations: Sequence[Revocation]
         rows = await session.exec(TOKENS.where(is_asked).with_for_update())
         found = {(token.user_id, token.id): token for token in rows}
         existing = await _find_users(session, {user_id for user_id, _ in pairs})
-        moment = now()
-        actions: list[dict[str, Any]] = []
-        happened: list[dict[str, Any]] = []
+        log = Log()
         outcomes: list[TokenPublic | Refusal] = []
         for each, pair in zip(revocations, pairs, strict=True):
             token = found.get(pair)
             if token is not None and token.revoked_at is None:
-                happened.append(event("token.revoked", token.id))
-                if each.actor is not None:
-                    actions.append(action(each.actor, "token.revoke", each.user_id, token_id=each.token_id))
+                log.did(each.actor, "token.revoke", each.user_id, token_id=each.token_id)
+                log.happened("token.revoked", token.id)
             outcomes.append(_revoke(token) if each.user_id in existing else UserNotFound())
-        record(session, actions, moment)
-        tell(session, happened, moment)
+        log.store(session, now())
         return outcomes
 
 
@@ -802,15 +784,13 @@ async def revoke_users_tokens(session: AsyncSession, revocations: Sequence[Revoc
         existing = {*await session.exec(users.with_for_update(key_share=True))}
         tokens = await _revoke_all_tokens(session, existing)
         counts = Counter(token.user_id for token in tokens)
-        # Of several that revoke the same tokens, the first one does.
-        revoked = [
-            action(each.actor, "token.revoke", each.user_id, count=count)
-            for each in revocations
-            if each.actor is not None and (count := counts.pop(each.user_id, 0))
-        ]
-        moment = now()
-        record(session, revoked, moment)
-        tell(session, _revocations(tokens), moment)
+        log = Log()
+        log.happened("token.revoked", *(token.id for token in tokens))
+        for each in revocations:
+            # Of several that revoke the same tokens, the first one does.
+            if count := counts.pop(each.user_id, 0):
+                log.did(each.actor, "token.revoke", each.user_id, count=count)
+        log.store(session, now())
         return [None if user_id in existing else UserNotFound() for user_id in user_ids]
 
 
@@ -825,10 +805,6 @@ async def _revoke_all_tokens(session: AsyncSession, user_ids: Collection[int | N
     for token in valid:
         _revoke(token)
     return valid
-
-
-def _revocations(tokens: Sequence[AccessToken]) -> list[dict[str, Any]]:
-    return [event("token.revoked", *(token.id for token in tokens))] if tokens else []
 
 
 def _revoke(token: AccessToken | None) -> TokenPublic | Refusal:
@@ -908,14 +884,12 @@ async def issue_keys(session: AsyncSession, issues: Sequence[KeyIssue]) -> list[
         # In order of name, so that two batches that share names cannot deadlock.
         for index in sorted(range(len(issues)), key=lambda index: issues[index].name):
             outcomes[index] = await _issue_key(session, issues[index], issuers, moment)
-        actions = [
-            action(issue.actor, "key.issue", key_id=key.id, scopes=key.scopes)
-            for issue, key in ((issues[index], outcome) for index, outcome in sorted(outcomes.items()))
-            if issue.actor is not None and isinstance(key, IssuedKey)
-        ]
-        record(session, actions, moment)
-        issued = (key for _, key in sorted(outcomes.items()) if isinstance(key, IssuedKey))
-        tell(session, (event("key.issued", key.id) for key in issued), moment)
+        log = Log()
+        for index, key in sorted(outcomes.items()):
+            if isinstance(key, IssuedKey):
+                log.did(issues[index].actor, "key.issue", key_id=key.id, scopes=key.scopes)
+                log.happened("key.issued", key.id)
+        log.store(session, moment)
     return [outcomes[index] for index in range(len(issues))]
 
 
@@ -954,8 +928,7 @@ class KeyRevocation:
 @isolating_failures
 async def revoke_keys(session: AsyncSession, revocations: Sequence[KeyRevocation]) -> list[KeyPublic | Refusal]:
     """Revoke the keys; one that is already revoked stays as it is. Refusal: KeyNotFound."""
-    actions = []
-    happened = []
+    log = Log()
     async with begin(session):
         keys = KEYS.where(col(OperatorKey.id).in_({each.key_id for each in revocations}))
         # Actions refer to keys, and do not wait for it.
@@ -965,11 +938,9 @@ async def revoke_keys(session: AsyncSession, revocations: Sequence[KeyRevocation
             key = found.get(each.key_id)
             if key is not None and key.revoked_at is None:
                 key.revoked_at = moment
-                happened.append(event("key.revoked", key.id))
-                if each.actor is not None:
-                    actions.append(action(each.actor, "key.revoke", key_id=key.id))
-        record(session, actions, moment)
-        tell(session, happened, moment)
+                log.did(each.actor, "key.revoke", key_id=key.id)
+                log.happened("key.revoked", key.id)
+        log.store(session, moment)
         return [show(KeyPublic, found[each.key_id]) if each.key_id in found else KeyNotFound() for each in revocations]
 
 
@@ -1015,14 +986,12 @@ async def open_accounts(session: AsyncSession, openings: Sequence[AccountOpening
         returning = ("user_id", "currency", "label", "id")
         inserted = await insert_free(session, Account, rows, returning=returning) if rows else ()
         ids_of = {AccountOpening(*key): id for *key, id in inserted}
-        by_operator = [
-            action(each.actor, "account.open", each.user_id, account_id=ids_of[each])
-            for each, refusal in zip(openings, refusals, strict=True)
-            if each.actor is not None and refusal is None and each in ids_of
-        ]
-        moment = now()
-        record(session, by_operator, moment)
-        tell(session, (event("account.opened", id) for id in ids_of.values()), moment)
+        log = Log()
+        for each, refusal in zip(openings, refusals, strict=True):
+            if refusal is None and each in ids_of:
+                log.did(each.actor, "account.open", each.user_id, account_id=ids_of[each])
+                log.happened("account.opened", ids_of[each])
+        log.store(session, now())
     opened: dict[AccountOpening, AccountPublic | Refusal] = {
         each: AccountPublic.model_construct(id=id, available=0, **each.columns) for each, id in ids_of.items()
     }
@@ -1057,12 +1026,9 @@ async def change_credit(session: AsyncSession, changes: Sequence[CreditChange]) 
     ids = {change.account_id for change in changes}
     async with begin(session):
         accounts = {account.id: account for account in await _lock_accounts(session, col(Account.id).in_(ids))}
-        moment = now()
-        actions: list[dict[str, Any]] = []
-        happened: list[dict[str, Any]] = []
-        outcomes = [_change_credit(each, accounts.get(each.account_id), actions, happened) for each in changes]
-        record(session, actions, moment)
-        tell(session, happened, moment)
+        log = Log()
+        outcomes = [_change_credit(change, accounts.get(change.account_id), log) for change in changes]
+        log.store(session, now())
         return outcomes
 
 
@@ -1106,13 +1072,8 @@ async def expire_holds(session: AsyncSession, limit: int) -> int:
     return len(ids)
 
 
-def _change_credit(
-    change: CreditChange, account: Account | None, actions: list[dict[str, Any]], happened: list[dict[str, Any]]
-) -> AccountPublic | Refusal:
-    """Apply one change to the locked row of its account, and add it to what was done, and to what happened.
-
-    The session writes it at COMMIT.
-    """
+def _change_credit(change: CreditChange, account: Account | None, log: Log) -> AccountPublic | Refusal:
+    """Apply one change to the locked row of its account, and add it to the `log`. The session writes it at COMMIT."""
     if account is None:
         return AccountNotFound()
     if account.user_id is None:
@@ -1122,18 +1083,9 @@ def _change_credit(
         return CreditInUse()
     old, account.credit_limit = account.credit_limit, change.credit_limit
     if old != change.credit_limit:
-        happened.append(event("account.updated", account.id, credit_limit=change.credit_limit))
-    if change.actor is not None and old != change.credit_limit:
-        actions.append(
-            action(
-                change.actor,
-                "account.credit",
-                account.user_id,
-                account_id=account.id,
-                old=old,
-                new=change.credit_limit,
-            )
-        )
+        values = {"account_id": account.id, "old": old, "new": change.credit_limit}
+        log.did(change.actor, "account.credit", account.user_id, **values)
+        log.happened("account.updated", account.id, credit_limit=change.credit_limit)
     return show(AccountPublic, account, available=min(available, BALANCE_MAX))
 
 

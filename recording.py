@@ -70,6 +70,29 @@ def tell(session: AsyncSession, events: Iterable[dict[str, Any]], moment: dateti
         insert_rows(session, Event, rows, created_at=moment)
 
 
+class Log:
+    """What a transaction did, change by change."""
+
+    def __init__(self) -> None:
+        self.actions: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+
+    def did(self, actor: Actor | None, name: ActionName, user_id: int | None = None, **details: Any) -> None:
+        """Add an action, if the operator did it."""
+        if actor is not None:
+            self.actions.append(action(actor, name, user_id, **details))
+
+    def happened(self, type: EventType, *subject_ids: int | None, **data: Any) -> None:
+        """Add an event of each subject, if there are any."""
+        if subject_ids:
+            self.events.append(event(type, *subject_ids, **data))
+
+    def store(self, session: AsyncSession, moment: datetime) -> None:
+        """Store it all, as `record` and `tell` do."""
+        record(session, self.actions, moment)
+        tell(session, self.events, moment)
+
+
 def _in_parts(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for each in events:
         for first in range(0, each["size"], SUBJECTS_TOGETHER):

@@ -31,7 +31,7 @@ from models import (
     WebhookWithSecret,
     now,
 )
-from recording import action, event, record, tell
+from recording import Log, action, event, record, tell
 from refusals import (
     EventNotFound,
     EventsPruned,
@@ -259,12 +259,11 @@ async def create_webhooks(
         ]
         session.add_all(webhooks)
         await session.flush()
-        created = list(zip(creations, webhooks, strict=False))
-        by_operator = [
-            action(each.actor, "webhook.create", webhook_id=webhook.id) for each, webhook in created if each.actor
-        ]
-        record(session, by_operator, moment)
-        tell(session, (event("webhook.created", webhook.id, **_state_of(webhook)) for _, webhook in created), moment)
+        log = Log()
+        for creation, webhook in zip(creations, webhooks, strict=False):
+            log.did(creation.actor, "webhook.create", webhook_id=webhook.id)
+            log.happened("webhook.created", webhook.id, **_state_of(webhook))
+        log.store(session, moment)
         return [
             *(show(WebhookWithSecret, webhook) for webhook in webhooks),
             *(WebhookLimit() for _ in creations[room:]),
@@ -299,22 +298,16 @@ async def change_webhooks(session: AsyncSession, changes: Sequence[WebhookChange
         asked = WEBHOOKS.where(col(Webhook.id).in_({each.webhook_id for each in changes}))
         # New deliveries refer to them, and do not wait for it.
         found = {webhook.id: webhook for webhook in await session.exec(asked.with_for_update(key_share=True))}
-        actions: list[dict[str, Any]] = []
-        happened: list[dict[str, Any]] = []
-        outcomes = [_change_webhook(each, found.get(each.webhook_id), moment, actions, happened) for each in changes]
-        record(session, actions, moment)
-        tell(session, happened, moment)
+        log = Log()
+        outcomes = [_change_webhook(each, found.get(each.webhook_id), moment, log) for each in changes]
+        log.store(session, moment)
         return outcomes
 
 
 def _change_webhook(
-    change: WebhookChange,
-    webhook: Webhook | None,
-    moment: datetime,
-    actions: list[dict[str, Any]],
-    happened: list[dict[str, Any]],
+    change: WebhookChange, webhook: Webhook | None, moment: datetime, log: Log
 ) -> WebhookPublic | Refusal:
-    """Apply one change to the locked row of its webhook, and add it to what was done, and to what happened."""
+    """Apply one change to the locked row of its webhook, and add it to the `log`."""
     if webhook is None:
         return WebhookNotFound()
     applied = _apply_change(change, webhook, moment)
@@ -322,9 +315,8 @@ def _change_webhook(
         return applied
     if applied is not None:
         done, told = applied
-        happened.append(event(told, webhook.id, **({} if change.tests else _state_of(webhook))))
-        if change.actor is not None:
-            actions.append(action(change.actor, done, webhook_id=webhook.id))
+        log.did(change.actor, done, webhook_id=webhook.id)
+        log.happened(told, webhook.id, **({} if change.tests else _state_of(webhook)))
     return show(WebhookWithSecret if change.rotates else WebhookPublic, webhook)
 
 
