@@ -1,11 +1,13 @@
 """What the pages of the console show, and that nothing that users write becomes a part of them."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 import crud
+from main import app
 from models import Transfer, User, now
 from operations import Operations
 from tests.support.accounts import answer_of, deposit, register, register_all, send
@@ -185,7 +187,11 @@ def test_what_users_write_stays_text(client: TestClient) -> None:
     assert "<script" not in console.review(f"/accounts/{alice.account_id}/deposit", amount="1", memo=HOSTILE).text
 
 
-def test_the_dashboard_counts_what_was_stored_in_the_last_minute(client: TestClient, rows: Rows) -> None:
+def test_the_dashboard_counts_what_was_stored_in_the_last_minute(
+    client: TestClient, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other tests have saved databases.
+    monkeypatch.setattr(app.state.operations.settings, "saves_dir", tmp_path / "saves")
     register_all(client, alice=1000, bob=234)
     rows("UPDATE users SET created_at = '2026-01-01 00:00:00+00:00' WHERE username = 'alice'")
     client.post("/accounts", json={"user_id": 1, "currency": "JPY"}, headers=AS_OPERATOR)

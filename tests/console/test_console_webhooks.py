@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ from starlette.testclient import TestClient
 
 from console.actions import ACTIONS
 from main import app
-from tests.support.accounts import answer_of, register_all, send
+from tests.support.accounts import register_all, send
 from tests.support.console import Console, hidden, location, words
+from tests.support.events import create_webhook
 from tests.support.holds import hold
 from tests.support.operator import actions_of, issue_key_of
 from tests.support.service import AS_OPERATOR, Rows
@@ -20,17 +22,7 @@ from tests.support.service import AS_OPERATOR, Rows
 SQLITE = pytest.mark.parametrize("engine", ["sqlite"])
 URL = "https://shop.example/hooks"
 
-
-@pytest.fixture(autouse=True)
-def events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events are stored and numbered; nothing is sent."""
-    monkeypatch.setenv("EVENTS", "true")
-    monkeypatch.setenv("DELIVERER", "false")
-
-
-def create(client: TestClient, **fields: Any) -> dict[str, Any]:
-    """A webhook, with its secret."""
-    return answer_of(client.post("/webhooks", json={"url": URL, **fields}, headers=AS_OPERATOR))
+pytestmark = pytest.mark.usefixtures("events")
 
 
 def read_events(client: TestClient, rows: Rows) -> list[dict[str, Any]]:
@@ -53,7 +45,7 @@ class Twin(NamedTuple):
 @pytest.fixture
 def twins(client: TestClient, rows: Rows) -> list[Twin]:
     """A webhook that the API changes, and one that the console does; a test of each arrived, and failed."""
-    twins = [create(client, types=["user.suspended"])["id"] for _ in range(2)]
+    twins = [create_webhook(client, URL, types=["user.suspended"])["id"] for _ in range(2)]
     for id in twins:
         assert client.post(f"/webhooks/{id}/test", headers=AS_OPERATOR).status_code == 202
     events = [each for each in read_events(client, rows) if each["type"] == "webhook.test"]
@@ -165,6 +157,20 @@ def test_a_webhook_is_created_once_and_each_secret_shown_once(client: TestClient
         assert not {first, second} & set(console.get(path).text.replace('"', " ").split())
     done = [each["action"] for each in actions_of(client)]
     assert done == ["webhook.create", "webhook.rotate"]
+
+
+def test_two_clicks_at_once_on_a_new_secret_make_one(client: TestClient, rows: Rows) -> None:
+    webhook = create_webhook(client)
+    console = Console(client)
+    page = console.review("/webhooks/1/new-secret")
+    with ThreadPoolExecutor() as threads:
+        answers = [*threads.map(lambda _: console.confirm("/webhooks/1/new-secret", page), range(4))]
+
+    assert sorted(each.status_code for each in answers) == [200, 409, 409, 409]
+    assert rows("SELECT previous_secret FROM webhooks") == [(webhook["secret"],)]
+    # Nor does who has seen that it is new, until it may be in use.
+    again = console.do("/webhooks/1/new-secret")
+    assert (again.status_code, "less than a minute ago" in words(again)) == (409, True)
 
 
 @SQLITE
